@@ -1,0 +1,54 @@
+"""The two ends of superposition: position-wise HRR binding of feature maps, and unbinding of pooled features."""
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vsa_core import hrr, slots
+
+
+def membership(n: int, capacity: int, like: Tensor) -> Float[Tensor, "n capacity"]:
+    """1 where a slot (column) carries an input (row), 0 elsewhere, as `slots.assignment` has it."""
+    inputs = torch.arange(n, device=like.device)
+    return (slots.assignment(n, capacity, device=like.device) == inputs[:, None]).to(like.dtype)
+
+
+class PositionwiseHRR(nn.Module):
+    """Circular convolution of every pixel's channels with the slot's key, then the sum over slots (PWHRR, Eq. 5).
+
+    Both are linear, so together they are one 1x1 convolution whose weight is the keys' circulant matrices side by side;
+    an input that fills several slots is bound to the sum of their keys.
+    """
+
+    def __init__(self, capacity: int, dim: int, *, trainable: bool = True) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(hrr.random_keys(capacity, dim), requires_grad=trainable)
+
+    def forward(self, x: Float[Tensor, "b n dim h w"]) -> Float[Tensor, "b dim h w"]:
+        n, capacity = x.shape[1], self.keys.shape[0]
+        keys = membership(n, capacity, self.keys) @ self.keys
+        weight = rearrange(hrr.circulant(keys), "n out dim -> out (n dim) 1 1")
+        return F.conv2d(rearrange(x, "b n dim h w -> b (n dim) h w"), weight)
+
+    def extra_repr(self) -> str:
+        return f"capacity={self.keys.shape[0]}, dim={self.keys.shape[1]}, trainable={self.keys.requires_grad}"
+
+
+class Unbinding(nn.Module):
+    """A matrix for every slot (MBAT, Eq. 6) with bias and ReLU as in the published runs; slots of one input are averaged."""
+
+    def __init__(self, capacity: int, dim: int) -> None:
+        super().__init__()
+        std = (2 / (capacity * dim)) ** 0.5  # Kaiming, fan-out of one 1x1 convolution to all slots, as published
+        self.weight = nn.Parameter(torch.randn(capacity, dim, dim) * std)
+        self.bias = nn.Parameter(torch.zeros(capacity, dim))
+
+    def forward(self, x: Float[Tensor, "b dim"], n: int) -> Float[Tensor, "b n dim"]:
+        unbound = F.relu(einsum(x, self.weight, "b dim, slot out dim -> b slot out") + self.bias)
+        share = membership(n, self.weight.shape[0], unbound)
+        return einsum(share / share.sum(1, keepdim=True), unbound, "n slot, b slot out -> b n out")
+
+    def extra_repr(self) -> str:
+        return f"capacity={self.weight.shape[0]}, dim={self.weight.shape[1]}"

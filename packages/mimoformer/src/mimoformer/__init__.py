@@ -1,0 +1,3 @@
+"""MIMOFormer: Transformers that attend over several sequences in one forward pass, in superposition."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,177 @@
+"""Holographic reduced representations: binding is circular convolution (Plate, 1995).
+
+Keys of norm 1 keep lengths on average; keys with a flat spectrum (`unitary_keys`) keep every length and angle exactly,
+and unbinding inverts binding.
+"""
+
+import math
+from itertools import repeat
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.fft import irfft, rfft
+from torch.nn import functional as F
+
+from vsa_core import checks, mbat
+
+CIRCULANT_MAX_DIM = {
+    ("cpu", torch.float32): 128,
+    ("cpu", torch.float64): 128,
+    ("cpu", torch.float16): 128,
+    ("cpu", torch.bfloat16): 256,
+    ("cuda", torch.float16): 2048,
+    ("cuda", torch.bfloat16): 2048,
+}
+"""Up to this dim, one matrix product with a shared key's circulant beats three FFTs (measured; docs/binding.md)."""
+BLOCK = 2**17
+"""Numbers per thread that the FFT handles at a time on a CPU, so that spectra stay in its cache (measured; docs/binding.md)."""
+
+
+def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Tensor, "*_ dim"]:
+    """Circular convolution over the last axis: `out[i] = sum_j x[j] key[(i - j) mod dim]` (Plate, 1995).
+
+    Leading axes broadcast. The result has the promoted type of both; half types are computed in float32 by FFT, or by a
+    matrix product with the key's circulant, whichever is faster for these shapes.
+
+    Args:
+        x: vectors (*b dim), real floating point, dim >= 1.
+        key: keys (*b dim).
+
+    Raises:
+        TypeError: an operand is not real floating point.
+        ValueError: the last axes differ or are empty, or the leading axes do not broadcast.
+
+    >>> import torch
+
+    >>> bind(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 0.0]))
+    tensor([3., 1., 2.])
+    """
+    checks.same_dim(x, key)
+    dtype = torch.promote_types(x.dtype, key.dtype)
+    x, key = x.to(dtype), key.to(dtype)
+    if _circulant_pays(x, key):
+        return mbat.bind(x, circulant(key)).to(dtype)
+    if _circulant_pays(key, x):  # convolution commutes
+        return mbat.bind(key, circulant(x)).to(dtype)
+    fft_dtype = torch.promote_types(dtype, torch.float32)
+    return _fft_convolve(x.to(fft_dtype), key.to(fft_dtype)).to(dtype)
+
+
+def unbind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Tensor, "*_ dim"]:
+    """Circular correlation, `out[i] = sum_j x[j] key[(j - i) mod dim]`: inverts `bind` for unitary keys, else nearly.
+
+    Shapes, types and errors as in `bind` (Plate, 1995).
+
+    >>> import torch
+
+    >>> key = unitary_keys(1, 64)[0]
+    >>> x = torch.randn(64)
+    >>> torch.allclose(unbind(bind(x, key), key), x, atol=1e-5)
+    True
+    """
+    checks.same_dim(x, key)
+    return bind(x, involution(key))
+
+
+def involution(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim"]:
+    """The key read backwards, `out[i] = key[-i mod dim]`: binding to it is unbinding (Plate's approximate inverse)."""
+    return key.flip(-1).roll(1, -1)
+
+
+def circulant(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim dim"]:
+    """The matrix that a key is: `circulant(key) @ x == bind(x, key)`, with entries `[i, j] = key[(i - j) mod dim]`.
+
+    >>> import torch
+
+    >>> circulant(torch.tensor([1.0, 2.0, 3.0]))
+    tensor([[1., 3., 2.],
+            [2., 1., 3.],
+            [3., 2., 1.]])
+    """
+    index = torch.arange(key.shape[-1], device=key.device)
+    return key[..., (index[:, None] - index) % key.shape[-1]]
+
+
+def random_keys(
+    n: int,
+    dim: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n dim"]:
+    """Gaussian keys N(0, 1/dim), scaled to norm exactly 1 (Plate, 1995; Menet et al., 2023).
+
+    Raises:
+        ValueError: `n` or `dim` is below 1.
+        TypeError: `dtype` is not floating point.
+    """
+    checks.positive(n=n, dim=dim)
+    draw = torch.randn(n, dim, generator=generator, device=device, dtype=torch.float64)
+    return F.normalize(draw, dim=-1).to(checks.key_dtype(dtype))
+
+
+def unitary_keys(
+    n: int,
+    dim: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n dim"]:
+    """Keys whose spectrum has modulus 1 and random phase: norm 1, and binding to one is a rotation (Plate, 1995, sec. 3.6).
+
+    Raises:
+        ValueError: `n` or `dim` is below 1.
+        TypeError: `dtype` is not floating point.
+    """
+    checks.positive(n=n, dim=dim)
+    spectrum = rfft(torch.randn(n, dim, generator=generator, device=device, dtype=torch.float64))
+    keys: Tensor = irfft(spectrum / spectrum.abs(), n=dim)
+    return keys.to(checks.key_dtype(dtype))
+
+
+def orthogonal_keys(
+    n: int,
+    dim: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n dim"]:
+    """Gaussian keys made orthonormal: the minimum, 0, of `penalties.key_orthonormality`. At most `dim` of them exist.
+
+    Raises:
+        ValueError: `n` or `dim` is below 1, or `n` exceeds `dim`.
+        TypeError: `dtype` is not floating point.
+    """
+    checks.positive(n=n, dim=dim)
+    if n > dim:
+        raise ValueError(f"{n} orthogonal keys of dim {dim} do not exist: at most {dim} do; raise dim, or use random_keys")
+    (basis,) = mbat.random_keys(1, dim, generator=generator, device=device, dtype=torch.float64)
+    keys: Tensor = basis[:n]
+    return keys.to(checks.key_dtype(dtype))
+
+
+def _circulant_pays(x: Tensor, key: Tensor) -> bool:
+    """Whether each key serves so many vectors that building its dim x dim matrix is worth it."""
+    dim = x.shape[-1]
+    if dim > CIRCULANT_MAX_DIM.get((x.device.type, x.dtype), 0):
+        return False
+    if torch.compiler.is_compiling():  # a decision on a symbolic batch size would pin it
+        return key.dim() < x.dim() and math.prod(key.shape) * dim <= BLOCK
+    return x.numel() >= key.numel() * dim
+
+
+def _fft_convolve(x: Tensor, key: Tensor) -> Tensor:
+    """The convolution theorem; on a CPU in blocks whose spectra fit the cache, for one key or a key each."""
+    dim = x.shape[-1]
+    shared = key.numel() == dim and key.dim() <= x.dim()
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not (shared or x.shape == key.shape):
+        out: Tensor = irfft(rfft(x) * rfft(key), n=dim)
+        return out
+    rows = max(1, torch.get_num_threads() * BLOCK // dim)
+    spectra = repeat(rfft(key.reshape(dim))) if shared else map(rfft, torch.split(key.reshape(-1, dim), rows))
+    blocks = zip(torch.split(x.reshape(-1, dim), rows), spectra, strict=False)
+    return torch.cat([irfft(rfft(block) * spectrum, n=dim) for block, spectrum in blocks]).reshape(x.shape)

@@ -1,0 +1,54 @@
+"""Matrix binding of additive terms: a key is a matrix, binding multiplies by it (Gallant and Okaywe, 2013)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vsa_core import checks
+
+
+def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b out dim"]) -> Float[Tensor, "*_ out"]:
+    """Matrix product `key @ x` over the last axis; leading axes broadcast (Gallant and Okaywe, 2013).
+
+    Args:
+        x: vectors (*b dim), real floating point.
+        key: matrices (*b out dim); square for keys that can be undone.
+
+    Raises:
+        TypeError: an operand is not real floating point.
+        ValueError: the last axes differ or are empty, or the leading axes do not broadcast.
+
+    >>> import torch
+
+    >>> bind(torch.tensor([1.0, 2.0]), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    tensor([ 2., -1.])
+    """
+    checks.same_dim(x, key, key_axes=2)
+    dtype = torch.promote_types(x.dtype, key.dtype)
+    return torch.einsum("...j, ...ij -> ...i", x.to(dtype), key.to(dtype))
+
+
+def unbind(x: Float[Tensor, "*#b out"], key: Float[Tensor, "*#b out dim"]) -> Float[Tensor, "*_ dim"]:
+    """Product with the transpose, the inverse of an orthogonal key. Errors as in `bind`."""
+    checks.floating(key=key)
+    return bind(x, key.mT)
+
+
+def random_keys(
+    n: int,
+    dim: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n dim dim"]:
+    """Orthogonal matrices, uniformly distributed (Haar: QR of a Gaussian with the signs of R's diagonal undone).
+
+    Raises:
+        ValueError: `n` or `dim` is below 1.
+        TypeError: `dtype` is not floating point.
+    """
+    checks.positive(n=n, dim=dim)
+    q, r = torch.linalg.qr(torch.randn(n, dim, dim, generator=generator, device=device, dtype=torch.float64))
+    keys: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+    return keys.to(checks.key_dtype(dtype))

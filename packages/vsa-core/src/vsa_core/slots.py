@@ -1,0 +1,67 @@
+"""Which input sits in which superposition channel (*slot*), and how a flat batch becomes groups of n and back."""
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+
+def assignment(n: int, capacity: int, *, device: torch.device | str | None = None) -> Int[Tensor, " capacity"]:
+    """The input that each slot carries when n share a pass: 0, 1, .., n-1, 0, 1, .. No input has two slots more than another.
+
+    Raises:
+        ValueError: unless 1 <= n <= capacity.
+
+    >>> assignment(2, 4)
+    tensor([0, 1, 0, 1])
+    >>> assignment(3, 4)
+    tensor([0, 1, 2, 0])
+    """
+    if not 1 <= n <= capacity:
+        raise ValueError(f"{n} superposed inputs, but there are {capacity} slots: n must be from 1 to {capacity}")
+    return torch.arange(capacity, device=device) % n
+
+
+def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *item"]:
+    """A flat batch as ceil(count / n) groups of n, in order; the last group is filled by repeating items from the front.
+
+    `ungroup` undoes it. An empty batch gives no groups.
+
+    Raises:
+        ValueError: n is below 1, or `items` has no batch axis.
+
+    >>> import torch
+
+    >>> group(torch.arange(5), 2)
+    tensor([[0, 1],
+            [2, 3],
+            [4, 0]])
+    """
+    if n < 1:
+        raise ValueError(f"groups of {n} items: n must be at least 1")
+    if items.dim() < 1:
+        raise ValueError("items is a scalar; it needs a batch axis (count, ...)")
+    count = items.shape[0]
+    if count % n:
+        items = items[torch.arange(-(-count // n) * n, device=items.device) % count]
+    return items.reshape(-(-count // n), n, *items.shape[1:])
+
+
+def ungroup(groups: Shaped[Tensor, "b n *item"], count: int) -> Shaped[Tensor, "count *item"]:
+    """The first `count` items of the groups, flat and in order: what `group` was given, without its filling.
+
+    Raises:
+        ValueError: `groups` has fewer than two axes, or not `count` items.
+
+    >>> import torch
+
+    >>> ungroup(group(torch.arange(5), 2), 5)
+    tensor([0, 1, 2, 3, 4])
+    """
+    if groups.dim() < 2:
+        raise ValueError(f"groups has shape {tuple(groups.shape)}; it needs axes (b, n, ...)")
+    held = groups.shape[0] * groups.shape[1]
+    if not 0 <= count <= held:
+        raise ValueError(
+            f"cannot take {count} items from {groups.shape[0]} groups of {groups.shape[1]}: count must be from 0 to {held}"
+        )
+    return groups.flatten(0, 1)[:count]

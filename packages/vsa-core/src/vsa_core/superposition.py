@@ -1,0 +1,47 @@
+"""Several vectors in the space of one: bind each to a key of its own, then add them up."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vsa_core import checks
+
+
+def bundle(x: Float[Tensor, "*b n dim"]) -> Float[Tensor, "*b dim"]:
+    """Sum over the slots: a vector similar to each of the n (all three algebras bundle by addition).
+
+    Raises:
+        TypeError: `x` is not real floating point.
+        ValueError: `x` has fewer than two axes.
+    """
+    checks.floating(x=x)
+    if x.dim() < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; bundling needs (..., n, dim)")
+    return x.sum(-2)
+
+
+def superpose(
+    x: Float[Tensor, "*b n dim"], keys: Float[Tensor, "n *key"], bind: Callable[[Tensor, Tensor], Tensor]
+) -> Float[Tensor, "*b _"]:
+    """Bind each of n vectors to its own key, then bundle (Menet et al., 2023, Eq. 1).
+
+    Args:
+        x: vectors (*b n dim).
+        keys: one key a slot: (n dim), or (n out dim) for matrix binding.
+        bind: the algebra, for example `hrr.bind`.
+
+    Raises:
+        ValueError: the number of vectors and of keys differ.
+
+    >>> import torch
+    >>> from vsa_core import hadamard
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> superpose(x, torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard.bind)
+    tensor([ 4., -2.])
+    """
+    if x.dim() < 2 or x.shape[-2] != keys.shape[0]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and there are {keys.shape[0]} keys: x must be (..., {keys.shape[0]}, dim)"
+        )
+    return bundle(bind(x, keys))

@@ -1,0 +1,140 @@
+"""What HRR binding promises beyond the laws: exactness, every shape and type, either algorithm, keys with the right norms."""
+
+import definitions
+import pytest
+import torch
+from torch.testing import assert_close
+
+from vsa_core import hrr
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU on this machine")
+    return request.param
+
+
+def loops(x, key):
+    """Circular convolution over the broadcast leading axes, vector by vector."""
+    x, key = torch.broadcast_tensors(x, key)
+    rows = zip(x.reshape(-1, x.shape[-1]), key.reshape(-1, x.shape[-1]), strict=True)
+    return torch.stack([definitions.circular_convolution(a, b) for a, b in rows]).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 7, 8, 64, 127, 129, 257])
+def test_bind_is_exact_to_1e_12(dim, device):
+    x, key = torch.randn(2, dim, dtype=torch.float64)
+    assert_close(hrr.bind(x.to(device), key.to(device)).cpu(), definitions.circular_convolution(x, key), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "key_shape"),
+    [
+        ((5,), (5,)),
+        ((40, 5), (5,)),  # a shared key: circulant
+        ((5,), (40, 5)),  # one vector for many keys: the same by commutation
+        ((40, 3, 5), (3, 5)),  # three keys shared by a batch: circulant
+        ((2, 3, 5), (2, 3, 5)),  # a key each: FFT
+        ((2, 1, 5), (3, 5)),
+        ((2, 3, 5), (1, 5)),
+        ((1, 3, 5), (2, 1, 5)),
+        ((200, 200), (1, 200)),
+    ],
+)
+def test_bind_broadcasts(x_shape, key_shape, device):
+    x, key = torch.randn(x_shape, dtype=torch.float64), torch.randn(key_shape, dtype=torch.float64)
+    if max(x_shape[-1], key_shape[-1]) > 100:
+        expected = torch.fft.ifft(torch.fft.fft(x) * torch.fft.fft(key)).real
+    else:
+        expected = loops(x, key)
+    assert_close(hrr.bind(x.to(device), key.to(device)).cpu(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("key_shape", [(50,), (1, 50), (9, 50)], ids=["shared", "shared 2d", "each"])
+def test_blocks_of_the_fft_change_nothing(key_shape, monkeypatch):
+    x, key = torch.randn(9, 50, dtype=torch.float64), torch.randn(key_shape, dtype=torch.float64)
+    whole = hrr.bind(x, key)
+    monkeypatch.setattr(hrr, "BLOCK", 100)
+    monkeypatch.setattr(hrr, "CIRCULANT_MAX_DIM", {})
+    assert_close(hrr.bind(x, key), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_both_algorithms_are_reached(monkeypatch):
+    """A key shared by many goes through the circulant, a key each through the FFT."""
+    calls = []
+    monkeypatch.setattr(hrr, "circulant", lambda key, real=hrr.circulant: (calls.append("circulant"), real(key))[1])
+    monkeypatch.setattr(hrr, "_fft_convolve", lambda x, key, real=hrr._fft_convolve: (calls.append("fft"), real(x, key))[1])
+    x = torch.randn(64, 16)
+    hrr.bind(x, x[0])
+    hrr.bind(x, x)
+    hrr.bind(torch.randn(1000, 512), torch.randn(512))
+    assert calls == ["circulant", "fft", "fft"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("dim", [16, 64, 100, 1024])
+def test_half_types_in_and_out_within_2_percent(dtype, shared, dim, device):
+    x, keys = torch.randn(64, dim).to(device, dtype), hrr.random_keys(64, dim).to(device, dtype)
+    key = keys[0] if shared else keys
+    out = hrr.bind(x, key)
+    exact = hrr.bind(x.double(), key.double())
+    assert out.dtype == dtype
+    assert (out.double() - exact).norm() / exact.norm() < 0.02
+
+
+def test_result_has_the_promoted_type():
+    assert hrr.bind(torch.randn(4).bfloat16(), torch.randn(4)).dtype == torch.float32
+    assert hrr.unbind(torch.randn(40, 4), torch.randn(4).double()).dtype == torch.float64
+
+
+def test_autocast_keeps_the_type_of_the_operands():
+    x, key = torch.randn(64, 16), torch.randn(16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert hrr.bind(x, key).dtype == hrr.bind(x, x).dtype == torch.float32
+
+
+def test_non_contiguous_and_empty_operands():
+    x = torch.randn(6, 4, dtype=torch.float64).T[:, ::2]  # (4, 3), strided
+    key = torch.randn(3, dtype=torch.float64)
+    assert_close(hrr.bind(x, key), loops(x, key), rtol=1e-12, atol=1e-12)
+    assert hrr.bind(torch.randn(0, 8), torch.randn(8)).shape == (0, 8)
+    assert hrr.bind(torch.randn(0, 8), torch.randn(0, 8)).shape == (0, 8)
+
+
+@pytest.mark.parametrize("operation", [hrr.bind, hrr.unbind])
+@pytest.mark.parametrize(("x_shape", "key_shape"), [((2, 3, 5), (3, 5)), ((30, 5), (5,)), ((3, 5), (3, 5)), ((2, 6), (2, 6))])
+@pytest.mark.filterwarnings("ignore:Attempting to run cuFFT, but there was no current CUDA context:UserWarning")
+def test_gradients(operation, x_shape, key_shape, device):
+    x = torch.randn(x_shape, dtype=torch.float64, device=device, requires_grad=True)
+    key = torch.randn(key_shape, dtype=torch.float64, device=device, requires_grad=True)
+    assert torch.autograd.gradcheck(operation, (x, key))
+    assert torch.autograd.gradgradcheck(operation, (x, key))
+
+
+def test_circulant_is_the_key_as_a_matrix():
+    key, x = torch.randn(2, 7, dtype=torch.float64)
+    assert_close(hrr.circulant(key) @ x, definitions.circular_convolution(x, key))
+    assert hrr.circulant(torch.randn(2, 3, 7)).shape == (2, 3, 7, 7)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 64, 65])
+def test_key_norms_and_spectra(dim):
+    gaussian, unitary = (make(50, dim, dtype=torch.float64) for make in (hrr.random_keys, hrr.unitary_keys))
+    assert_close(gaussian.norm(dim=-1), torch.ones(50, dtype=torch.float64))
+    assert_close(unitary.norm(dim=-1), torch.ones(50, dtype=torch.float64))
+    spectrum = torch.fft.fft(unitary).abs()
+    assert_close(spectrum, torch.ones_like(spectrum))
+
+
+def test_gaussian_keys_are_gaussian():
+    """Variance 1/dim and the fourth moment of a Gaussian, 3/dim^2, each within 5 standard errors."""
+    entries = hrr.random_keys(100, 1000, dtype=torch.float64).flatten() * 1000**0.5
+    assert abs(entries.mean()) < 5 / 1e5**0.5
+    assert abs(entries.pow(4).mean() - 3) < 5 * (96 / 1e5) ** 0.5
+
+
+def test_orthogonal_keys_are_orthonormal():
+    keys = hrr.orthogonal_keys(16, 16, dtype=torch.float64)
+    assert_close(keys @ keys.T, torch.eye(16, dtype=torch.float64))

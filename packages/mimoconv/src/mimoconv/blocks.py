@@ -63,8 +63,8 @@ class Block(nn.Module):
         self.shortcut = Shortcut(c_in, c_out, stride, capacity) if stride != 1 or c_in != c_out else None
 
     def forward(self, x: Float[Tensor, "b c h w"], n: int) -> Float[Tensor, "b c2 h2 w2"]:
-        out = self.conv1(self.act1(self.norm1(x, n)))
-        out = self.conv2(self.act2(self.norm2(out, n)))
+        inner = self.conv1(self.act1(self.norm1(x, n)))
+        out: Tensor = self.conv2(self.act2(self.norm2(inner, n)))
         return out + (x if self.shortcut is None else self.shortcut(x, n))
 
 

@@ -1,25 +1,20 @@
 """MIMOConv, and the plain wide ResNet that it is compared with."""
 
-import copy
 from functools import partial
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mimoconv.binding import PositionwiseHRR, Unbinding
 from mimoconv.blocks import BatchNormPerN, Body, conv
 from mimoconv.config import BodyConfig, MIMOConvConfig, WideResNetConfig
-from vsa_core import slots
 
 
 class MIMOConv(nn.Module):
     """A wide ResNet that classifies up to `capacity` images in one pass of its body (Menet et al., 2023, section 3).
 
     >>> import torch
-
     >>> model = MIMOConv(MIMOConvConfig(capacity=4, depth=10, width=1, stem_channels=16)).eval()
     >>> model(torch.zeros(8, 3, 3, 32, 32)).shape  # 8 passes of 3 images each
     torch.Size([8, 3, 10])
@@ -62,7 +57,6 @@ class WideResNet(nn.Module):
     """The plain network from the same blocks: one image a pass, ReLU, final BatchNorm and ReLU.
 
     >>> import torch
-
     >>> WideResNet(WideResNetConfig(depth=10, width=1)).eval()(torch.zeros(8, 3, 32, 32)).shape
     torch.Size([8, 10])
     """
@@ -87,7 +81,8 @@ class WideResNet(nn.Module):
         """
         check_images(x, self.config, axes="... c h w")
         maps = self.norm(self.body(self.stem(x.flatten(0, -4)), 1), 1)
-        return self.head(maps.relu().mean((-2, -1))).unflatten(0, x.shape[:-3])
+        logits: Tensor = self.head(maps.relu().mean((-2, -1)))
+        return logits.reshape(*x.shape[:-3], self.config.num_classes)
 
 
 def check_images(x: Tensor, config: BodyConfig, axes: str) -> None:
@@ -97,46 +92,3 @@ def check_images(x: Tensor, config: BodyConfig, axes: str) -> None:
     fits = x.dim() >= 4 if axes.startswith("...") else x.dim() == len(axes.split())
     if not fits or x.shape[-3] != config.in_channels:
         raise ValueError(f"images have shape {tuple(x.shape)}; expected ({axes}) with c = {config.in_channels}")
-
-
-@torch.no_grad()
-def predict(model: MIMOConv, images: Float[Tensor, "count c h w"], n: int) -> Float[Tensor, "count classes"]:
-    """Logits of a flat batch in eval mode, n images a pass in their order; the last group is filled by repeating images.
-
-    The model's mode is left as it was found. Every image gets its row, whatever the count.
-
-    Raises:
-        ValueError: n is not from 1 to capacity, or an image's channels are not the configured ones.
-        RuntimeError: the model was trained, but its BatchNorm statistics for n were never estimated: see `recalibrate`.
-    """
-    norms = [module for module in model.modules() if isinstance(module, BatchNormPerN)]
-    trained = any(norm.batches_seen.any() for norm in norms)
-    if 1 <= n <= model.capacity and trained and not all(norm.batches_seen[n - 1] for norm in norms):
-        raise RuntimeError(
-            f"this model was trained, but never with {n} images a pass, so its BatchNorm has no statistics for n = {n}: "
-            f"estimate them on training images with recalibrate(model, batches, n={n})"
-        )
-    mode = model.training
-    model.eval()
-    try:
-        return slots.ungroup(model(slots.group(images, n)), len(images))
-    finally:
-        model.train(mode)
-
-
-def count_macs(model: MIMOConv | WideResNet, n: int = 1) -> float:
-    """Multiply-adds per image with n images a pass: convolutions and matrix products, by torch's flop counter.
-
-    Raises:
-        ValueError: n is not from 1 to capacity.
-
-    >>> count_macs(WideResNet(WideResNetConfig(depth=28, width=10)))
-    5243315840.0
-    """
-    if not 1 <= n <= model.capacity:
-        raise ValueError(f"{n} superposed images, but this network has {model.capacity} slots")
-    config = model.config
-    images = torch.zeros(1, n, config.in_channels, config.image_size, config.image_size, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).to("meta").eval()(images)
-    return counter.get_total_flops() / 2 / n

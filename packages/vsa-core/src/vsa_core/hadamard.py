@@ -15,7 +15,6 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Te
         ValueError: the last axes differ or are empty, or the leading axes do not broadcast.
 
     >>> import torch
-
     >>> bind(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, -1.0, -1.0]))
     tensor([ 1., -2., -3.])
     """

@@ -43,7 +43,6 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Te
         ValueError: the last axes differ or are empty, or the leading axes do not broadcast.
 
     >>> import torch
-
     >>> bind(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 0.0]))
     tensor([3., 1., 2.])
     """
@@ -64,7 +63,6 @@ def unbind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[
     Shapes, types and errors as in `bind` (Plate, 1995).
 
     >>> import torch
-
     >>> key = unitary_keys(1, 64)[0]
     >>> x = torch.randn(64)
     >>> torch.allclose(unbind(bind(x, key), key), x, atol=1e-5)
@@ -83,7 +81,6 @@ def circulant(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim dim"]:
     """The matrix that a key is: `circulant(key) @ x == bind(x, key)`, with entries `[i, j] = key[(i - j) mod dim]`.
 
     >>> import torch
-
     >>> circulant(torch.tensor([1.0, 2.0, 3.0]))
     tensor([[1., 3., 2.],
             [2., 1., 3.],

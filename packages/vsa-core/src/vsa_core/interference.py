@@ -26,7 +26,6 @@ def crosstalk(outputs: Float[Tensor, "*redraws b d"], reference: Float[Tensor, "
         ValueError: shapes that do not fit, fewer than two inputs, or features that do not vary at all.
 
     >>> import torch
-
     >>> own, others = torch.randn(2, 1000, 8).unbind()
     >>> crosstalk(own, own).item()
     0.0
@@ -60,7 +59,6 @@ def retrieval_snr(outputs: Float[Tensor, "*b d"], reference: Float[Tensor, "*b d
         ValueError: the shapes differ, or the reference is all zero.
 
     >>> import torch
-
     >>> retrieval_snr(torch.tensor([2.0, 1.0]), torch.tensor([2.0, 0.0])).item()
     4.0
     """

@@ -19,7 +19,6 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b out dim"]) -> Floa
         ValueError: the last axes differ or are empty, or the leading axes do not broadcast.
 
     >>> import torch
-
     >>> bind(torch.tensor([1.0, 2.0]), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
     tensor([ 2., -1.])
     """

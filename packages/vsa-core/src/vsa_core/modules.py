@@ -46,7 +46,6 @@ class HRRBinding(Binding):
     """Circular convolution with Gaussian keys (n dim).
 
     >>> import torch
-
     >>> binding = HRRBinding(4, 64)
     >>> binding.unbind(binding.superpose(torch.randn(10, 4, 64))).shape
     torch.Size([10, 4, 64])

@@ -18,7 +18,6 @@ def key_orthonormality(keys: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
         ValueError: `keys` is not (n dim) with n >= 1.
 
     >>> import torch
-
     >>> key_orthonormality(torch.eye(3)).item()
     0.0
     """

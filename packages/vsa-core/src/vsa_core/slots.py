@@ -30,7 +30,6 @@ def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *
         ValueError: n is below 1, or `items` has no batch axis.
 
     >>> import torch
-
     >>> group(torch.arange(5), 2)
     tensor([[0, 1],
             [2, 3],
@@ -53,7 +52,6 @@ def ungroup(groups: Shaped[Tensor, "b n *item"], count: int) -> Shaped[Tensor, "
         ValueError: `groups` has fewer than two axes, or not `count` items.
 
     >>> import torch
-
     >>> ungroup(group(torch.arange(5), 2), 5)
     tensor([0, 1, 2, 3, 4])
     """

@@ -1,0 +1,1 @@
+"""The plain networks that a superposed one is compared with."""

@@ -1,0 +1,101 @@
+"""What a run is made of: frozen dataclasses that check themselves and fill `--help`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mimo_benchmarks.errors import ConfigError
+from mimoconv import MIMOConvConfig
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW on a one-cycle schedule."""
+
+    steps: int = 600
+    """Training steps."""
+    groups: int = 64
+    """Superpositions a step, over all processes; a step with n inputs a pass sees groups x n images."""
+    lr: float = 8e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on every parameter."""
+    warmup: float = 0.3
+    """Share of the steps in which the rate rises; it falls along a cosine after them."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over all classes."""
+    max_grad_norm: float = 10.0
+    """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"optim.steps must be at least 1, got {self.steps}")
+        require(self.groups >= 1, f"optim.groups must be at least 1, got {self.groups}")
+        require(self.lr > 0, f"optim.lr must be above 0, got {self.lr}")
+        require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        require(0 <= self.warmup <= 1, f"optim.warmup is a share of the steps, from 0 to 1, got {self.warmup}")
+        require(0 <= self.label_smoothing < 1, f"optim.label_smoothing must be from 0 to below 1, got {self.label_smoothing}")
+        require(self.max_grad_norm > 0, f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """A random affine map for every training image; 0 everywhere turns it off."""
+
+    rotate: float = 5.0
+    """Most degrees either way."""
+    shift: float = 0.5
+    """Most pixels along either axis."""
+    scale: float = 0.05
+    """Most relative growth or shrinkage of either axis."""
+
+    def __post_init__(self) -> None:
+        for name in ("rotate", "shift", "scale"):
+            require(getattr(self, name) >= 0, f"augment.{name} must not be negative, got {getattr(self, name)}")
+        require(self.scale < 1, f"augment.scale must be below 1, got {self.scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One experiment: a dynamic MIMOConv, evaluated with each n, and plain networks of equal cost beside it."""
+
+    task: str = "digits"
+    """The data: digits (bundled with scikit-learn) or mnist (in the data folder)."""
+    model: MIMOConvConfig = field(default_factory=MIMOConvConfig)
+    """The superposed network; its channels, classes and image size must be the task's."""
+    n: tuple[int, ...] = (1, 2, 4)
+    """Inputs a pass: each step trains with one of these, drawn at random, and each is evaluated."""
+    n_odds: tuple[float, ...] = (1, 1, 1)
+    """How often each n is drawn, relative to the others."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    controls: bool = True
+    """Also train plain CNNs that cost as much as the smallest and the largest n, on the same images."""
+    seed: int = 0
+    """Start of everything random; the same seed gives the same numbers on the same machine and thread count."""
+    threads: int | None = None
+    """CPU threads of a process; all cores that it may use, shared between the processes, unless given."""
+    data_dir: Path | None = None
+    """Folder of data sets in torchvision's layout; else the variable MIMO_DATA, else the platform's cache folder."""
+    out: Path | None = None
+    """Run directory, which must not exist yet; runs/PRESET-001, -002, .. unless given."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        require(len(self.n) > 0, "n must name at least one number of inputs a pass")
+        require(len(set(self.n)) == len(self.n), f"n must not repeat a number, got {self.n}")
+        for n in self.n:
+            require(
+                1 <= n <= self.model.capacity, f"n = {n}, but model.capacity is {self.model.capacity}: n is from 1 to capacity"
+            )
+        odds = self.n_odds
+        require(len(odds) == len(self.n), f"n_odds must hold one number for each of n = {self.n}, got {odds}")
+        require(min(odds) >= 0 and max(odds) > 0, f"n_odds must not be negative nor all zero, got {odds}")
+        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        require(self.threads is None or self.threads >= 1, f"threads must be at least 1, got {self.threads}")
+        require(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")

@@ -1,0 +1,109 @@
+"""predict, recalibrate and count_macs."""
+
+import pytest
+import torch
+from test_mimoconv import small
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, count_macs, predict, recalibrate
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", range(10))
+def test_every_image_gets_its_row_in_order(n, count):
+    model, images = small(4), torch.randn(count, 2, 8, 8, dtype=torch.float64)
+    logits = predict(model, images, n)
+    assert logits.shape == (count, 3)
+    model.eval()
+    for start in range(0, count - n + 1, n):  # the full groups, one by one
+        assert_close(logits[start : start + n], model(images[None, start : start + n])[0])
+
+
+def test_predict_leaves_the_model_as_it_was():
+    model, images = small(4).train(), torch.randn(5, 2, 8, 8, dtype=torch.float64)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict(model, images, 2)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not predict(model, images, 2).requires_grad
+
+
+def trained_toy(n: int) -> tuple[MIMOConv, torch.Tensor, torch.Tensor]:
+    """A network that tells apart eight noisy patterns, trained with n images a pass only."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(8, (512,), generator=generator)
+    patterns = torch.randn(8, 2, 8, 8, generator=generator, dtype=torch.float64)
+    images = patterns[labels] + 2 * torch.randn(512, 2, 8, 8, generator=generator, dtype=torch.float64)
+    model = small(2, width=1, depth=16, num_classes=8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(60):
+        index = torch.arange(64) * 8 + step % 8
+        loss = F.cross_entropy(model(images[index].unflatten(0, (-1, n))).flatten(0, 1), labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, images, labels
+
+
+def test_recalibrate_repairs_a_mode_never_trained():
+    model, images, labels = trained_toy(n=2)
+
+    with pytest.raises(RuntimeError, match=r"never with 1 images a pass.*recalibrate\(model, batches, n=1\)"):
+        predict(model, images, 1)
+    unrepaired = F.cross_entropy(model.eval()(images[:, None])[:, 0], labels)
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    recalibrate(model, images.split(64), n=1)
+    repaired = predict(model, images, 1)
+    assert unrepaired > 3
+    assert F.cross_entropy(repaired, labels) < 0.3
+    assert (repaired.argmax(-1) == labels).double().mean() > 0.9
+    for name, value in model.state_dict().items():
+        if "running" in name and value.dim() == 2:
+            assert torch.equal(value[1], kept[name][1])  # statistics for n = 2
+            assert not torch.equal(value[0], kept[name][0])
+        elif "batches_seen" not in name:
+            assert torch.equal(value, kept[name])  # weights, and the stem's own statistics
+    assert not model.training
+
+
+def test_recalibrate_averages_over_batches():
+    model = small(2)
+    batches = [torch.randn(8, 2, 8, 8, dtype=torch.float64) for _ in range(3)]
+    first = model.body.blocks[0].norm1
+    means = []
+    for images in batches:
+        recalibrate(model, [images], n=2)
+        means.append(first.running_mean[1].clone())
+    recalibrate(model, batches, n=2)
+    assert_close(first.running_mean[1], sum(means) / 3)
+    assert first.batches_seen.tolist() == [0, 3]
+    assert first.momentum == 0.1
+
+
+@pytest.mark.parametrize(
+    ("model", "n", "expected"),
+    [
+        (lambda: WideResNet(WideResNetConfig()), 1, 5.243),
+        (lambda: MIMOConv(MIMOConvConfig(capacity=1)), 1, 5.328),
+        (lambda: MIMOConv(MIMOConvConfig(capacity=2)), 2, 2.667),
+        (lambda: MIMOConv(MIMOConvConfig(capacity=4)), 4, 1.337),
+        (lambda: MIMOConv(MIMOConvConfig(capacity=8)), 8, 0.672),
+        (lambda: WideResNet(WideResNetConfig(width=7)), 1, 2.575),
+        (lambda: WideResNet(WideResNetConfig(width=5)), 1, 1.318),
+        (lambda: WideResNet(WideResNetConfig(depth=16, width=8)), 1, 1.548),
+    ],
+    ids=["WRN-28-10", "N=1", "N=2", "N=4", "N=8", "WRN-28-7", "WRN-28-5", "WRN-16-8"],
+)
+def test_multiply_adds_per_image_in_billions(model, n, expected):
+    """The published sizes, counted by hand: convolutions, matrix products and the key convolution as D^2 a pixel."""
+    with torch.device("meta"):
+        network = model()
+    assert count_macs(network, n) / 1e9 == pytest.approx(expected, rel=0.001)
+
+
+def test_counting_leaves_the_model_alone():
+    model = small(2).train()
+    count_macs(model, 2)
+    assert model.training
+    assert next(model.parameters()).device.type == "cpu"

@@ -1,0 +1,151 @@
+"""MIMOConv against its definition, for every n that fits."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
+from mimoconv.binding import PositionwiseHRR, Unbinding
+from mimoconv.blocks import BatchNormPerN, Block
+from vsa_core import hrr, slots
+
+ALL_N = [(capacity, n) for capacity in (1, 2, 3, 4, 5, 8) for n in range(1, capacity + 1)]
+every_n = pytest.mark.parametrize(("capacity", "n"), ALL_N)
+
+
+def small(capacity: int = 4, **options) -> MIMOConv:
+    options = {"depth": 10, "width": 0.5, "stem_channels": 8, "in_channels": 2, "image_size": 8, "num_classes": 3} | options
+    return MIMOConv(MIMOConvConfig(capacity=capacity, **options)).double()
+
+
+@every_n
+def test_any_n_up_to_capacity_runs_and_every_parameter_learns(capacity, n):
+    model = small(capacity)
+    logits = model(torch.randn(3, n, 2, 8, 8, dtype=torch.float64))
+    assert logits.shape == (3, n, 3)
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@every_n
+def test_bind_and_bundle_equal_the_loop_over_slots(capacity, n, dim=6):
+    binding = PositionwiseHRR(capacity, dim).double()
+    x = torch.randn(2, n, dim, 3, 4, dtype=torch.float64)
+    expected = torch.zeros(2, dim, 3, 4, dtype=torch.float64)
+    for slot, source in enumerate(slots.assignment(n, capacity)):
+        for row in range(3):
+            for column in range(4):
+                expected[:, :, row, column] += hrr.bind(x[:, source, :, row, column], binding.keys[slot])
+    assert_close(binding(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@every_n
+def test_unbinding_averages_the_slots_of_an_input(capacity, n, dim=6):
+    unbinding = Unbinding(capacity, dim).double()
+    nn.init.normal_(unbinding.bias)
+    x = torch.randn(5, dim, dtype=torch.float64)
+    assignment = slots.assignment(n, capacity).tolist()
+    for source in range(n):
+        own = [slot for slot in range(capacity) if assignment[slot] == source]
+        features = [F.relu(x @ unbinding.weight[slot].T + unbinding.bias[slot]) for slot in own]
+        assert_close(unbinding(x, n)[:, source], sum(features) / len(own))
+
+
+@pytest.mark.parametrize("capacity", [2, 3, 5])
+def test_permuting_inputs_with_their_keys_permutes_outputs(capacity):
+    model = small(capacity).eval()
+    x = torch.randn(3, capacity, 2, 8, 8, dtype=torch.float64)
+    order = torch.randperm(capacity)
+    expected = model(x)[:, order]
+    with torch.no_grad():
+        for parameter in (model.binding.keys, model.unbinding.weight, model.unbinding.bias):
+            parameter.copy_(parameter[order])
+    assert_close(model(x[:, order]), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_an_input_in_every_slot_equals_that_input_alone():
+    """n = 1 is the network with one image copied to all slots: same superposition, so same features, averaged."""
+    model = small(4)
+    x = torch.randn(3, 1, 2, 8, 8, dtype=torch.float64)
+    alone = model.binding(model.stem(x[:, 0])[:, None])
+    copied = model.binding(model.stem(x[:, 0])[:, None].expand(-1, 4, -1, -1, -1))
+    assert_close(alone, copied)
+
+
+def test_one_slot_with_the_unit_key_is_the_plain_network():
+    """Binding to (1, 0, 0, ..) changes nothing, so stem and body see what a plain wide ResNet's would."""
+    model = small(1).eval()
+    with torch.no_grad():
+        model.binding.keys.copy_(F.one_hot(torch.tensor([0]), 8))
+    x = torch.randn(3, 1, 2, 8, 8, dtype=torch.float64)
+    pooled = model.body(model.stem(x[:, 0]), 1).mean((-2, -1))
+    features = F.relu(pooled @ model.unbinding.weight[0].T + model.unbinding.bias[0])
+    assert_close(model(x)[:, 0], model.head(features))
+
+
+def test_batch_norm_keeps_statistics_for_each_n_under_one_affine_map():
+    norm, references = BatchNormPerN(3, 4), {n: nn.BatchNorm2d(3) for n in (1, 3)}
+    for step in range(6):
+        n = (1, 3)[step % 2]
+        x = n * torch.randn(5, 3, 2, 2) + n
+        assert_close(norm(x, n), references[n](x))
+    for n, reference in references.items():
+        assert_close(norm.running_mean[n - 1], reference.running_mean)
+        assert_close(norm.running_var[n - 1], reference.running_var)
+    assert norm.batches_seen.tolist() == [3, 0, 3, 0]
+    assert torch.equal(norm.running_mean[[1, 3]], torch.zeros(2, 3))
+    assert torch.equal(norm.running_var[[1, 3]], torch.ones(2, 3))
+    x = torch.randn(5, 3, 2, 2)
+    assert_close(norm.eval()(x, 3), references[3].eval()(x))
+    assert norm.batches_seen.tolist() == [3, 0, 3, 0]
+
+
+@pytest.mark.parametrize(("c_in", "c_out", "stride"), [(4, 4, 1), (4, 6, 1), (4, 4, 2), (4, 6, 2)])
+def test_block_equals_its_layers_one_by_one(c_in, c_out, stride):
+    block = Block(c_in, c_out, stride, 1, activation=lambda channels: nn.PReLU(channels, init=0.5)).eval()
+    x = torch.randn(2, c_in, 8, 8)
+
+    def half_negative(x):  # PReLU at its start; a fresh BatchNorm in eval mode divides by sqrt(1 + eps)
+        x = x / (1 + 1e-5) ** 0.5
+        return torch.where(x > 0, x, 0.5 * x)
+
+    out = F.conv2d(half_negative(x), block.conv1.weight, stride=stride, padding=1)
+    out = F.conv2d(half_negative(out), block.conv2.weight, padding=1)
+    if (c_in, stride) == (c_out, 1):
+        assert block.shortcut is None
+        skip = x
+    else:
+        skip = F.conv2d(x, block.shortcut.conv.weight, stride=stride) / (1 + 1e-5) ** 0.5
+    assert_close(block(x, 1), out + skip)
+
+
+@pytest.mark.parametrize("depth", [10, 16, 28])
+def test_depth_counts_all_convolutions(depth):
+    """The stem, 6k in the blocks and three 1x1 shortcuts."""
+    model = WideResNet(WideResNetConfig(depth=depth, width=2))
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == depth
+
+
+def test_fractional_width_rounds_channels():
+    assert MIMOConvConfig(width=7.07).stages == (113, 226, 452)
+
+
+def test_frozen_keys():
+    model = small(trainable_keys=False)
+    assert not model.binding.keys.requires_grad
+    assert "trainable=False" in repr(model)
+
+
+def test_wide_resnet_takes_any_leading_axes():
+    model = WideResNet(WideResNetConfig(depth=10, width=0.5, num_classes=3)).eval()
+    x = torch.randn(4, 3, 16, 16)
+    assert_close(model(x[:, None])[:, 0], model(x))
+    assert model(x[:0]).shape == (0, 3)
+
+
+def test_empty_batch():
+    assert small().eval()(torch.zeros(0, 2, 2, 8, 8, dtype=torch.float64)).shape == (0, 2, 3)

@@ -1,11 +1,34 @@
-"""What the tests of every package share: seeds for everything, so that any run repeats."""
+"""What the tests of every package share: seeds, so that any run repeats, and the option that checks shapes."""
 
 import hypothesis
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+collect_ignore_glob = ["packages/*/benchmarks/*"]  # programs with dependencies of their own
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=100)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --shape-checks."""
+    text = "hold every call against its shape annotations, and leave out the tests marked unchecked"
+    parser.addoption("--shape-checks", action="store_true", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the import hook before any of our packages is imported."""
+    if config.getoption("--shape-checks"):
+        install_import_hook(["vsa_core", "mimoconv", "mimoformer", "mimo_benchmarks"], "shape_checks.check")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what tests our own errors or compiles, where every call is checked."""
+    if config.getoption("--shape-checks"):
+        kept = [item for item in items if not item.get_closest_marker("unchecked")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True)

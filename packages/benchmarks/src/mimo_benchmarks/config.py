@@ -17,17 +17,17 @@ def require(condition: bool, message: str) -> None:
 class OptimConfig:
     """AdamW on a one-cycle schedule."""
 
-    steps: int = 600
+    steps: int = 800
     """Training steps."""
-    groups: int = 64
+    groups: int = 32
     """Superpositions a step, over all processes; a step with n inputs a pass sees groups x n images."""
     lr: float = 8e-3
     """Peak learning rate."""
-    weight_decay: float = 0.1
+    weight_decay: float = 0.2
     """Decoupled weight decay, on every parameter."""
-    warmup: float = 0.3
+    warmup: float = 0.1
     """Share of the steps in which the rate rises; it falls along a cosine after them."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.2
     """Share of the target spread evenly over all classes."""
     max_grad_norm: float = 10.0
     """Gradients are scaled down to this norm."""
@@ -46,11 +46,11 @@ class OptimConfig:
 class AugmentConfig:
     """A random affine map for every training image; 0 everywhere turns it off."""
 
-    rotate: float = 5.0
+    rotate: float = 3.0
     """Most degrees either way."""
-    shift: float = 0.5
+    shift: float = 0.3
     """Most pixels along either axis."""
-    scale: float = 0.05
+    scale: float = 0.03
     """Most relative growth or shrinkage of either axis."""
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class RunConfig:
     """The superposed network; its channels, classes and image size must be the task's."""
     n: tuple[int, ...] = (1, 2, 4)
     """Inputs a pass: each step trains with one of these, drawn at random, and each is evaluated."""
-    n_odds: tuple[float, ...] = (1, 1, 1)
+    n_odds: tuple[float, ...] = (1, 1, 2)
     """How often each n is drawn, relative to the others."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -83,7 +83,7 @@ class RunConfig:
     """Folder of data sets in torchvision's layout; else the variable MIMO_DATA, else the platform's cache folder."""
     out: Path | None = None
     """Run directory, which must not exist yet; runs/PRESET-001, -002, .. unless given."""
-    log_every: int = 50
+    log_every: int = 20
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.datasets import MNIST
 
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
@@ -51,6 +48,9 @@ def digits(folder: Path) -> Task:
 
     The split is fixed: it does not follow the seed of a run.
     """
+    from sklearn.datasets import load_digits  # here, because the import takes seconds
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images.reshape(-1, 1, 8, 8), labels, test_size=360, stratify=labels, random_state=0)
     train_x, test_x, train_y, test_y = (torch.from_numpy(part) for part in parts)
@@ -86,6 +86,8 @@ def mnist(folder: Path) -> Task:
             )
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise DatasetError(f"{path} is not the published file, by its SHA-256: fetch it again")
+    from torchvision.datasets import MNIST  # here, because the import takes seconds
+
     parts = [MNIST(folder, train=train) for train in (True, False)]
     train, test = (Split(images=part.data[:, None], labels=part.targets) for part in parts)
     return Task(name="mnist", train=train, test=test, classes=10, scale=255)

@@ -42,7 +42,7 @@ def train(
     model, optimizer = accelerator.prepare(network.train(), optimizer)
     rank, world = accelerator.process_index, accelerator.num_processes
     seen = 0
-    progress = tqdm(range(1, optim.steps + 1), name, disable=not accelerator.is_main_process)
+    progress = tqdm(range(1, optim.steps + 1), name, mininterval=0.5, disable=not accelerator.is_main_process)
     for step in progress:
         n = inputs_per_pass(config, step)
         x, y = batch(task, config, step, n, accelerator.device)

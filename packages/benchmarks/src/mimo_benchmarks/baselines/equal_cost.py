@@ -1,25 +1,32 @@
 """The control that costs the same: derived, never typed in."""
 
-from bisect import bisect_left
-
 import torch
 
 from mimoconv import BodyConfig, WideResNet, WideResNetConfig, count_macs
+
+STEP = 8
+"""Channels come in multiples of this: odd counts waste the machine's vector lanes, which would flatter superposition."""
 
 
 def equal_cost(like: BodyConfig, macs: float) -> WideResNetConfig:
     """The plain wide ResNet of the same depth whose multiply-adds per image come closest to `macs`.
 
-    Its width moves in steps of 1/16, one channel of the first stage; its stem has as many maps as that stage, at most 16.
+    The widest one that a stem of 16 maps leaves affordable; then the stem grows until the cost fits. Where even the
+    narrowest, with 8 channels in its first stage, costs more than `macs`, it is that one.
     """
     shared = {name: getattr(like, name) for name in ("num_classes", "depth", "in_channels", "image_size")}
 
-    def candidate(channels: int) -> WideResNetConfig:
-        return WideResNetConfig(**shared, width=channels / 16, stem_channels=min(16, channels))
+    def candidate(channels: int, stem: int = 16) -> WideResNetConfig:
+        return WideResNetConfig(**shared, width=channels / 16, stem_channels=stem)
 
-    def cost(channels: int) -> float:
+    def cost(config: WideResNetConfig) -> float:
         with torch.device("meta"):
-            return count_macs(WideResNet(candidate(channels)))
+            return count_macs(WideResNet(config))
 
-    above = 1 + bisect_left(range(1, 1024), macs, key=cost)
-    return candidate(min((max(1, above - 1), above), key=lambda channels: abs(cost(channels) - macs)))
+    channels = STEP
+    while cost(candidate(channels + STEP)) <= macs:
+        channels += STEP
+    stem = 16
+    while abs(cost(candidate(channels, stem + STEP)) - macs) < abs(cost(candidate(channels, stem)) - macs):
+        stem += STEP
+    return candidate(channels, stem)

@@ -67,6 +67,17 @@ def test_permuting_inputs_with_their_keys_permutes_outputs(capacity):
     assert_close(model(x[:, order]), expected, rtol=1e-10, atol=1e-10)
 
 
+@every_n
+def test_stem_and_binding_are_one_convolution_in_eval_mode(capacity, n):
+    model = small(capacity).eval()
+    for tensor in (*model.stem.norm.parameters(), model.stem.norm.running_mean):
+        nn.init.normal_(tensor.data)
+    model.stem.norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(3, n, 2, 8, 8, dtype=torch.float64)
+    step_by_step = model.binding(model.stem(x.flatten(0, 1)).unflatten(0, (3, n)))
+    assert_close(model.superpose(x), step_by_step)
+
+
 def test_an_input_in_every_slot_equals_that_input_alone():
     """n = 1 is the network with one image copied to all slots: same superposition, so same features, averaged."""
     model = small(4)

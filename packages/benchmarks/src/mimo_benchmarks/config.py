@@ -17,7 +17,7 @@ def require(condition: bool, message: str) -> None:
 class OptimConfig:
     """AdamW on a one-cycle schedule."""
 
-    steps: int = 800
+    steps: int = 650
     """Training steps."""
     groups: int = 32
     """Superpositions a step, over all processes; a step with n inputs a pass sees groups x n images."""
@@ -48,7 +48,7 @@ class AugmentConfig:
 
     rotate: float = 3.0
     """Most degrees either way."""
-    shift: float = 0.3
+    shift: float = 0.2
     """Most pixels along either axis."""
     scale: float = 0.03
     """Most relative growth or shrinkage of either axis."""
@@ -69,7 +69,7 @@ class RunConfig:
     """The superposed network; its channels, classes and image size must be the task's."""
     n: tuple[int, ...] = (1, 2, 4)
     """Inputs a pass: each step trains with one of these, drawn at random, and each is evaluated."""
-    n_odds: tuple[float, ...] = (1, 1, 2)
+    n_odds: tuple[float, ...] = (1, 1, 3)
     """How often each n is drawn, relative to the others."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -17,7 +17,7 @@ from mimo_benchmarks.log import RunDirectory, new_directory
 from mimo_benchmarks.report import Row
 from mimo_benchmarks.throughput import images_per_second
 from mimo_benchmarks.train import Network, train
-from mimoconv import MIMOConv, WideResNet, count_macs
+from mimoconv import MIMOConv, WideResNet, count_macs, recalibrate
 
 THROUGHPUT_IMAGES = 960
 """Images that throughput is measured on: a multiple of every n up to 6."""
@@ -51,6 +51,9 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
     trained = [(name, *train(model, task, config, accelerator, name=name, log=log), ns) for name, model, ns in models]
     if directory is None:
         return Path()
+    for _, model, _, ns in trained:
+        for n in ns:
+            recalibrate(model, (task.pixels(images) for images in task.train.images[:4096].split(512)), n)
 
     images = task.pixels(task.train.images.repeat(-(-THROUGHPUT_IMAGES // len(task.train.labels)), 1, 1, 1)[:THROUGHPUT_IMAGES])
     settings = [(name, model, n) for name, model, _, ns in trained for n in ns]

@@ -2,7 +2,6 @@
 
 import statistics
 import time
-from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -19,19 +18,22 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 def images_per_second(networks: list[tuple[Network, int]], images: Float[Tensor, "count c h w"], rounds: int = 15) -> list[float]:
     """Throughput of each (network, n) in eval mode, in the layout that suits it: the median over the rounds.
 
-    Every network is given all `images` at once, in groups of its n; two rounds of warm-up come first.
+    Every network is given all `images` at once, in groups of its n: a pass to warm up, then one that is timed.
     """
-    times: list[list[float]] = [[] for _ in networks for _ in LAYOUTS]
+    medians: list[list[float]] = [[] for _ in networks]
     groups = [group(images, n) for _, n in networks]
-    for round_ in range(rounds + 2):
-        settings = product(zip(networks, groups, strict=True), LAYOUTS)
-        for (((network, _), x), layout), record in zip(settings, times, strict=True):
-            network.to(memory_format=layout)
-            start = time.perf_counter()
-            network(x)
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            if round_ >= 2:
-                record.append(time.perf_counter() - start)
-    medians = [statistics.median(record) for record in times]
-    return [len(images) / min(medians[i : i + len(LAYOUTS)]) for i in range(0, len(medians), len(LAYOUTS))]
+    times: dict[tuple[int, torch.memory_format], list[float]] = {
+        (place, layout): [] for place in range(len(networks)) for layout in LAYOUTS
+    }
+    for _ in range(rounds):
+        for (place, layout), record in times.items():
+            network, x = networks[place][0].to(memory_format=layout), groups[place]
+            for _ in range(2):
+                start = time.perf_counter()
+                network(x)
+                if x.is_cuda:
+                    torch.cuda.synchronize()
+            record.append(time.perf_counter() - start)
+    for (place, _), record in times.items():
+        medians[place].append(statistics.median(record))
+    return [len(images) / min(both) for both in medians]

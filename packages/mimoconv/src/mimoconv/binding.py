@@ -26,10 +26,12 @@ class PositionwiseHRR(nn.Module):
         super().__init__()
         self.keys = nn.Parameter(hrr.random_keys(capacity, dim), requires_grad=trainable)
 
+    def matrices(self, n: int) -> Float[Tensor, "n out dim"]:
+        """The matrix that each of n inputs is multiplied with at every pixel."""
+        return hrr.circulant(membership(n, self.keys.shape[0], self.keys) @ self.keys)
+
     def forward(self, x: Float[Tensor, "b n dim h w"]) -> Float[Tensor, "b dim h w"]:
-        n, capacity = x.shape[1], self.keys.shape[0]
-        keys = membership(n, capacity, self.keys) @ self.keys
-        weight = rearrange(hrr.circulant(keys), "n out dim -> out (n dim) 1 1")
+        weight = rearrange(self.matrices(x.shape[1]), "n out dim -> out (n dim) 1 1")
         return F.conv2d(rearrange(x, "b n dim h w -> b (n dim) h w"), weight)
 
     def extra_repr(self) -> str:

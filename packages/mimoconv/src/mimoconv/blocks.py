@@ -20,6 +20,26 @@ def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return layer
 
 
+class Stem(nn.Module):
+    """The first 3x3 convolution and BatchNorm; every image goes through alone, so the statistics do not depend on n."""
+
+    def __init__(self, c_in: int, dim: int) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(c_in, dim, 3), nn.BatchNorm2d(dim)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b dim h w"]:
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+    def as_convolution(self) -> tuple[Float[Tensor, "dim c kh kw"], Float[Tensor, " dim"]]:
+        """Weight and bias of the one convolution that both layers are in eval mode."""
+        mean, var = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert var is not None
+        scale = self.norm.weight * (var + self.norm.eps).rsqrt()
+        return self.conv.weight * scale[:, None, None, None], self.norm.bias - mean * scale
+
+
 class BatchNormPerN(nn.Module):
     """BatchNorm with one affine map and a set of running statistics for every n from 1 to capacity.
 

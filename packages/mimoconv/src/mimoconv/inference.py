@@ -12,6 +12,9 @@ from mimoconv.blocks import BatchNormPerN
 from mimoconv.model import MIMOConv, WideResNet
 from vsa_core import slots
 
+PASSES = 1024
+"""Passes that multiply-adds are counted over: what is computed once for a whole batch is shared by all of them."""
+
 
 @torch.no_grad()
 def predict(model: MIMOConv | WideResNet, images: Float[Tensor, "count c h w"], n: int) -> Float[Tensor, "count classes"]:
@@ -83,8 +86,8 @@ def count_macs(model: MIMOConv | WideResNet, n: int = 1) -> float:
     config = model.config
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         probe = copy.deepcopy(model).to("meta", torch.float32).eval()
-        probe(torch.zeros(1, n, config.in_channels, config.image_size, config.image_size, device="meta"))
-    return float(counter.get_total_flops() / 2 / n)
+        probe(torch.zeros(PASSES, n, config.in_channels, config.image_size, config.image_size, device="meta"))
+    return float(counter.get_total_flops() / 2 / (PASSES * n))
 
 
 def check_n(model: MIMOConv | WideResNet, n: int) -> None:

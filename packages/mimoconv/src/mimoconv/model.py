@@ -2,12 +2,13 @@
 
 from functools import partial
 
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mimoconv.binding import PositionwiseHRR, Unbinding
-from mimoconv.blocks import BatchNormPerN, Body, conv
+from mimoconv.blocks import BatchNormPerN, Body, Stem, conv
 from mimoconv.config import BodyConfig, MIMOConvConfig, WideResNetConfig
 
 
@@ -24,7 +25,7 @@ class MIMOConv(nn.Module):
         super().__init__()
         self.config = config
         dim, features = config.stem_channels, config.stages[-1]
-        self.stem = nn.Sequential(conv(config.in_channels, dim, 3), nn.BatchNorm2d(dim))
+        self.stem = Stem(config.in_channels, dim)
         self.binding = PositionwiseHRR(config.capacity, dim, trainable=config.trainable_keys)
         self.body = Body(config, dim, config.capacity, activation=partial(nn.PReLU, init=0.5))
         self.unbinding = Unbinding(config.capacity, features)
@@ -46,11 +47,22 @@ class MIMOConv(nn.Module):
         n = x.shape[1]
         if not 1 <= n <= self.capacity:
             raise ValueError(f"{n} superposed images, but this network has {self.capacity} slots")
-        maps = self.stem(rearrange(x, "b n c h w -> (b n) c h w"))
-        superposition = self.binding(rearrange(maps, "(b n) dim h w -> b n dim h w", n=n))
-        pooled = self.body(superposition, n).mean((-2, -1))
+        pooled = self.body(self.superpose(x), n).mean((-2, -1))
         logits: Tensor = self.head(self.unbinding(pooled, n))
         return logits
+
+    def superpose(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b dim h w"]:
+        """Stem and binding; both are linear in eval mode, so there they are one convolution over all n images."""
+        if self.training:
+            maps = self.stem(rearrange(x, "b n c h w -> (b n) c h w"))
+            bound: Tensor = self.binding(rearrange(maps, "(b n) dim h w -> b n dim h w", n=x.shape[1]))
+            return bound
+        weight, bias = self.stem.as_convolution()
+        keys = self.binding.matrices(x.shape[1])
+        weight = einsum(keys, weight, "n out dim, dim c kh kw -> out n c kh kw")
+        bias = einsum(keys, bias, "n out dim, dim -> out")
+        images = rearrange(x, "b n c h w -> b (n c) h w")
+        return F.conv2d(images, rearrange(weight, "out n c kh kw -> out (n c) kh kw"), bias, padding="same")
 
 
 class WideResNet(nn.Module):

@@ -1,0 +1,153 @@
+"""The program as its users meet it: through the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mimo_benchmarks.__main__ import main, parse
+
+RUN = Path(__file__).parent.parent / "run.py"
+SHORT = ["--optim.steps", "4", "--optim.groups", "4", "--log-every", "2", "--threads", "1"]
+
+
+def refused(capsys, *arguments):
+    """What the program says when it refuses these arguments with exit code 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    return printed.err + printed.out
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["quikstart"], "no preset 'quikstart': did you mean quickstart?"),
+        (["zzz"], "choose one of quickstart, mnist"),
+        (["--optim.learning-rate", "1"], "--optim.learning-rate"),
+        (["--optim.lr", "fast"], "fast"),
+        (["--optim.lr", "-1"], "optim.lr must be above 0, got -1.0"),
+        (["--optim.steps", "0"], "optim.steps must be at least 1, got 0"),
+        (["--n", "1", "8", "--n-odds", "1", "1"], "n = 8, but model.capacity is 4"),
+        (["--n-odds", "1"], "n_odds must hold one number for each"),
+        (["--model.depth", "11"], "depth must be 6k + 4"),
+        (["--augment.shift", "-1"], "augment.shift must not be negative"),
+        (["--model.image-size", "32"], "task digits needs --model.image-size 8, got 32"),
+        (["--task", "imagenet"], "no task 'imagenet'; choose one of digits, mnist"),
+        (["--seed", "-3"], "seed must not be negative, got -3"),
+        (["mnist", "--data-dir", "/nonexistent"], "train-images-idx3-ubyte is missing"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_message(arguments, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert named in " ".join(refused(capsys, *arguments).replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_run_directory_is_never_overwritten(capsys, tmp_path):
+    assert "exists already" in refused(capsys, *SHORT, "--out", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.unchecked
+def test_a_folder_without_rights(capsys, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    assert "cannot be made" in refused(capsys, *SHORT, "--out", str(blocker / "run"))
+
+
+def test_help_explains_presets_and_flags(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for words in (
+        "usage: run.py [PRESET]",
+        "quickstart:",
+        "mnist:",
+        "--optim.lr",
+        "Peak learning rate",
+        "--data-dir",
+        "MIMO_DATA",
+    ):
+        assert words in text
+
+
+def test_flags_change_the_preset():
+    preset, config = parse(["quickstart", "--optim.lr", "0.5", "--n", "1", "3", "--n-odds", "2", "1"])
+    assert (preset, config.optim.lr, config.n, config.n_odds) == ("quickstart", 0.5, (1, 3), (2, 1))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of one seed and one of another, by one process each as a user would start them."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (7, 7, 8):
+        main([*SHORT, "--seed", str(seed), "--out", str(folder / f"{len(list(folder.iterdir()))}")])
+    return [folder / name for name in ("0", "1", "2")]
+
+
+def numbers(run):
+    """All that a run found out, apart from how long it took."""
+    rows = json.loads((run / "result.json").read_text())["rows"]
+    return [(row["model"], row["n"], row["accuracy"], row["macs"]) for row in rows], (run / "metrics.jsonl").read_text()
+
+
+def test_same_seed_same_numbers(runs):
+    assert numbers(runs[0]) == numbers(runs[1])
+    assert numbers(runs[0]) != numbers(runs[2])
+
+
+def test_a_run_directory_holds_all_there_is_to_know(runs):
+    files = {path.name for path in runs[0].iterdir()}
+    assert files == {"config.json", "environment.json", "metrics.jsonl", "result.json", "accuracy_throughput.png", "report.html"}
+    config, environment, result = (
+        json.loads((runs[0] / f"{name}.json").read_text()) for name in ("config", "environment", "result")
+    )
+    assert (config["preset"], config["seed"], config["optim"]["steps"]) == ("quickstart", 7, 4)
+    assert environment["versions"]["torch"]
+    assert environment["git_revision"] == "unknown" or len(environment["git_revision"].rstrip("+")) == 40
+    lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["model"], line["step"]) for line in lines[:2]] == [("MIMOConv", 2), ("MIMOConv", 4)]
+    assert {row["model"] for row in result["rows"]} == {"MIMOConv", "plain CNN, cost of n=1", "plain CNN, cost of n=4"}
+    assert [row["n"] for row in result["rows"]] == [1, 2, 4, 1, 1]
+    assert len(set(result["images_seen"].values())) == 1
+
+
+def test_default_directories_are_numbered(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        main([*SHORT, "--no-controls"])
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["quickstart-001", "quickstart-002"]
+    assert "No controls were trained" in capsys.readouterr().out
+
+
+@pytest.mark.unchecked
+def test_ctrl_c_ends_in_a_line(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, str(RUN), "--optim.steps", "100000", "--log-every", "1", "--threads", "1", "--out", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    while process.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Interrupted." in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.unchecked
+def test_two_processes_write_one_run(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(RUN), *SHORT]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    subprocess.run([*command, "--out", str(tmp_path / "run")], check=True, capture_output=True, env=environment)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert len(result["rows"]) == 5

@@ -85,7 +85,8 @@ def plot(rows: list[Row], path: Path) -> None:
     axes.set(xlabel="images per second", ylabel="test accuracy (%)")
     axes.margins(0.12, 0.2)
     axes.grid(alpha=0.3)
-    axes.legend(loc="best")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

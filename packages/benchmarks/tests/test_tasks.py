@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from mimo_benchmarks.tasks import MNIST_FILES, load
 
 
 def test_digits_are_scikit_learns_in_a_fixed_stratified_split():
-    task, (images, labels) = load("digits", None), load_digits(return_X_y=True)
+    task, (images, labels) = load("digits", Path()), load_digits(return_X_y=True)
     assert (len(task.train.labels), len(task.test.labels)) == (1437, 360)
     both = [torch.cat([getattr(split, name) for split in (task.train, task.test)]) for name in ("images", "labels")]
     ours = {(*image.flatten().tolist(), label.item()) for image, label in zip(*both, strict=True)}
@@ -18,14 +20,14 @@ def test_digits_are_scikit_learns_in_a_fixed_stratified_split():
     shares = torch.bincount(task.test.labels) / torch.from_numpy(np.bincount(labels))
     assert (shares - 360 / 1797).abs().max() < 0.005
     torch.manual_seed(1)
-    assert torch.equal(load("digits", None).test.images, task.test.images)
+    assert torch.equal(load("digits", Path()).test.images, task.test.images)
     pixels = task.pixels(task.train.images)
     assert (pixels.min(), pixels.max()) == (0, 1)
 
 
 def test_unknown_task():
     with pytest.raises(ConfigError, match="no task 'cifar'; choose one of digits, mnist"):
-        load("cifar", None)
+        load("cifar", Path())
 
 
 def test_data_folder_is_the_flag_then_the_variable_then_the_cache(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from mimo_benchmarks import throughput
@@ -19,6 +20,7 @@ class Sleeper(torch.nn.Module):
         self.clock[0] += self.seconds * (1 + usual) * (1 + warm_up) * outlier
 
 
+@pytest.mark.unchecked
 def test_rate_is_images_over_the_median_time_in_the_faster_layout(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])

@@ -18,4 +18,4 @@ for n, promised in PROMISED.items():
         failures.append(f"n={n}: {reached[n]:.2%} is below {promised - MARGIN:.1%}")
 if len(rows) != len(PROMISED) + 2:
     failures.append(f"{len(rows)} rows: a control is missing")
-sys.exit("\n".join(failures))
+sys.exit("\n".join(failures) or 0)

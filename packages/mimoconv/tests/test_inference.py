@@ -79,6 +79,7 @@ def test_recalibrate_averages_over_batches():
     assert_close(first.running_mean[1], sum(means) / 3)
     assert first.batches_seen.tolist() == [0, 3]
     assert first.momentum == 0.1
+    assert model.stem.norm.num_batches_tracked == 0  # the stem has statistics of its own, also where the model is in training
 
 
 @pytest.mark.parametrize(

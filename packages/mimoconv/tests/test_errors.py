@@ -5,6 +5,7 @@ import torch
 from test_mimoconv import small
 
 from mimoconv import MIMOConvConfig, WideResNet, WideResNetConfig, count_macs, predict, recalibrate
+from mimoconv.blocks import BatchNormPerN
 
 pytestmark = pytest.mark.unchecked  # these errors are ours, not the shape checker's
 
@@ -12,14 +13,19 @@ pytestmark = pytest.mark.unchecked  # these errors are ours, not the shape check
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"capacity": 0}, "capacity must be at least 1, got 0"),
-        ({"stem_channels": 0}, "stem_channels must be at least 1, got 0"),
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"capacity": 0}, "capacity must be a whole number and at least 1, got 0"),
+        ({"stem_channels": 0}, "stem_channels must be a whole number and at least 1, got 0"),
+        ({"capacity": 2.0}, r"capacity must be a whole number and at least 1, got 2\.0"),
+        ({"capacity": "2"}, "capacity must be a whole number and at least 1, got '2'"),
+        ({"depth": 10.0}, r"depth must be 6k \+ 4 .* got 10\.0"),
+        ({"width": float("inf")}, "width must be finite .* got inf"),
+        ({"width": float("nan")}, "width must be finite .* got nan"),
+        ({"num_classes": 0}, "num_classes must be a whole number and at least 1, got 0"),
         ({"depth": 12}, r"depth must be 6k \+ 4 .* got 12"),
         ({"depth": 4}, "got 4"),
-        ({"width": 0.01}, "width must leave at least one channel of 16, got 0.01"),
-        ({"in_channels": -1}, "in_channels must be at least 1, got -1"),
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"width": 0.01}, "width must be finite and leave at least one channel of 16, got 0.01"),
+        ({"in_channels": -1}, "in_channels must be a whole number and at least 1, got -1"),
+        ({"image_size": 0}, "image_size must be a whole number and at least 1, got 0"),
     ],
 )
 def test_configurations_that_cannot_work(options, named):
@@ -28,7 +34,7 @@ def test_configurations_that_cannot_work(options, named):
 
 
 def test_wide_resnet_configuration():
-    with pytest.raises(ValueError, match="stem_channels must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="stem_channels must be a whole number and at least 1, got 0"):
         WideResNetConfig(stem_channels=0)
 
 
@@ -39,6 +45,7 @@ def test_wide_resnet_configuration():
         ((2, 5, 2, 8, 8), "5 superposed images, but this network has 4 slots"),
         ((2, 2, 3, 8, 8), r"\(2, 2, 3, 8, 8\); expected \(b n c h w\) with c = 2"),
         ((2, 2, 8, 8), r"\(2, 2, 8, 8\); expected"),
+        ((2, 2, 2, 8, 0), r"\(2, 2, 2, 8, 0\); expected .* h and w from 1"),
     ],
 )
 def test_images_that_do_not_fit(shape, named):
@@ -47,8 +54,13 @@ def test_images_that_do_not_fit(shape, named):
 
 
 def test_images_for_the_wide_resnet():
-    with pytest.raises(ValueError, match=r"\(8, 8\); expected"):
-        WideResNet(WideResNetConfig(depth=10, width=1))(torch.zeros(8, 8))
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\); expected \(b \.\.\. c h w\)"):
+        WideResNet(WideResNetConfig(depth=10, width=1))(torch.zeros(3, 8, 8))
+
+
+def test_images_for_predict():
+    with pytest.raises(ValueError, match=r"\(2, 8, 8\); expected \(count c h w\) with c = 2"):
+        predict(small(4), torch.zeros(2, 8, 8, dtype=torch.float64), 1)
 
 
 def test_integer_images():
@@ -64,6 +76,23 @@ def test_n_beyond_capacity(n):
             call()
 
 
-def test_recalibrate_needs_a_batch():
-    with pytest.raises(ValueError, match="batches is empty"):
-        recalibrate(small(4), [], 2)
+@pytest.mark.parametrize(
+    ("batches", "error", "named"),
+    [
+        ([], ValueError, "holds no image"),
+        ([torch.zeros(0, 2, 8, 8, dtype=torch.float64)], ValueError, "holds no image"),
+        ([torch.randn(8, 2, 8, 8, dtype=torch.float64), torch.zeros(4, 3, 8, 8, dtype=torch.float64)], ValueError, "with c = 2"),
+        ([torch.randn(8, 2, 8, 8, dtype=torch.float64), (torch.zeros(4, 2, 8, 8), torch.zeros(4))], TypeError, "is a tuple"),
+        ([torch.zeros(8, 2, 8, 8, dtype=torch.uint8)], TypeError, "uint8"),
+    ],
+)
+def test_a_failed_recalibration_changes_nothing(batches, error, named):
+    model = small(4)
+    recalibrate(model, [torch.randn(8, 2, 8, 8, dtype=torch.float64)], 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(error, match=named):
+        recalibrate(model, batches, 2)
+    assert model.training
+    assert all(norm.momentum == 0.1 for norm in model.modules() if isinstance(norm, BatchNormPerN))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -29,6 +29,16 @@ def test_predict_leaves_the_model_as_it_was():
     assert not predict(model, images, 2).requires_grad
 
 
+def test_frozen_layers_stay_in_their_mode():
+    model, images = small(4).train(), torch.randn(8, 2, 8, 8, dtype=torch.float64)
+    model.stem.eval()
+    model.body.blocks[0].norm1.eval()
+    modes = [module.training for module in model.modules()]
+    recalibrate(model, [images], 2)
+    predict(model, images, 2)
+    assert [module.training for module in model.modules()] == modes
+
+
 def trained_toy(n: int) -> tuple[MIMOConv, torch.Tensor, torch.Tensor]:
     """A network that tells apart eight noisy patterns, trained with n images a pass only."""
     generator = torch.Generator().manual_seed(0)
@@ -69,14 +79,14 @@ def test_recalibrate_repairs_a_mode_never_trained():
 
 def test_recalibrate_averages_over_batches():
     model = small(2)
-    batches = [torch.randn(8, 2, 8, 8, dtype=torch.float64) for _ in range(3)]
+    batches = [torch.randn(count, 2, 8, 8, dtype=torch.float64) for count in (8, 8, 4)]
     first = model.body.blocks[0].norm1
     means = []
     for images in batches:
         recalibrate(model, [images], n=2)
         means.append(first.running_mean[1].clone())
-    recalibrate(model, batches, n=2)
-    assert_close(first.running_mean[1], sum(means) / 3)
+    recalibrate(model, [batches[0], torch.zeros(0, 2, 8, 8, dtype=torch.float64), *batches[1:]], n=2)  # empty: passed over
+    assert_close(first.running_mean[1], (2 * means[0] + 2 * means[1] + means[2]) / 5)
     assert first.batches_seen.tolist() == [0, 3]
     assert first.momentum == 0.1
     assert model.stem.norm.num_batches_tracked == 0  # the stem has statistics of its own, also where the model is in training

@@ -158,5 +158,9 @@ def test_wide_resnet_takes_any_leading_axes():
     assert model(x[:0]).shape == (0, 3)
 
 
-def test_empty_batch():
-    assert small().eval()(torch.zeros(0, 2, 2, 8, 8, dtype=torch.float64)).shape == (0, 2, 3)
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_empty_batch_has_no_rows_and_leaves_the_statistics_alone(mode):
+    model = small().train(mode)
+    before = {name: value.clone() for name, value in model.body.state_dict().items()}
+    assert model(torch.zeros(0, 2, 2, 8, 8, dtype=torch.float64)).shape == (0, 2, 3)
+    assert all(torch.equal(value, before[name]) for name, value in model.body.state_dict().items())

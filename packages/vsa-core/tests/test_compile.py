@@ -60,6 +60,18 @@ def test_bind_of_a_key_each_exports_with_a_dynamic_batch():
     assert_close(exported(x, key), hrr.bind(x, key))
 
 
+def test_bind_exports_with_a_dynamic_number_of_keys():
+    class Bind(torch.nn.Module):
+        def forward(self, x, keys):
+            return hrr.bind(x, keys)
+
+    n = torch.export.Dim("n")
+    example = torch.randn(5, 3, 16), torch.randn(3, 16)
+    exported = torch.export.export(Bind(), example, dynamic_shapes=({1: n}, {0: n})).module()
+    x, keys = torch.randn(5, 40, 16), torch.randn(40, 16)
+    assert_close(exported(x, keys), hrr.bind(x, keys))
+
+
 def test_grouping_compiles():
     torch.compiler.reset()
     items = torch.randn(7, 3)

@@ -89,10 +89,15 @@ def test_result_has_the_promoted_type():
     assert hrr.unbind(torch.randn(40, 4), torch.randn(4).double()).dtype == torch.float64
 
 
-def test_autocast_keeps_the_type_of_the_operands():
-    x, key = torch.randn(64, 16), torch.randn(16)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert hrr.bind(x, key).dtype == hrr.bind(x, x).dtype == torch.float32
+@pytest.mark.parametrize("shared", [True, False])
+def test_autocast_changes_neither_type_nor_precision(shared, device):
+    x = torch.randn(64, 16, device=device)
+    key = x[0] if shared else x
+    expected = hrr.bind(x, key)
+    with torch.autocast(device, torch.bfloat16):
+        out = hrr.bind(x, key)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, expected)
 
 
 def test_non_contiguous_and_empty_operands():

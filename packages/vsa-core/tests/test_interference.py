@@ -48,6 +48,19 @@ def test_snr_of_retrieval_is_one_over_its_noise(n, dim=256, b=500):
     assert retrieval_snr(retrieved, x) == pytest.approx(1 / retrieval_noise(n, dim), rel=0.05)
 
 
+@pytest.mark.parametrize("make_keys", [hrr.unitary_keys, hrr.random_keys])
+@pytest.mark.parametrize("n", [2, 8])
+def test_noise_energy_scatters_as_documented(make_keys, n, dim=64, trials=4000):
+    """sqrt(2 / dim) of the expectation with unitary keys, within 5 standard errors; 1.2 to 2.6 times that with Gaussian ones."""
+    x, keys = torch.randn(trials, n, dim), make_keys(trials * n, dim).reshape(trials, n, dim)
+    retrieved = hrr.unbind(hrr.bind(x, keys).sum(1), keys[:, 0])
+    energy = (retrieved - x[:, 0]).square().sum(-1) / dim
+    expected = retrieval_noise(n, dim, unitary=make_keys is hrr.unitary_keys)
+    scatter = energy.std().item() / expected / math.sqrt(2 / dim)
+    low, high = (0.93, 1.07) if make_keys is hrr.unitary_keys else (1.2, 2.6)
+    assert low < scatter < high
+
+
 def test_snr_is_infinite_without_noise():
     assert retrieval_snr(torch.ones(3), torch.ones(3)) == math.inf
 

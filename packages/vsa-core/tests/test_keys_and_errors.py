@@ -1,5 +1,7 @@
 """Keys come from their generator, and every wrong argument is refused with its value and a remedy."""
 
+import math
+
 import pytest
 import torch
 
@@ -42,6 +44,13 @@ def test_integer_keys(make_keys):
         make_keys(2, 8, dtype=torch.int64)
 
 
+@every_maker
+@pytest.mark.parametrize(("n", "dim", "named"), [(2.0, 8, "n must be a whole number, got 2.0"), (2, "8", "dim .* got '8'")])
+def test_counts_that_are_not_whole(make_keys, n, dim, named):
+    with pytest.raises(TypeError, match=named):
+        make_keys(n, dim)
+
+
 def test_more_orthogonal_keys_than_dims():
     with pytest.raises(ValueError, match="9 orthogonal keys of dim 8 do not exist: at most 8 do"):
         hrr.orthogonal_keys(9, 8)
@@ -65,7 +74,7 @@ def test_leading_axes_that_do_not_broadcast(algebra):
 
 @every_algebra
 @pytest.mark.parametrize("operation", ["bind", "unbind"])
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
 def test_operands_that_are_not_real_floating_point(algebra, operation, dtype):
     keys = algebra.random_keys(1, 8)
     with pytest.raises(TypeError, match=f"x has dtype {dtype}"):
@@ -92,7 +101,15 @@ def test_scalars(algebra):
         ),
         (lambda: slots.assignment(0, 4), ValueError, "0 superposed inputs, but there are 4 slots"),
         (lambda: slots.assignment(5, 4), ValueError, "n must be from 1 to 4"),
-        (lambda: slots.group(torch.zeros(3), 0), ValueError, "groups of 0 items"),
+        (lambda: superposition.superpose(torch.zeros(3, 8), torch.tensor(1.0), hrr.bind), ValueError, "keys is a scalar"),
+        (lambda: slots.assignment(2.0, 4), TypeError, r"n must be a whole number, got 2\.0"),
+        (lambda: slots.group(torch.zeros(3), 0), ValueError, "n must be at least 1, got 0"),
+        (lambda: slots.group(torch.zeros(3), 1.5), TypeError, r"n must be a whole number, got 1\.5"),
+        (lambda: slots.ungroup(torch.zeros(3, 2), 2.0), TypeError, r"count must be a whole number, got 2\.0"),
+        (lambda: hrr.circulant(torch.ones(3).long()), TypeError, "key has dtype torch.int64"),
+        (lambda: hrr.circulant(torch.tensor(1.0)), ValueError, r"key has shape \(\)"),
+        (lambda: hrr.involution(torch.ones(3).long()), TypeError, "key has dtype torch.int64"),
+        (lambda: hrr.involution(torch.ones(2, 0)), ValueError, r"key has shape \(2, 0\)"),
         (lambda: slots.group(torch.tensor(1.0), 2), ValueError, "scalar"),
         (lambda: slots.ungroup(torch.zeros(3), 2), ValueError, r"shape \(3,\)"),
         (lambda: slots.ungroup(torch.zeros(3, 2), 7), ValueError, "cannot take 7 items from 3 groups of 2"),
@@ -104,11 +121,20 @@ def test_scalars(algebra):
         (lambda: interference.crosstalk(torch.zeros(1, 2), torch.zeros(1, 2)), ValueError, "at least 2 inputs, got 1"),
         (lambda: interference.crosstalk(torch.ones(3, 2), torch.ones(3, 2)), ValueError, "do not vary"),
         (lambda: interference.crosstalk(torch.ones(3, 2).long(), torch.ones(3, 2)), TypeError, "outputs has dtype torch.int64"),
+        (lambda: interference.crosstalk(torch.ones(0, 3, 2), torch.ones(3, 2)), ValueError, "with a redraw at least"),
+        (lambda: interference.retrieval_noise(2.5, 8), TypeError, r"n must be a whole number, got 2\.5"),
+        (lambda: interference.attention_score_bounds(2, 2, 8, alpha=math.nan, cosine=1), ValueError, "got nan"),
+        (lambda: interference.attention_score_bounds(2, 2, 8, alpha=math.inf, cosine=1), ValueError, "got inf"),
+        (lambda: interference.attention_score_bounds(2, 2, 8, alpha=1, cosine=math.nan), ValueError, "got nan"),
         (lambda: interference.retrieval_snr(torch.ones(3), torch.ones(4)), ValueError, r"\(3,\) and reference \(4,\)"),
         (lambda: interference.retrieval_snr(torch.ones(3), torch.zeros(3)), ValueError, "zero everywhere"),
         (lambda: interference.retrieval_noise(0, 8), ValueError, "n must be at least 1, got 0"),
         (lambda: interference.attention_score_bounds(2, 0, 8, alpha=1, cosine=1), ValueError, "m must be at least 1, got 0"),
-        (lambda: interference.attention_score_bounds(2, 2, 8, alpha=0, cosine=1), ValueError, "alpha must be above 0, got 0"),
+        (
+            lambda: interference.attention_score_bounds(2, 2, 8, alpha=0, cosine=1),
+            ValueError,
+            "alpha must be above 0 and finite, got 0",
+        ),
         (lambda: interference.attention_score_bounds(2, 2, 8, alpha=1, cosine=1.5), ValueError, r"got 1\.5"),
         (lambda: interference.attention_score_bounds(2, 2, 8, alpha=1, cosine=0), ValueError, "not 0, got 0"),
     ],

@@ -21,6 +21,15 @@ def test_modules_own_keys_and_leave_computing_to_the_algebra(module):
 
 
 @every_module
+def test_as_many_vectors_as_keys(module):
+    binding = module(3, 8)
+    for call in (binding, binding.superpose):
+        for x in (torch.randn(5, 1, 8), torch.randn(5, 4, 8), torch.randn(8)):
+            with pytest.raises(ValueError, match=r"there are 3 keys: x must be \(\.\.\., 3, dim\)"):
+                call(x)
+
+
+@every_module
 def test_keys_train_only_where_asked_and_are_seeded(module):
     def make(**options):
         return module(2, 4, generator=torch.Generator().manual_seed(3), **options)

@@ -61,10 +61,11 @@ class BatchNormPerN(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], n: int) -> Float[Tensor, "b c h w"]:
         """Normalise superpositions of n inputs: by the batch's statistics in training, by those kept for n otherwise."""
-        if self.training:
+        training = self.training and x.shape[0] > 0  # an empty batch has no statistics
+        if training:
             self.batches_seen[n - 1] += 1
         mean, var = self.running_mean[n - 1], self.running_var[n - 1]
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, training, self.momentum, self.eps)
 
     def extra_repr(self) -> str:
         capacity, channels = self.running_mean.shape

@@ -1,6 +1,15 @@
 """What a network of this package is made of: plain frozen dataclasses that check themselves."""
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
+
+
+def positive(**counts: int) -> None:
+    """Raise ValueError unless every named setting is a whole number and at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number and at least 1, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +28,11 @@ class BodyConfig:
     """Height and width, in pixels, that multiply-adds are counted for; the network takes any size."""
 
     def __post_init__(self) -> None:
-        if self.depth < 10 or (self.depth - 4) % 6:
-            raise ValueError(f"depth must be 6k + 4 with k >= 1 (10, 16, 22, 28, ..), got {self.depth}")
-        if round(16 * self.width) < 1:
-            raise ValueError(f"width must leave at least one channel of 16, got {self.width}")
-        for name in ("num_classes", "in_channels", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not isinstance(self.depth, Integral) or self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"depth must be 6k + 4 with k >= 1 (10, 16, 22, 28, ..), got {self.depth!r}")
+        if not math.isfinite(self.width) or round(16 * self.width) < 1:
+            raise ValueError(f"width must be finite and leave at least one channel of 16, got {self.width}")
+        positive(num_classes=self.num_classes, in_channels=self.in_channels, image_size=self.image_size)
 
     @property
     def stages(self) -> tuple[int, int, int]:
@@ -51,9 +58,7 @@ class MIMOConvConfig(BodyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("capacity", "stem_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        positive(capacity=self.capacity, stem_channels=self.stem_channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,5 +70,4 @@ class WideResNetConfig(BodyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stem_channels < 1:
-            raise ValueError(f"stem_channels must be at least 1, got {self.stem_channels}")
+        positive(stem_channels=self.stem_channels)

@@ -1,7 +1,8 @@
 """Using a network: predict, re-estimate its statistics, count its cost."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimoconv.blocks import BatchNormPerN
-from mimoconv.model import MIMOConv, WideResNet
+from mimoconv.model import MIMOConv, WideResNet, check_images
 from vsa_core import slots
 
 PASSES = 1024
@@ -20,56 +21,79 @@ PASSES = 1024
 def predict(model: MIMOConv | WideResNet, images: Float[Tensor, "count c h w"], n: int) -> Float[Tensor, "count classes"]:
     """Logits of a flat batch in eval mode, n images a pass in their order; the last group is filled by repeating images.
 
-    Every image gets its row, whatever the count. The model's mode is left as it was found.
+    Every image gets its row, whatever the count. The mode of the model and of each of its layers stays as it is.
 
     Raises:
         ValueError: n is not from 1 to capacity, or the images do not fit the network.
+        TypeError: the images are not floating point.
         RuntimeError: the model was trained, but its BatchNorm statistics for n were never estimated: see `recalibrate`.
     """
     check_n(model, n)
+    check_images(images, model.config, axes="count c h w")
     norms = batch_norms(model)
     if any(norm.batches_seen.any() for norm in norms) and not all(norm.batches_seen[n - 1] for norm in norms):
         raise RuntimeError(
             f"this model was trained, but never with {n} images a pass, so its BatchNorm has no statistics for n = {n}: "
             f"estimate them on training images with recalibrate(model, batches, n={n})"
         )
-    mode = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return slots.ungroup(model(slots.group(images, n)), len(images))
-    finally:
-        model.train(mode)
 
 
 @torch.no_grad()
 def recalibrate(model: MIMOConv | WideResNet, batches: Iterable[Float[Tensor, "count c h w"]], n: int) -> None:
-    """Estimate the running statistics for n images a pass afresh, as plain averages over the batches of training images.
+    """Estimate the running statistics for n images a pass afresh: averages over batches of training images, by their sizes.
 
-    Statistics for other n, those of the stem, and all weights stay as they are; so does the model's mode.
+    Statistics for other n, those of the stem, all weights and modes stay as they are; after an error, everything does.
+
+    Args:
+        model: the network, trained.
+        batches: flat batches of images (no labels), as `predict` takes them; empty ones are passed over.
+        n: images a pass, from 1 to capacity.
 
     Raises:
-        ValueError: n is not from 1 to capacity, the images do not fit the network, or there is no batch.
+        ValueError: n is not from 1 to capacity, the images do not fit the network, or there are none.
+        TypeError: a batch is no tensor of floating-point images.
     """
     check_n(model, n)
-    norms, mode = batch_norms(model), model.training
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    count = 0
-    try:
-        for norm in norms:
-            norm.batches_seen[n - 1] = 0
-            norm.train()
-        for images in batches:
-            count += 1
+    norms = batch_norms(model)
+    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
+    passes = 0
+    with evaluating(model):
+        try:
             for norm in norms:
-                norm.momentum = 1 / count
-            model(slots.group(images, n))
+                norm.batches_seen[n - 1] = 0
+                norm.train()
+            for images in batches:
+                if not isinstance(images, Tensor):
+                    raise TypeError(f"a batch is a {type(images).__name__}; it must be a tensor of images, without labels")
+                check_images(images, model.config, axes="count c h w")
+                groups = slots.group(images, n)
+                passes += len(groups)
+                for norm in norms:
+                    norm.momentum = len(groups) / max(1, passes)
+                model(groups)
+            if not passes:
+                raise ValueError("batches holds no image: statistics need training images")
+        except BaseException:
+            for norm, (_, state) in zip(norms, before, strict=True):
+                norm.load_state_dict(state)
+            raise
+        finally:
+            for norm, (momentum, _) in zip(norms, before, strict=True):
+                norm.momentum = momentum
+
+
+@contextmanager
+def evaluating(model: MIMOConv | WideResNet) -> Iterator[None]:
+    """Eval mode inside; afterwards every layer is in the mode that it was found in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.train(mode)
-    if count == 0:
-        raise ValueError("batches is empty: statistics need at least one batch of training images")
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def count_macs(model: MIMOConv | WideResNet, n: int = 1) -> float:

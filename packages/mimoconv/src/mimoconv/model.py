@@ -84,14 +84,14 @@ class WideResNet(nn.Module):
         self.norm = BatchNormPerN(features, 1)
         self.head = nn.Linear(features, config.num_classes)
 
-    def forward(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b classes"]:
-        """Logits; any leading axes, so that it also takes groups of one image, (b, 1, c, h, w), as MIMOConv does.
+    def forward(self, x: Float[Tensor, "b *g c h w"]) -> Float[Tensor, "b *g classes"]:
+        """Logits; one or more leading axes, so that it also takes groups of one image, (b, 1, c, h, w), as MIMOConv does.
 
         Raises:
-            ValueError: the channels are not the configured ones.
+            ValueError: there is no leading axis, or the channels are not the configured ones.
             TypeError: `x` is not floating point.
         """
-        check_images(x, self.config, axes="... c h w")
+        check_images(x, self.config, axes="b ... c h w")
         maps = self.norm(self.body(self.stem(x.flatten(0, -4)), 1), 1)
         logits: Tensor = self.head(maps.relu().mean((-2, -1)))
         return logits.reshape(*x.shape[:-3], self.config.num_classes)
@@ -101,6 +101,6 @@ def check_images(x: Tensor, config: BodyConfig, axes: str) -> None:
     """Raise unless `x` holds floating-point images with the configured channels and the named axes."""
     if not x.is_floating_point():
         raise TypeError(f"images have dtype {x.dtype}; scale and normalise them to floating point first")
-    fits = x.dim() >= 4 if axes.startswith("...") else x.dim() == len(axes.split())
-    if not fits or x.shape[-3] != config.in_channels:
-        raise ValueError(f"images have shape {tuple(x.shape)}; expected ({axes}) with c = {config.in_channels}")
+    fits = x.dim() >= 4 if "..." in axes else x.dim() == len(axes.split())
+    if not fits or x.shape[-3] != config.in_channels or 0 in x.shape[-2:]:
+        raise ValueError(f"images have shape {tuple(x.shape)}; expected ({axes}) with c = {config.in_channels}, h and w from 1")

@@ -1,14 +1,26 @@
 """What every algebra asks of its arguments, in one place, so that every error reads alike."""
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def floating(**tensors: Tensor) -> None:
-    """Raise TypeError unless every named tensor is real and floating point."""
+    """Raise TypeError unless every named tensor is real and floating point, of 16 bits or more."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if tensor.dtype not in DTYPES:
             raise TypeError(f"{name} has dtype {tensor.dtype}; convert it to a real floating-point type, as in {name}.float()")
+
+
+def vectors(**tensors: Tensor) -> None:
+    """Raise unless every named tensor is floating point and has a last axis of at least one number."""
+    floating(**tensors)
+    for name, tensor in tensors.items():
+        if tensor.dim() < 1 or tensor.shape[-1] < 1:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it needs a last axis dim of at least 1")
 
 
 def same_dim(x: Tensor, key: Tensor, key_axes: int = 1) -> None:
@@ -27,15 +39,33 @@ def same_dim(x: Tensor, key: Tensor, key_axes: int = 1) -> None:
 
 
 def positive(**counts: int) -> None:
-    """Raise ValueError unless every named count is at least 1."""
+    """Raise unless every named count is a whole number and at least 1."""
     for name, value in counts.items():
+        whole(**{name: value})
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def whole(**counts: int) -> None:
+    """Raise TypeError unless every named count is a whole number."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral | torch.SymInt):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+
+
+def a_key_each(x: Tensor, keys: Tensor) -> None:
+    """Raise ValueError unless `x` (*b n dim) holds as many vectors as there are keys (n ...)."""
+    if keys.dim() < 1:
+        raise ValueError("keys is a scalar; it needs a first axis n, a key for each vector")
+    if x.dim() < 2 or x.shape[-2] != keys.shape[0]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and there are {keys.shape[0]} keys: x must be (..., {keys.shape[0]}, dim)"
+        )
 
 
 def key_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """The type keys are drawn in: the default type where none is named; TypeError if it is no real floating type."""
     dtype = dtype or torch.get_default_dtype()
-    if not dtype.is_floating_point:
+    if dtype not in DTYPES:
         raise TypeError(f"keys cannot have dtype {dtype}; choose a floating-point type such as torch.float32")
     return dtype

@@ -39,7 +39,7 @@ def random_keys(
 
     Raises:
         ValueError: `n` or `dim` is below 1.
-        TypeError: `dtype` is not floating point.
+        TypeError: `n` or `dim` is not a whole number, or `dtype` is not a floating-point type of 16 bits or more.
     """
     checks.positive(n=n, dim=dim)
     bits = torch.randint(2, (n, dim), generator=generator, device=device)

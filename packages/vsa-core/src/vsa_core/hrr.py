@@ -31,8 +31,8 @@ BLOCK = 2**17
 def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Tensor, "*_ dim"]:
     """Circular convolution over the last axis: `out[i] = sum_j x[j] key[(i - j) mod dim]` (Plate, 1995).
 
-    Leading axes broadcast. The result has the promoted type of both; half types are computed in float32 by FFT, or by a
-    matrix product with the key's circulant, whichever is faster for these shapes.
+    Leading axes broadcast. The result has the promoted type of both, also under autocast; half types are computed in float32
+    by FFT, or by a matrix product with the key's circulant, whichever is faster for these shapes.
 
     Args:
         x: vectors (*b dim), real floating point, dim >= 1.
@@ -50,9 +50,9 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Te
     dtype = torch.promote_types(x.dtype, key.dtype)
     x, key = x.to(dtype), key.to(dtype)
     if _circulant_pays(x, key):
-        return mbat.bind(x, circulant(key)).to(dtype)
+        return _matrix_product(x, key)
     if _circulant_pays(key, x):  # convolution commutes
-        return mbat.bind(key, circulant(x)).to(dtype)
+        return _matrix_product(key, x)
     fft_dtype = torch.promote_types(dtype, torch.float32)
     return _fft_convolve(x.to(fft_dtype), key.to(fft_dtype)).to(dtype)
 
@@ -73,12 +73,20 @@ def unbind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[
 
 
 def involution(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim"]:
-    """The key read backwards, `out[i] = key[-i mod dim]`: binding to it is unbinding (Plate's approximate inverse)."""
+    """The key read backwards, `out[i] = key[-i mod dim]`: binding to it is unbinding (Plate's approximate inverse).
+
+    Raises:
+        TypeError: `key` is not real floating point.
+        ValueError: `key` has no last axis of at least one number.
+    """
+    checks.vectors(key=key)
     return key.flip(-1).roll(1, -1)
 
 
 def circulant(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim dim"]:
     """The matrix that a key is: `circulant(key) @ x == bind(x, key)`, with entries `[i, j] = key[(i - j) mod dim]`.
+
+    Errors as in `involution`.
 
     >>> import torch
     >>> circulant(torch.tensor([1.0, 2.0, 3.0]))
@@ -86,6 +94,7 @@ def circulant(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim dim"]:
             [2., 1., 3.],
             [3., 2., 1.]])
     """
+    checks.vectors(key=key)
     index = torch.arange(key.shape[-1], device=key.device)
     return key[..., (index[:, None] - index) % key.shape[-1]]
 
@@ -102,7 +111,7 @@ def random_keys(
 
     Raises:
         ValueError: `n` or `dim` is below 1.
-        TypeError: `dtype` is not floating point.
+        TypeError: `n` or `dim` is not a whole number, or `dtype` is not a floating-point type of 16 bits or more.
     """
     checks.positive(n=n, dim=dim)
     draw = torch.randn(n, dim, generator=generator, device=device, dtype=torch.float64)
@@ -121,7 +130,7 @@ def unitary_keys(
 
     Raises:
         ValueError: `n` or `dim` is below 1.
-        TypeError: `dtype` is not floating point.
+        TypeError: `n` or `dim` is not a whole number, or `dtype` is not a floating-point type of 16 bits or more.
     """
     checks.positive(n=n, dim=dim)
     spectrum = rfft(torch.randn(n, dim, generator=generator, device=device, dtype=torch.float64))
@@ -141,7 +150,7 @@ def orthogonal_keys(
 
     Raises:
         ValueError: `n` or `dim` is below 1, or `n` exceeds `dim`.
-        TypeError: `dtype` is not floating point.
+        TypeError: `n` or `dim` is not a whole number, or `dtype` is not a floating-point type of 16 bits or more.
     """
     checks.positive(n=n, dim=dim)
     if n > dim:
@@ -156,9 +165,17 @@ def _circulant_pays(x: Tensor, key: Tensor) -> bool:
     dim = x.shape[-1]
     if dim > CIRCULANT_MAX_DIM.get((x.device.type, x.dtype), 0):
         return False
-    if torch.compiler.is_compiling():  # a decision on a symbolic batch size would pin it
-        return key.dim() < x.dim() and math.prod(key.shape) * dim <= BLOCK
+    if torch.compiler.is_compiling():  # a decision on a symbolic size would pin it
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # here, because the import takes long
+
+        return key.dim() < x.dim() and statically_known_true(math.prod(key.shape) * dim <= BLOCK)
     return x.numel() >= key.numel() * dim
+
+
+def _matrix_product(x: Tensor, key: Tensor) -> Tensor:
+    """The product with the key's circulant, in the operands' own precision under autocast too, as the FFT's is."""
+    with torch.autocast(x.device.type, enabled=False):
+        return mbat.bind(x, circulant(key))
 
 
 def _fft_convolve(x: Tensor, key: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vsa_core import hadamard, hrr, mbat, superposition
+from vsa_core import checks, hadamard, hrr, mbat, superposition
 
 
 class Algebra(Protocol):
@@ -27,7 +27,12 @@ class Binding(nn.Module):
         self.keys = nn.Parameter(self.algebra.random_keys(n, dim, generator=generator), requires_grad=trainable)
 
     def forward(self, x: Float[Tensor, "*b n dim"]) -> Float[Tensor, "*b n dim"]:
-        """Bind vector i of the n to key i."""
+        """Bind vector i of the n to key i.
+
+        Raises:
+            ValueError: `x` does not hold n vectors.
+        """
+        checks.a_key_each(x, self.keys)
         return self.algebra.bind(x, self.keys)
 
     def superpose(self, x: Float[Tensor, "*b n dim"]) -> Float[Tensor, "*b dim"]:

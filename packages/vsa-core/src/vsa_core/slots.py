@@ -4,18 +4,22 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from vsa_core import checks
+
 
 def assignment(n: int, capacity: int, *, device: torch.device | str | None = None) -> Int[Tensor, " capacity"]:
     """The input that each slot carries when n share a pass: 0, 1, .., n-1, 0, 1, .. No input has two slots more than another.
 
     Raises:
         ValueError: unless 1 <= n <= capacity.
+        TypeError: either is not a whole number.
 
     >>> assignment(2, 4)
     tensor([0, 1, 0, 1])
     >>> assignment(3, 4)
     tensor([0, 1, 2, 0])
     """
+    checks.whole(n=n, capacity=capacity)
     if not 1 <= n <= capacity:
         raise ValueError(f"{n} superposed inputs, but there are {capacity} slots: n must be from 1 to {capacity}")
     return torch.arange(capacity, device=device) % n
@@ -28,6 +32,7 @@ def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *
 
     Raises:
         ValueError: n is below 1, or `items` has no batch axis.
+        TypeError: n is not a whole number.
 
     >>> import torch
     >>> group(torch.arange(5), 2)
@@ -35,8 +40,7 @@ def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *
             [2, 3],
             [4, 0]])
     """
-    if n < 1:
-        raise ValueError(f"groups of {n} items: n must be at least 1")
+    checks.positive(n=n)
     if items.dim() < 1:
         raise ValueError("items is a scalar; it needs a batch axis (count, ...)")
     count = items.shape[0]
@@ -50,6 +54,7 @@ def ungroup(groups: Shaped[Tensor, "b n *item"], count: int) -> Shaped[Tensor, "
 
     Raises:
         ValueError: `groups` has fewer than two axes, or not `count` items.
+        TypeError: `count` is not a whole number.
 
     >>> import torch
     >>> ungroup(group(torch.arange(5), 2), 5)
@@ -57,6 +62,7 @@ def ungroup(groups: Shaped[Tensor, "b n *item"], count: int) -> Shaped[Tensor, "
     """
     if groups.dim() < 2:
         raise ValueError(f"groups has shape {tuple(groups.shape)}; it needs axes (b, n, ...)")
+    checks.whole(count=count)
     held = groups.shape[0] * groups.shape[1]
     if not 0 <= count <= held:
         raise ValueError(

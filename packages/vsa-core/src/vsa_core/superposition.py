@@ -40,8 +40,5 @@ def superpose(
     >>> superpose(x, torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard.bind)
     tensor([ 4., -2.])
     """
-    if x.dim() < 2 or x.shape[-2] != keys.shape[0]:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)} and there are {keys.shape[0]} keys: x must be (..., {keys.shape[0]}, dim)"
-        )
+    checks.a_key_each(x, keys)
     return bundle(bind(x, keys))

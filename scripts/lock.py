@@ -24,7 +24,7 @@ def versions_only(lock: str) -> str:
 
 
 if __name__ == "__main__":
-    subprocess.run(["uv", "lock", *sys.argv[1:]], check=True, cwd=LOCK.parent)
+    subprocess.run([LOCK.parent / "scripts" / "uv", "lock", *sys.argv[1:]], check=True, cwd=LOCK.parent)
     LOCK.write_text(versions_only(LOCK.read_text()))
     if "://" in LOCK.read_text():
         sys.exit(f"{LOCK.name} still holds an address; teach scripts/lock.py to drop it")

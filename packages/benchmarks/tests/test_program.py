@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mimo_benchmarks.__main__ import main, parse
+from mimo_benchmarks.__main__ import main
+from mimo_benchmarks.program import parse
 
 RUN = Path(__file__).parent.parent / "run.py"
 SHORT = ["--optim.steps", "4", "--optim.groups", "4", "--log-every", "2", "--threads", "1"]
@@ -34,15 +35,25 @@ def refused(capsys, *arguments):
         (["zzz"], "choose one of quickstart, mnist"),
         (["--optim.learning-rate", "1"], "--optim.learning-rate"),
         (["--optim.lr", "fast"], "fast"),
-        (["--optim.lr", "-1"], "optim.lr must be above 0, got -1.0"),
+        (["--optim.lr", "-1"], "optim.lr must be above 0 and finite, got -1.0"),
+        (["--optim.lr", "inf"], "optim.lr must be above 0 and finite, got inf"),
+        (["--optim.weight-decay", "nan"], "optim.weight_decay must be finite and not negative, got nan"),
         (["--optim.steps", "0"], "optim.steps must be at least 1, got 0"),
         (["--n", "1", "8", "--n-odds", "1", "1"], "n = 8, but model.capacity is 4"),
         (["--n-odds", "1"], "n_odds must hold one number for each"),
         (["--model.depth", "11"], "depth must be 6k + 4"),
-        (["--augment.shift", "-1"], "augment.shift must not be negative"),
+        (["--augment.shift", "-1"], "augment.shift must be finite and not negative, got -1"),
+        (["--augment.rotate", "nan"], "augment.rotate must be finite and not negative, got nan"),
+        (["--n-odds", "1", "1", "inf"], "n_odds must be finite"),
+        (["--n-odds", "0", "0", "0"], "n_odds must have a finite sum above 0"),
+        (["--model.width", "inf"], "width must be finite"),
+        (["--model.stem-channels", "10000000000"], "this network is too large to be built"),
+        (["--model.stem-channels", "100000000000000000000"], "this network is too large to be built"),
+        (["--threads", "100000"], "threads = 100000, but this process may use"),
         (["--model.image-size", "32"], "task digits needs --model.image-size 8, got 32"),
         (["--task", "imagenet"], "no task 'imagenet'; choose one of digits, mnist"),
-        (["--seed", "-3"], "seed must not be negative, got -3"),
+        (["--seed", "-3"], "seed must be from 0 to 2^32 - 1, got -3"),
+        (["--seed", "4294967296"], "seed must be from 0 to 2^32 - 1, got 4294967296"),
         (["mnist", "--data-dir", "/nonexistent"], "train-images-idx3-ubyte is missing"),
     ],
 )
@@ -62,6 +73,13 @@ def test_a_folder_without_rights(capsys, tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     assert "cannot be made" in refused(capsys, *SHORT, "--out", str(blocker / "run"))
+
+
+@pytest.mark.unchecked
+def test_a_file_where_the_runs_go(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    assert "the run directory cannot be made" in refused(capsys, *SHORT)
 
 
 def test_help_explains_presets_and_flags(capsys):
@@ -130,11 +148,40 @@ def test_default_directories_are_numbered(tmp_path, monkeypatch, capsys):
     assert "No controls were trained" in capsys.readouterr().out
 
 
+def test_a_network_of_one_slot(tmp_path, capsys):
+    """Superposition without superposition: its row is the superposed one, and each control is named and trained once."""
+    one = ["--model.capacity", "1", "--n", "1", "--n-odds", "1", "--model.width", "0.25"]
+    main([*SHORT, *one, "--out", str(tmp_path / "run")])
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
+    assert [(row["model"], row["superposed"]) for row in rows] == [
+        ("MIMOConv", True),
+        ("plain CNN, 1.75x the cost of n=1", False),
+    ]
+    assert "Here the plain CNN, 1.75x the cost of n=1, scores" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_importing_ends_in_a_line(monkeypatch, capsys):
+    class Interrupting:
+        def find_spec(self, name, *_):
+            if name == "mimo_benchmarks.program":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "mimo_benchmarks.program")
+    monkeypatch.delattr("mimo_benchmarks.program")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
 @pytest.mark.unchecked
 def test_ctrl_c_ends_in_a_line(tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, str(RUN), "--optim.steps", "100000", "--log-every", "1", "--threads", "1", "--out", str(run)]
+    command = [sys.executable, str(RUN), "--optim.steps", "3000", "--log-every", "1", "--no-controls", "--out", str(run)]
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore the signal
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    signal.signal(signal.SIGINT, inherited)
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -151,3 +198,15 @@ def test_two_processes_write_one_run(tmp_path):
     subprocess.run([*command, "--out", str(tmp_path / "run")], check=True, capture_output=True, env=environment)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert len(result["rows"]) == 5
+
+
+@pytest.mark.unchecked
+def test_groups_that_cannot_be_shared_by_the_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(RUN)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    run = subprocess.run(
+        [*command, "--optim.groups", "5"], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert run.returncode != 0
+    assert "error: optim.groups = 5 cannot be shared by 2 processes" in run.stderr
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ def test_table_is_aligned_markdown():
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == list(report.COLUMNS)
     assert [cell.strip() for cell in lines[3].strip("|").split("|")] == ["MIMOConv", "4", "95.50%", "40,000", "4.00x", "0.856 M"]
-    assert re.fullmatch(r"[|: -]+", lines[1])
+    assert re.fullmatch(r"\| -+ \|( -+: \|){5}", lines[1])
 
 
 def test_verdict_names_the_winner():
@@ -26,6 +26,9 @@ def test_verdict_names_the_winner():
     lost = [*ROWS[:2], replace(ROWS[2], accuracy=0.9)]
     assert "does as well" not in report.verdict(lost)
     assert "90.00% against 95.50%" in report.verdict(lost)
+    larger = [*ROWS[:2], replace(ROWS[2], macs=2e6)]
+    assert "does as well" not in report.verdict(larger)
+    assert "99.00% against 95.50%" in report.verdict(larger)
     assert "No controls" in report.verdict(ROWS[:2])
 
 

@@ -1,68 +1,19 @@
-"""The command line: a preset's name, flags that change it, and clear words for whatever goes wrong."""
+"""The entry point; whatever takes seconds to import comes after it, so that Ctrl-C ends in a line at any moment."""
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
-
-import torch
-import tyro
-from accelerate import Accelerator
-
-from mimo_benchmarks import experiment
-from mimo_benchmarks.config import RunConfig
-from mimo_benchmarks.errors import ConfigError, DatasetError
-from mimo_benchmarks.presets import PRESETS
-
-
-def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
-    """The preset's name and its configuration with the flags applied; quickstart where no name comes first.
-
-    Raises:
-        ConfigError: an unknown preset, or a value that cannot work.
-        SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
-    """
-    name, flags = "quickstart", list(arguments)
-    if flags and not flags[0].startswith("-"):
-        name = flags.pop(0)
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(PRESETS)}"
-        raise ConfigError(f"there is no preset {name!r}: {hint}")
-    presets = "\n".join(f"  {preset}: {(make.__doc__ or '').splitlines()[0]}" for preset, make in PRESETS.items())
-    description = (
-        "Train one network in superposition and plain ones of equal cost on the same images, then compare accuracy and "
-        f"throughput.\n\nusage: run.py [PRESET] [--flags]; a preset comes first, and flags change it:\n\n{presets}\n\n"
-        f"The defaults below are those of {name}."
-    )
-    try:
-        return name, tyro.cli(RunConfig, default=PRESETS[name](), args=flags, prog=f"run.py {name}", description=description)
-    except ValueError as error:  # a dataclass refused a value
-        raise ConfigError(str(error)) from error
-
-
-def use_cores(config: RunConfig, accelerator: Accelerator) -> None:
-    """Share the cores between the processes; the launcher leaves each with one thread."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(config.threads or max(1, available // accelerator.num_processes))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; exit code 2 for settings or data that cannot work, 1 for a failed run, 130 for Ctrl-C."""
     try:
-        preset, config = parse(sys.argv[1:] if arguments is None else arguments)
-        accelerator = Accelerator()
-        use_cores(config, accelerator)
-        experiment.run(config, preset, accelerator)
-        accelerator.end_training()
-    except (ConfigError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        from mimo_benchmarks import program
+
+        program.execute(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        print("\nInterrupted. metrics.jsonl in the run directory holds what was logged so far.", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # one line, however many processes
+            print("\nInterrupted.", file=sys.stderr)
         sys.exit(130)
 
 

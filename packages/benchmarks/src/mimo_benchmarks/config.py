@@ -1,6 +1,7 @@
 """What a run is made of: frozen dataclasses that check themselves and fill `--help`."""
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from mimo_benchmarks.errors import ConfigError
@@ -35,11 +36,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"optim.steps must be at least 1, got {self.steps}")
         require(self.groups >= 1, f"optim.groups must be at least 1, got {self.groups}")
-        require(self.lr > 0, f"optim.lr must be above 0, got {self.lr}")
-        require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        require(0 < self.lr < inf, f"optim.lr must be above 0 and finite, got {self.lr}")
+        require(0 <= self.weight_decay < inf, f"optim.weight_decay must be finite and not negative, got {self.weight_decay}")
         require(0 <= self.warmup <= 1, f"optim.warmup is a share of the steps, from 0 to 1, got {self.warmup}")
         require(0 <= self.label_smoothing < 1, f"optim.label_smoothing must be from 0 to below 1, got {self.label_smoothing}")
-        require(self.max_grad_norm > 0, f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
+        require(0 < self.max_grad_norm <= inf, f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("rotate", "shift", "scale"):
-            require(getattr(self, name) >= 0, f"augment.{name} must not be negative, got {getattr(self, name)}")
+            value = getattr(self, name)
+            require(0 <= value < inf, f"augment.{name} must be finite and not negative, got {value}")
         require(self.scale < 1, f"augment.scale must be below 1, got {self.scale}")
 
 
@@ -95,7 +97,8 @@ class RunConfig:
             )
         odds = self.n_odds
         require(len(odds) == len(self.n), f"n_odds must hold one number for each of n = {self.n}, got {odds}")
-        require(min(odds) >= 0 and max(odds) > 0, f"n_odds must not be negative nor all zero, got {odds}")
-        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        require(all(0 <= odd < inf for odd in odds), f"n_odds must be finite and not negative, got {odds}")
+        require(0 < sum(odds) < inf, f"n_odds must have a finite sum above 0, got {odds}")
+        require(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")
         require(self.threads is None or self.threads >= 1, f"threads must be at least 1, got {self.threads}")
         require(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")

@@ -9,15 +9,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mimo_benchmarks import report, tasks
-from mimo_benchmarks.baselines.equal_cost import equal_cost
+from mimo_benchmarks.baselines.equal_cost import TOLERANCE, equal_cost
 from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.folder import data_folder
+from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.evaluate import accuracy
 from mimo_benchmarks.log import RunDirectory, new_directory
 from mimo_benchmarks.report import Row
 from mimo_benchmarks.throughput import images_per_second
 from mimo_benchmarks.train import Network, train
-from mimoconv import MIMOConv, WideResNet, count_macs, recalibrate
+from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, count_macs, recalibrate
 
 THROUGHPUT_IMAGES = 960
 """Images that throughput is measured on: a multiple of every n up to 6."""
@@ -33,21 +34,21 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
     """
     start = time.perf_counter()
     task = tasks.load(config.task, data_folder(config.data_dir))
-    check_fit(config, task)
+    check_fit(config, task, accelerator)
+    set_seed(config.seed)
+    network = build(config.model)
     task = task.to(accelerator.device)
     main = accelerator.is_main_process
     directory = RunDirectory(new_directory(config.out, preset), preset, config, accelerator.device) if main else None
     log = directory.log if directory else lambda **_: None
+    if directory:
+        print(f"Writing to {directory.path}")
 
-    models: list[tuple[str, Network, list[int]]] = []
-    set_seed(config.seed)
-    network = MIMOConv(config.model)
-    models.append(("MIMOConv", network, sorted(config.n)))
+    models: list[tuple[str, Network, list[int]]] = [("MIMOConv", network, sorted(config.n))]
     if config.controls:
-        for n in sorted({min(config.n), max(config.n)}):
+        for name, plain in controls(network, {min(config.n), max(config.n)}).items():
             set_seed(config.seed)
-            plain = WideResNet(equal_cost(config.model, count_macs(network, n)))
-            models.append((f"plain CNN, cost of n={n}", plain, [1]))
+            models.append((name, WideResNet(plain), [1]))
     trained = [(name, *train(model, task, config, accelerator, name=name, log=log), ns) for name, model, ns in models]
     if directory is None:
         return Path()
@@ -66,7 +67,7 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
             images_per_second=rate,
             speedup=rate / rates[0],
             macs=count_macs(model, n),
-            superposed=model.capacity > 1,
+            superposed=isinstance(model, MIMOConv),
         )
         for (name, model, n), rate in zip(settings, rates, strict=True)
     ]
@@ -88,8 +89,32 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
     return directory.path
 
 
-def check_fit(config: RunConfig, task: tasks.Task) -> None:
-    """Raise ConfigError unless the network's input and output are the task's."""
+def build(config: MIMOConvConfig) -> MIMOConv:
+    """The network; ConfigError where its sizes are beyond the machine."""
+    try:
+        return MIMOConv(config)
+    except (RuntimeError, TypeError, MemoryError) as error:  # the allocator's errors, and sizes beyond 64 bits
+        raise ConfigError(f"this network is too large to be built: {str(error).splitlines()[0]}") from error
+
+
+def controls(network: MIMOConv, inputs: set[int]) -> dict[str, WideResNetConfig]:
+    """The plain networks that cost as much as each number of inputs a pass, under names that say so, or how far they are off.
+
+    One network where two numbers come down to the same.
+    """
+    chosen = {equal_cost(network.config, count_macs(network, n)): n for n in sorted(inputs)}
+    names = {}
+    for config, n in chosen.items():
+        with torch.device("meta"):
+            ratio = count_macs(WideResNet(config)) / count_macs(network, n)
+        names[f"plain CNN, {'' if abs(ratio - 1) <= TOLERANCE else f'{ratio:.2f}x the '}cost of n={n}"] = config
+    return names
+
+
+def check_fit(config: RunConfig, task: tasks.Task, accelerator: Accelerator) -> None:
+    """Raise ConfigError unless the network's input and output are the task's, and the groups can be shared by the processes."""
+    world = accelerator.num_processes
+    require(config.optim.groups % world == 0, f"optim.groups = {config.optim.groups} cannot be shared by {world} processes")
     channels, size = task.train.images.shape[1:3]
     needed = {"in_channels": channels, "image_size": size, "num_classes": task.classes}
     for name, value in needed.items():

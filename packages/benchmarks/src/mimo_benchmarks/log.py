@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,15 @@ def new_directory(given: Path | None, preset: str) -> Path:
     Raises:
         ConfigError: it exists already, or cannot be made.
     """
-    try:
-        if given is not None:
-            given.mkdir(parents=True)
-            return given
-        Path("runs").mkdir(exist_ok=True)
-        for number in range(1, 1_000_000):
-            path = Path("runs") / f"{preset}-{number:03}"
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            return path
-    except FileExistsError as error:
-        raise ConfigError(f"{given} exists already, and a run never overwrites another: choose another --out") from error
-    except OSError as error:
-        raise ConfigError(f"the run directory cannot be made ({error}): choose another --out") from error
-    raise ConfigError("runs/ is full: choose another --out")
+    for path in [given] if given else (Path("runs") / f"{preset}-{number:03}" for number in count(1)):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"the run directory cannot be made ({error}): choose another --out") from error
+        return path
+    raise ConfigError(f"{given} exists already, and a run never overwrites another: choose another --out")
 
 
 class RunDirectory:
@@ -86,11 +79,15 @@ def installed(name: str) -> str:
 
 
 def git_revision() -> str:
-    """The commit of this source tree, "+" appended where it was changed since; "unknown" outside a checkout."""
+    """The commit of this source tree, "+" appended where it was changed since; "unknown" outside a checkout.
+
+    Changes of uv.lock do not count: uv itself fills in addresses.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], check=True, capture_output=True, text=True).stdout.strip()
+        status = [*git, "status", "--porcelain", "--", ":/", ":(top,exclude)uv.lock"]
+        changed = subprocess.run(status, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision + ("+" if changed else "")

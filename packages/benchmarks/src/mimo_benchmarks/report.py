@@ -9,6 +9,8 @@ from typing import Any
 
 import matplotlib
 
+from mimo_benchmarks.baselines.equal_cost import TOLERANCE
+
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
@@ -49,7 +51,7 @@ def cells(row: Row) -> tuple[str, ...]:
 def table(rows: list[Row]) -> str:
     """Markdown with aligned columns."""
     lines = [COLUMNS, *(cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    widths = [max(2, *(len(line[i]) for line in lines)) for i in range(len(COLUMNS))]  # a rule takes two
     padded = [[line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in lines]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
@@ -62,8 +64,8 @@ def verdict(rows: list[Row]) -> str:
     if not plain:
         return "No controls were trained, so this run says nothing of whether a smaller plain network would do as well."
     rival = min(plain, key=lambda row: row.macs)
-    compared = f"the plain CNN that costs as much as n = {fast.n} scores {rival.accuracy:.2%} against {fast.accuracy:.2%}"
-    if rival.accuracy >= fast.accuracy:
+    compared = f"the {rival.model}, scores {rival.accuracy:.2%} against {fast.accuracy:.2%} at n = {fast.n}"
+    if rival.accuracy >= fast.accuracy and rival.macs <= (1 + TOLERANCE) * fast.macs:
         return (
             f"On this task a smaller plain network does as well: {compared}. "
             "What superposition adds is one set of weights whose throughput is chosen at every call."

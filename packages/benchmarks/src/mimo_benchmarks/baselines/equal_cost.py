@@ -7,6 +7,9 @@ from mimoconv import BodyConfig, WideResNet, WideResNetConfig, count_macs
 STEP = 8
 """Channels come in multiples of this: odd counts waste the machine's vector lanes, which would flatter superposition."""
 
+TOLERANCE = 0.1
+"""A network whose multiply-adds are further off, as a share of those asked for, is not called one of equal cost."""
+
 
 def equal_cost(like: BodyConfig, macs: float) -> WideResNetConfig:
     """The plain wide ResNet of the same depth whose multiply-adds per image come closest to `macs`.

@@ -20,6 +20,7 @@ def test_modules_own_keys_and_leave_computing_to_the_algebra(module):
     assert repr(binding).endswith("(n=3, dim=8, trainable=True)")
 
 
+@pytest.mark.unchecked
 @every_module
 def test_as_many_vectors_as_keys(module):
     binding = module(3, 8)

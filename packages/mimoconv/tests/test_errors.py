@@ -5,7 +5,7 @@ import torch
 from test_mimoconv import small
 
 from mimoconv import MIMOConvConfig, WideResNet, WideResNetConfig, count_macs, predict, recalibrate
-from mimoconv.blocks import BatchNormPerN
+from mimoconv.inference import norms_per_n
 
 pytestmark = pytest.mark.unchecked  # these errors are ours, not the shape checker's
 
@@ -41,8 +41,8 @@ def test_wide_resnet_configuration():
 @pytest.mark.parametrize(
     ("shape", "named"),
     [
-        ((2, 0, 2, 8, 8), "0 superposed images, but this network has 4 slots"),
-        ((2, 5, 2, 8, 8), "5 superposed images, but this network has 4 slots"),
+        ((2, 0, 2, 8, 8), "0 superposed inputs, but there are 4 slots"),
+        ((2, 5, 2, 8, 8), "5 superposed inputs, but there are 4 slots"),
         ((2, 2, 3, 8, 8), r"\(2, 2, 3, 8, 8\); expected \(b n c h w\) with c = 2"),
         ((2, 2, 8, 8), r"\(2, 2, 8, 8\); expected"),
         ((2, 2, 2, 8, 0), r"\(2, 2, 2, 8, 0\); expected .* h and w from 1"),
@@ -72,7 +72,7 @@ def test_integer_images():
 def test_n_beyond_capacity(n):
     model, images = small(4), torch.zeros(3, 2, 8, 8, dtype=torch.float64)
     for call in (lambda: predict(model, images, n), lambda: recalibrate(model, [images], n), lambda: count_macs(model, n)):
-        with pytest.raises(ValueError, match=f"{n} superposed images, but this network has 4 slots"):
+        with pytest.raises(ValueError, match=f"{n} superposed inputs, but there are 4 slots"):
             call()
 
 
@@ -93,6 +93,6 @@ def test_a_failed_recalibration_changes_nothing(batches, error, named):
     with pytest.raises(error, match=named):
         recalibrate(model, batches, 2)
     assert model.training
-    assert all(norm.momentum == 0.1 for norm in model.modules() if isinstance(norm, BatchNormPerN))
+    assert all(norm.momentum == 0.1 for norm in norms_per_n(model))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -32,7 +32,7 @@ def test_predict_leaves_the_model_as_it_was():
 def test_frozen_layers_stay_in_their_mode():
     model, images = small(4).train(), torch.randn(8, 2, 8, 8, dtype=torch.float64)
     model.stem.eval()
-    model.body.blocks[0].norm1.eval()
+    model.body.module.stage1[0].norm1.eval()
     modes = [module.training for module in model.modules()]
     recalibrate(model, [images], 2)
     predict(model, images, 2)
@@ -69,10 +69,10 @@ def test_recalibrate_repairs_a_mode_never_trained():
     assert F.cross_entropy(repaired, labels) < 0.3
     assert (repaired.argmax(-1) == labels).double().mean() > 0.9
     for name, value in model.state_dict().items():
-        if "running" in name and value.dim() == 2:
+        if "running" in name and name.startswith("body"):
             assert torch.equal(value[1], kept[name][1])  # statistics for n = 2
             assert not torch.equal(value[0], kept[name][0])
-        elif "batches_seen" not in name:
+        elif not (name.startswith("body") and "num_batches_tracked" in name):
             assert torch.equal(value, kept[name])  # weights, and the stem's own statistics
     assert not model.training
 
@@ -80,14 +80,14 @@ def test_recalibrate_repairs_a_mode_never_trained():
 def test_recalibrate_averages_over_batches():
     model = small(2)
     batches = [torch.randn(count, 2, 8, 8, dtype=torch.float64) for count in (8, 8, 4)]
-    first = model.body.blocks[0].norm1
+    first = model.body.module.stage1[0].norm1
     means = []
     for images in batches:
         recalibrate(model, [images], n=2)
         means.append(first.running_mean[1].clone())
     recalibrate(model, [batches[0], torch.zeros(0, 2, 8, 8, dtype=torch.float64), *batches[1:]], n=2)  # empty: passed over
     assert_close(first.running_mean[1], (2 * means[0] + 2 * means[1] + means[2]) / 5)
-    assert first.batches_seen.tolist() == [0, 3]
+    assert first.num_batches_tracked.tolist() == [0, 3]
     assert first.momentum == 0.1
     assert model.stem.norm.num_batches_tracked == 0  # the stem has statistics of its own, also where the model is in training
 

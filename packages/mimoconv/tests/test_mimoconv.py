@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
 from mimoconv.binding import PositionwiseHRR, Unbinding
-from mimoconv.blocks import BatchNormPerN, Block
+from mimoconv.blocks import Block
+from mimoconv.superposed import StatisticsPerN
 from vsa_core import hrr, slots
 
 ALL_N = [(capacity, n) for capacity in (1, 2, 3, 4, 5, 8) for n in range(1, capacity + 1)]
@@ -99,25 +100,27 @@ def test_one_slot_with_the_unit_key_is_the_plain_network():
 
 
 def test_batch_norm_keeps_statistics_for_each_n_under_one_affine_map():
-    norm, references = BatchNormPerN(3, 4), {n: nn.BatchNorm2d(3) for n in (1, 3)}
+    per_n, references = StatisticsPerN(nn.BatchNorm2d(3), 4), {n: nn.BatchNorm2d(3) for n in (1, 3)}
+    norm = per_n.module
     for step in range(6):
         n = (1, 3)[step % 2]
         x = n * torch.randn(5, 3, 2, 2) + n
-        assert_close(norm(x, n), references[n](x))
+        assert_close(per_n(x, n), references[n](x))
     for n, reference in references.items():
         assert_close(norm.running_mean[n - 1], reference.running_mean)
         assert_close(norm.running_var[n - 1], reference.running_var)
-    assert norm.batches_seen.tolist() == [3, 0, 3, 0]
+    assert norm.num_batches_tracked.tolist() == [3, 0, 3, 0]
     assert torch.equal(norm.running_mean[[1, 3]], torch.zeros(2, 3))
     assert torch.equal(norm.running_var[[1, 3]], torch.ones(2, 3))
     x = torch.randn(5, 3, 2, 2)
-    assert_close(norm.eval()(x, 3), references[3].eval()(x))
-    assert norm.batches_seen.tolist() == [3, 0, 3, 0]
+    assert_close(per_n.eval()(x, 3), references[3].eval()(x))
+    assert norm.num_batches_tracked.tolist() == [3, 0, 3, 0]
+    assert list(per_n.parameters()) == [norm.weight, norm.bias]
 
 
 @pytest.mark.parametrize(("c_in", "c_out", "stride"), [(4, 4, 1), (4, 6, 1), (4, 4, 2), (4, 6, 2)])
 def test_block_equals_its_layers_one_by_one(c_in, c_out, stride):
-    block = Block(c_in, c_out, stride, 1, activation=lambda channels: nn.PReLU(channels, init=0.5)).eval()
+    block = Block(c_in, c_out, stride, MIMOConvConfig()).eval()
     x = torch.randn(2, c_in, 8, 8)
 
     def half_negative(x):  # PReLU at its start; a fresh BatchNorm in eval mode divides by sqrt(1 + eps)
@@ -127,11 +130,11 @@ def test_block_equals_its_layers_one_by_one(c_in, c_out, stride):
     out = F.conv2d(half_negative(x), block.conv1.weight, stride=stride, padding=1)
     out = F.conv2d(half_negative(out), block.conv2.weight, padding=1)
     if (c_in, stride) == (c_out, 1):
-        assert block.shortcut is None
+        assert isinstance(block.shortcut, nn.Identity)
         skip = x
     else:
         skip = F.conv2d(x, block.shortcut.conv.weight, stride=stride) / (1 + 1e-5) ** 0.5
-    assert_close(block(x, 1), out + skip)
+    assert_close(block(x), out + skip)
 
 
 @pytest.mark.parametrize("depth", [10, 16, 28])

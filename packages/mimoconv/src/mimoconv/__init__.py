@@ -1,17 +1,24 @@
 """MIMOConv: convolutional networks that classify several images in one forward pass, in superposition."""
 
-from mimoconv.config import BodyConfig, MIMOConvConfig, WideResNetConfig
+from mimoconv.config import MIMOConvConfig, NetworkConfig, WideResNetConfig
 from mimoconv.inference import count_macs, predict, recalibrate
+from mimoconv.isometry import isometry_penalty
 from mimoconv.model import MIMOConv, WideResNet
+from mimoconv.superposed import Superposed
+from mimoconv.zoo import create_model, list_models
 
 __version__ = "0.1.0"
 __all__ = [
-    "BodyConfig",
     "MIMOConv",
     "MIMOConvConfig",
+    "NetworkConfig",
+    "Superposed",
     "WideResNet",
     "WideResNetConfig",
     "count_macs",
+    "create_model",
+    "isometry_penalty",
+    "list_models",
     "predict",
     "recalibrate",
 ]

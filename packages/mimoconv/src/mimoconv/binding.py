@@ -39,18 +39,23 @@ class PositionwiseHRR(nn.Module):
 
 
 class Unbinding(nn.Module):
-    """A matrix for every slot (MBAT, Eq. 6) with bias and ReLU as in the published runs; slots of one input are averaged."""
+    """A matrix for every slot (MBAT, Eq. 6), then bias and ReLU as in the published runs unless `relu` is False.
 
-    def __init__(self, capacity: int, dim: int) -> None:
+    Slots of one input are averaged.
+    """
+
+    def __init__(self, capacity: int, dim: int, *, relu: bool = True) -> None:
         super().__init__()
         std = (2 / (capacity * dim)) ** 0.5  # Kaiming, fan-out of one 1x1 convolution to all slots, as published
         self.weight = nn.Parameter(torch.randn(capacity, dim, dim) * std)
-        self.bias = nn.Parameter(torch.zeros(capacity, dim))
+        self.bias = nn.Parameter(torch.zeros(capacity, dim)) if relu else None
 
     def forward(self, x: Float[Tensor, "b dim"], n: int) -> Float[Tensor, "b n dim"]:
-        unbound = F.relu(einsum(x, self.weight, "b dim, slot out dim -> b slot out") + self.bias)
+        unbound = einsum(x, self.weight, "b dim, slot out dim -> b slot out")
+        if self.bias is not None:
+            unbound = F.relu(unbound + self.bias)
         share = membership(n, self.weight.shape[0], unbound)
         return einsum(share / share.sum(1, keepdim=True), unbound, "n slot, b slot out -> b n out")
 
     def extra_repr(self) -> str:
-        return f"capacity={self.weight.shape[0]}, dim={self.weight.shape[1]}"
+        return f"capacity={self.weight.shape[0]}, dim={self.weight.shape[1]}, relu={self.bias is not None}"

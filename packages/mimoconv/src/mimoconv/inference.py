@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimoconv.blocks import BatchNormPerN
-from mimoconv.model import MIMOConv, WideResNet, check_images
+from mimoconv.model import MIMOConv, WideResNet
+from mimoconv.superposed import StatisticsPerN, Superposed, check_images
 from vsa_core import slots
 
 PASSES = 1024
@@ -18,30 +19,38 @@ PASSES = 1024
 
 
 @torch.no_grad()
-def predict(model: MIMOConv | WideResNet, images: Float[Tensor, "count c h w"], n: int) -> Float[Tensor, "count classes"]:
+def predict(model: Superposed | WideResNet, images: Shaped[Tensor, "count c h w"], n: int) -> Float[Tensor, "count classes"]:
     """Logits of a flat batch in eval mode, n images a pass in their order; the last group is filled by repeating images.
 
-    Every image gets its row, whatever the count. The mode of the model and of each of its layers stays as it is.
+    Every image gets its row, whatever the count. The same images in the same order get the same logits; in another order they
+    share their passes with other images, and some logits move (docs/interference.md has how much). The mode of the model and
+    of each of its layers stays as it is.
+
+    Args:
+        model: the network.
+        images: floating-point images as the network was trained on; or uint8 ones, which are scaled to 0..1 and normalised by
+            the `mean` and `std` of the model's configuration.
+        n: images a pass, from 1 to capacity.
 
     Raises:
         ValueError: n is not from 1 to capacity, or the images do not fit the network.
-        TypeError: the images are not floating point.
+        TypeError: integer images that are not uint8, or uint8 ones for a model whose configuration has no mean and std.
         RuntimeError: the model was trained, but its BatchNorm statistics for n were never estimated: see `recalibrate`.
     """
-    check_n(model, n)
-    check_images(images, model.config, axes="count c h w")
-    norms = batch_norms(model)
-    if any(norm.batches_seen.any() for norm in norms) and not all(norm.batches_seen[n - 1] for norm in norms):
+    slots.assignment(n, model.capacity)  # refuses an n that does not fit
+    seen = [norm.num_batches_tracked for norm in norms_per_n(model) if norm.num_batches_tracked is not None]
+    if any(counts.any() for counts in seen) and not all(counts[n - 1] for counts in seen):
         raise RuntimeError(
             f"this model was trained, but never with {n} images a pass, so its BatchNorm has no statistics for n = {n}: "
             f"estimate them on training images with recalibrate(model, batches, n={n})"
         )
+    images = normalised(model, images)
     with evaluating(model):
         return slots.ungroup(model(slots.group(images, n)), len(images))
 
 
 @torch.no_grad()
-def recalibrate(model: MIMOConv | WideResNet, batches: Iterable[Float[Tensor, "count c h w"]], n: int) -> None:
+def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor, "_ c h w"]], n: int) -> None:
     """Estimate the running statistics for n images a pass afresh: averages over batches of training images, by their sizes.
 
     Statistics for other n, those of the stem, all weights and modes stay as they are; after an error, everything does.
@@ -53,26 +62,27 @@ def recalibrate(model: MIMOConv | WideResNet, batches: Iterable[Float[Tensor, "c
 
     Raises:
         ValueError: n is not from 1 to capacity, the images do not fit the network, or there are none.
-        TypeError: a batch is no tensor of floating-point images.
+        TypeError: a batch is no tensor of images that `predict` would take.
     """
-    check_n(model, n)
-    norms = batch_norms(model)
+    slots.assignment(n, model.capacity)  # refuses an n that does not fit
+    norms = norms_per_n(model)
     before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     passes = 0
     with evaluating(model):
         try:
             for norm in norms:
-                norm.batches_seen[n - 1] = 0
+                if norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked[n - 1] = 0
                 norm.train()
             for images in batches:
                 if not isinstance(images, Tensor):
                     raise TypeError(f"a batch is a {type(images).__name__}; it must be a tensor of images, without labels")
-                check_images(images, model.config, axes="count c h w")
-                groups = slots.group(images, n)
+                groups = slots.group(normalised(model, images), n)
                 passes += len(groups)
                 for norm in norms:
                     norm.momentum = len(groups) / max(1, passes)
-                model(groups)
+                if len(groups):
+                    model(groups)
             if not passes:
                 raise ValueError("batches holds no image: statistics need training images")
         except BaseException:
@@ -84,8 +94,52 @@ def recalibrate(model: MIMOConv | WideResNet, batches: Iterable[Float[Tensor, "c
                 norm.momentum = momentum
 
 
+def count_macs(model: Superposed | WideResNet, n: int = 1, *, shape: tuple[int, int, int] | None = None) -> float:
+    """Multiply-adds per image with n images a pass: convolutions and matrix products, by torch's flop counter.
+
+    Args:
+        model: the network; it is not run and stays as it is.
+        n: images a pass, from 1 to capacity.
+        shape: (c, h, w) of an image; what the model's configuration says unless given.
+
+    Raises:
+        ValueError: n is not from 1 to capacity, or neither `shape` nor a configuration is there.
+
+    >>> from mimoconv import WideResNetConfig
+    >>> count_macs(WideResNet(WideResNetConfig(depth=28, width=10)))
+    5243328768.0
+    """
+    slots.assignment(n, model.capacity)  # refuses an n that does not fit
+    if shape is None:
+        if not isinstance(model, MIMOConv | WideResNet):
+            raise ValueError("this model has no configuration that names the size of its images: give shape=(c, h, w)")
+        shape = model.config.in_channels, model.config.image_size, model.config.image_size
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        probe = copy.deepcopy(model).to("meta", torch.float32).eval()
+        probe(torch.zeros(PASSES, n, *shape, device="meta"))
+    return float(counter.get_total_flops() / 2 / (PASSES * n))
+
+
+def normalised(model: Superposed | WideResNet, images: Shaped[Tensor, "count c h w"]) -> Float[Tensor, "count c h w"]:
+    """Floating-point images as they are; uint8 ones scaled to 0..1 and normalised as the model's configuration says."""
+    config = model.config if isinstance(model, MIMOConv | WideResNet) else None
+    raw = images.dtype == torch.uint8
+    if raw:
+        images = images.to(next(model.parameters()).dtype) / 255
+    check_images(images, "count c h w", config.in_channels if config else None)
+    if raw:
+        if config is None or config.mean is None:
+            raise TypeError(
+                "images have dtype torch.uint8, but the model has no configuration with mean and std to normalise them by: "
+                "give it some, or floating-point images"
+            )
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (config.mean, config.std))
+        images = (images - mean) / std
+    return images
+
+
 @contextmanager
-def evaluating(model: MIMOConv | WideResNet) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every layer is in the mode that it was found in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -96,32 +150,6 @@ def evaluating(model: MIMOConv | WideResNet) -> Iterator[None]:
             module.training = mode
 
 
-def count_macs(model: MIMOConv | WideResNet, n: int = 1) -> float:
-    """Multiply-adds per image with n images a pass: convolutions and matrix products, by torch's flop counter.
-
-    Raises:
-        ValueError: n is not from 1 to capacity.
-
-    >>> from mimoconv import WideResNetConfig
-    >>> count_macs(WideResNet(WideResNetConfig(depth=28, width=10)))
-    5243328768.0
-    """
-    check_n(model, n)
-    config = model.config
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        probe = copy.deepcopy(model).to("meta", torch.float32).eval()
-        probe(torch.zeros(PASSES, n, config.in_channels, config.image_size, config.image_size, device="meta"))
-    return float(counter.get_total_flops() / 2 / (PASSES * n))
-
-
-def check_n(model: MIMOConv | WideResNet, n: int) -> None:
-    """Raise ValueError unless n images fit into one pass."""
-    if not 1 <= n <= model.capacity:
-        raise ValueError(
-            f"{n} superposed images, but this network has {model.capacity} slots: n must be from 1 to {model.capacity}"
-        )
-
-
-def batch_norms(model: MIMOConv | WideResNet) -> list[BatchNormPerN]:
-    """The layers whose statistics depend on n."""
-    return [module for module in model.modules() if isinstance(module, BatchNormPerN)]
+def norms_per_n(model: torch.nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers whose statistics depend on n."""
+    return [norm for module in model.modules() if isinstance(module, StatisticsPerN) for norm in module.norms()]

@@ -2,7 +2,7 @@
 
 import torch
 
-from mimoconv import BodyConfig, WideResNet, WideResNetConfig, count_macs
+from mimoconv import NetworkConfig, WideResNet, WideResNetConfig, count_macs
 
 STEP = 8
 """Channels come in multiples of this: odd counts waste the machine's vector lanes, which would flatter superposition."""
@@ -11,7 +11,7 @@ TOLERANCE = 0.1
 """A network whose multiply-adds are further off, as a share of those asked for, is not called one of equal cost."""
 
 
-def equal_cost(like: BodyConfig, macs: float) -> WideResNetConfig:
+def equal_cost(like: NetworkConfig, macs: float) -> WideResNetConfig:
     """The plain wide ResNet of the same depth whose multiply-adds per image come closest to `macs`.
 
     The widest one that a stem of 16 maps leaves affordable; then the stem grows until the cost fits. Where even the

@@ -1,0 +1,57 @@
+"""The penalty that keeps convolutions near-isometric, so that superposed signals stay apart (Qi et al., 2020)."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mimoconv.model import WideResNet
+from mimoconv.superposed import Superposed
+
+
+def isometry_penalty(model: Superposed | WideResNet) -> Float[Tensor, ""]:
+    """Sum of `convolution_isometry` over the convolutions of the body: not the first one, nor binding and unbinding.
+
+    The factor gamma, 1e-4 in the published runs, stays with the caller (Menet et al., 2023, Eq. 8 and 9).
+
+    Raises:
+        ValueError: a convolution is dilated.
+
+    >>> from mimoconv import WideResNetConfig
+    >>> isometry_penalty(WideResNet(WideResNetConfig(depth=10, width=1, init="delta"))).item()
+    0.0
+    """
+    layers = [layer for layer in model.body.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in layers:
+        if set(layer.dilation) != {1}:
+            raise ValueError(f"the penalty of a convolution with dilation {layer.dilation} is not defined")
+    penalties = [convolution_isometry(layer.weight, layer.stride, groups=layer.groups) for layer in layers]
+    return torch.stack(penalties).sum()
+
+
+def convolution_isometry(
+    weight: Float[Tensor, "out c kh kw"], stride: tuple[int, ...] = (1, 1), *, groups: int = 1
+) -> Float[Tensor, ""]:
+    """Half the squared distance of Conv(W, W) from the identity: 0 where the convolution keeps all inner products.
+
+    Conv(W, W) holds the inner product of every filter with every filter, shifted by each offset that is a multiple of the
+    stride; the target is 1 for a filter with itself at offset 0, else 0. With fewer inputs than outputs, where filters cannot
+    all be orthogonal, input and output channels change places (Menet et al., 2023, Eq. 8 and 9, gamma = 1; Qi et al., 2020).
+
+    Args:
+        weight: of the convolution; with groups, each is a convolution of its own and their values add up.
+        stride: along h and w.
+        groups: of the convolution.
+    """
+    kernels = rearrange(weight, "(g out) c kh kw -> g out c kh kw", g=groups)
+    if kernels.shape[2] < kernels.shape[1]:
+        kernels = kernels.transpose(1, 2)
+    total = weight.new_zeros(())
+    for filters in kernels:
+        padding = [(k - 1) // s * s for k, s in zip(filters.shape[2:], stride, strict=True)]
+        gram = F.conv2d(filters, filters, padding=padding, stride=stride)
+        target = torch.zeros_like(gram)
+        target[:, :, gram.shape[2] // 2, gram.shape[3] // 2].fill_diagonal_(1)
+        total = total + (gram - target).square().sum() / 2
+    return total

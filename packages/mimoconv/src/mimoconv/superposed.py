@@ -1,0 +1,136 @@
+"""Any CNN in superposition: stem . bind and bundle . body . pool . unbind . head."""
+
+import copy
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mimoconv.binding import PositionwiseHRR, Unbinding
+from vsa_core import slots
+
+
+class StatisticsPerN(nn.Module):
+    """A module whose BatchNorm layers keep a set of running statistics for every n from 1 to capacity under one affine map.
+
+    Sums of one and of four bound images have other means and variances, so averages over both would fit neither. The
+    statistics of the layers inside gain a first axis, n - 1: `running_mean` is (capacity channels).
+    """
+
+    def __init__(self, module: nn.Module, capacity: int) -> None:
+        super().__init__()
+        self.module, self.capacity = module, capacity
+        for norm in self.norms():
+            for name, buffer in list(norm.named_buffers(recurse=False)):
+                norm.register_buffer(name, buffer.expand(capacity, *buffer.shape).clone())
+
+    def norms(self) -> list[_BatchNorm]:
+        """The layers whose statistics depend on n."""
+        return [layer for layer in self.module.modules() if isinstance(layer, _BatchNorm)]
+
+    def forward(self, x: Tensor, n: int) -> Tensor:
+        """The module on superpositions of n inputs: with the batch's statistics in training, with those of n otherwise."""
+        norms = {name: layer for name, layer in self.module.named_modules() if isinstance(layer, _BatchNorm)}
+        own = {f"{path}.{name}" if path else name: buffer[n - 1]
+               for path, norm in norms.items() for name, buffer in norm.named_buffers(recurse=False)}  # fmt: skip
+        if self.training and x.shape[0] == 0:  # an empty batch has no statistics
+            own = {name: buffer.clone() for name, buffer in own.items()}
+        out: Tensor = functional_call(self.module, own, (x,))
+        return out
+
+    def extra_repr(self) -> str:
+        return f"capacity={self.capacity}"
+
+
+class Superposed(nn.Module):
+    """Any CNN on up to `capacity` images in one pass of its body (Menet et al., 2023, section 3).
+
+    Each image goes through the stem alone; its maps are bound to the key of its slot, pixel by pixel, and added up; the body
+    sees only the sum. Its pooled features are unbound, a matrix a slot, and the head classifies each. The parts are used as
+    they are, apart from the statistics of BatchNorm layers in the body, which are kept for each n (`StatisticsPerN`).
+
+    Args:
+        stem: images (b c h w) to maps (b dim h w).
+        body: maps (b dim h w) to maps (b features h w), which are averaged over the image, or to features (b features).
+        head: features (b features) to logits (b classes).
+        capacity: N, the most images that can share one pass.
+        dim: D, the channels that the stem hands to binding.
+        trainable_keys: whether the binding keys are trained.
+        unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs.
+
+    Raises:
+        ValueError: capacity or dim is below 1, or the body does not take (b dim h w).
+
+    >>> import torchvision
+    >>> net = torchvision.models.resnet18(num_classes=10)
+    >>> stem = torch.nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    >>> body = torch.nn.Sequential(net.layer1, net.layer2, net.layer3, net.layer4)
+    >>> model = Superposed(stem, body, net.fc, capacity=2, dim=64)
+    >>> model(torch.zeros(4, 2, 3, 64, 64)).shape  # 4 passes of 2 images each
+    torch.Size([4, 2, 10])
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        body: nn.Module,
+        head: nn.Module,
+        capacity: int,
+        dim: int,
+        *,
+        trainable_keys: bool = True,
+        unbinding_relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.stem = stem
+        self.binding = PositionwiseHRR(capacity, dim, trainable=trainable_keys)
+        features = count_features(body, dim)
+        self.body = StatisticsPerN(body, capacity)
+        self.unbinding = Unbinding(capacity, features, relu=unbinding_relu)
+        self.head = head
+
+    def forward(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n classes"]:
+        """Logits of n images a pass, for any n from 1 to capacity; with n < capacity some images fill several slots.
+
+        Raises:
+            ValueError: `x` is not (b, n, c, h, w) with 1 <= n <= capacity.
+            TypeError: `x` is not floating point.
+        """
+        check_images(x, "b n c h w")
+        n = x.shape[1]
+        slots.assignment(n, self.capacity)  # refuses an n that does not fit
+        out = pooled(self.body(self.superpose(x), n))
+        logits: Tensor = self.head(rearrange(self.unbinding(out, n), "b n dim -> (b n) dim"))
+        return rearrange(logits, "(b n) classes -> b n classes", n=n)
+
+    def superpose(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b dim h2 w2"]:
+        """Stem, binding and bundling."""
+        maps = self.stem(rearrange(x, "b n c h w -> (b n) c h w"))
+        bound: Tensor = self.binding(rearrange(maps, "(b n) dim h w -> b n dim h w", n=x.shape[1]))
+        return bound
+
+
+def pooled(x: Float[Tensor, "b dim ..."]) -> Float[Tensor, "b dim"]:
+    """The mean over the image; features without one as they are."""
+    return x.flatten(2).mean(2) if x.dim() > 2 else x
+
+
+def count_features(body: nn.Module, dim: int) -> int:
+    """How many channels the body returns, by a pass over an image that holds nothing."""
+    probe = copy.deepcopy(body).to("meta", torch.float32).eval()
+    with torch.no_grad():
+        return int(probe(torch.empty(1, dim, 64, 64, device="meta")).shape[1])
+
+
+def check_images(x: Tensor, axes: str, channels: int | None = None) -> None:
+    """Raise unless `x` holds floating-point images with the named axes, and as many channels as given."""
+    if not x.is_floating_point():
+        raise TypeError(f"images have dtype {x.dtype}; scale and normalise them to floating point first")
+    fits = x.dim() >= 4 if "..." in axes else x.dim() == len(axes.split())
+    if not fits or 0 in x.shape[-2:] or x.shape[-3] != (channels or x.shape[-3]):
+        wanted = f"c = {channels}, " if channels else ""
+        raise ValueError(f"images have shape {tuple(x.shape)}; expected ({axes}) with {wanted}h and w from 1")

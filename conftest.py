@@ -31,6 +31,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+@pytest.fixture(scope="session")
+def cifar10() -> tuple[torch.Tensor, torch.Tensor]:
+    """CIFAR-10's training images (count 3 32 32), uint8, and labels, from the data folder; skips where they are not there."""
+    from torchvision.datasets import CIFAR10
+
+    from mimo_benchmarks.data.folder import data_folder
+
+    try:
+        train = CIFAR10(data_folder())
+    except RuntimeError as error:
+        pytest.skip(f"CIFAR-10 is not in {data_folder()}: {error}")
+    return torch.from_numpy(train.data).permute(0, 3, 1, 2), torch.tensor(train.targets)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test and doctest starts from the same global seed."""

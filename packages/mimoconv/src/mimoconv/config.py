@@ -53,9 +53,7 @@ class NetworkConfig:
             raise ValueError(f"mean and std come together, got {self.mean} and {self.std}")
         if self.mean is not None and self.std is not None:
             if not len(self.mean) == len(self.std) == self.in_channels:
-                raise ValueError(
-                    f"mean {self.mean} and std {self.std} must hold a number for each of {self.in_channels} channels"
-                )
+                raise ValueError(f"mean {self.mean} and std {self.std} must have {self.in_channels} entries, one a channel")
             if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
                 raise ValueError(f"mean {self.mean} must be finite, and std {self.std} above 0 too")
 

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.binding import PositionwiseHRR, Unbinding
+from mimoconv.config import positive
 from vsa_core import slots
 
 
@@ -85,6 +86,8 @@ class Superposed(nn.Module):
         unbinding_relu: bool = True,
     ) -> None:
         super().__init__()
+        positive("capacity", capacity)
+        positive("dim", dim)
         self.capacity = capacity
         self.stem = stem
         self.binding = PositionwiseHRR(capacity, dim, trainable=trainable_keys)

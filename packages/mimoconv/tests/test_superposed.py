@@ -1,0 +1,115 @@
+"""Any CNN in superposition: torchvision's, on real images."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from mimoconv import Superposed, count_macs, predict, recalibrate
+from vsa_core import hrr
+
+MEAN = torch.tensor([0.4914, 0.4822, 0.4465])[:, None, None]
+STD = torch.tensor([0.2470, 0.2435, 0.2616])[:, None, None]
+
+
+def resnet18(capacity: int = 2, **options) -> Superposed:
+    """torchvision's ResNet-18; for small images without the max-pooling after the first convolution."""
+    net = torchvision.models.resnet18(num_classes=10)
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu)
+    body = nn.Sequential(net.layer1, net.layer2, net.layer3, net.layer4)
+    return Superposed(stem, body, net.fc, capacity, 64, **options)
+
+
+def mobilenet_v3(capacity: int = 2) -> Superposed:
+    """torchvision's MobileNetV3 small: depthwise convolutions, squeeze and excitation, a head of two layers with dropout."""
+    net = torchvision.models.mobilenet_v3_small(num_classes=10)
+    return Superposed(net.features[0], net.features[1:], net.classifier, capacity, 16)
+
+
+every_cnn = pytest.mark.parametrize("make", [resnet18, mobilenet_v3])
+
+
+@every_cnn
+def test_every_n_and_every_parameter(make):
+    model = make(3)
+    for n in (1, 2, 3):
+        logits = model(torch.randn(4, n, 3, 32, 32))
+        assert logits.shape == (4, n, 10)
+        model.zero_grad()
+        logits.square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+    assert predict(model, torch.randn(7, 3, 32, 32), 2).shape == (7, 10)
+
+
+@every_cnn
+def test_statistics_are_kept_for_each_n(make):
+    model = make(3).train()
+    model(torch.randn(4, 2, 3, 32, 32))
+    counts = {tuple(buffer.tolist()) for name, buffer in model.body.named_buffers() if "num_batches" in name}
+    assert counts == {(0, 1, 0)}
+    with pytest.raises(RuntimeError, match=r"recalibrate\(model, batches, n=3\)"):
+        predict(model, torch.randn(6, 3, 32, 32), 3)
+    recalibrate(model, [torch.randn(12, 3, 32, 32)], 3)
+    assert predict(model, torch.randn(6, 3, 32, 32), 3).isfinite().all()
+
+
+def test_it_is_what_its_parts_make_one_by_one():
+    net = torchvision.models.resnet18(num_classes=10).double().eval()
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu)
+    body = nn.Sequential(net.layer1, net.layer2, net.layer3, net.layer4)
+    model = Superposed(stem, copy.deepcopy(body), net.fc, 2, 64).double().eval()
+    x = torch.randn(3, 2, 3, 32, 32, dtype=torch.float64)
+    bound = [hrr.bind(stem(x[:, i]).movedim(1, -1), model.binding.keys[i]).movedim(-1, 1) for i in (0, 1)]
+    pooled = body(bound[0] + bound[1]).mean((2, 3))
+    for i in (0, 1):
+        features = F.relu(pooled @ model.unbinding.weight[i].T + model.unbinding.bias[i])
+        assert_close(model(x)[:, i], net.fc(features))
+
+
+def test_a_body_may_pool_by_itself():
+    flat = nn.Sequential(nn.Conv2d(8, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = Superposed(nn.Conv2d(3, 8, 3), flat, nn.Linear(5, 4), 2, 8)
+    assert model.unbinding.weight.shape == (2, 5, 5)
+    assert model(torch.randn(3, 2, 3, 16, 16)).shape == (3, 2, 4)
+
+
+def test_costs_of_any_cnn():
+    model = resnet18(4)
+    assert count_macs(model, 1, shape=(3, 32, 32)) / count_macs(model, 4, shape=(3, 32, 32)) == pytest.approx(3.6, abs=0.2)
+
+
+@pytest.mark.unchecked
+def test_what_superposed_refuses():
+    model = resnet18(2)
+    with pytest.raises(ValueError, match="give shape="):
+        count_macs(model, 1)
+    with pytest.raises(ValueError, match=r"\(2, 3, 32, 32\); expected \(b n c h w\)"):
+        model(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(ValueError, match="3 superposed inputs, but there are 2 slots"):
+        model(torch.zeros(2, 3, 3, 32, 32))
+    with pytest.raises(TypeError, match=r"torch\.uint8, but the model has no configuration"):
+        predict(model, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 2)
+    with pytest.raises(ValueError, match="capacity must be a whole number and at least 1, got 0"):
+        resnet18(0)
+
+
+@every_cnn
+def test_loss_falls_on_real_images(make, cifar10):
+    """Two images a pass; 14 steps on two batches of CIFAR-10 in turn bring the loss below 70 % of where it began."""
+    images, labels = cifar10
+    batches = list(zip((((images[:64] / 255) - MEAN) / STD).split(32), labels[:64].split(32), strict=True))
+    model, losses = make(2).train(), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(14):
+        x, y = batches[step % 2]
+        loss = F.cross_entropy(model(x.unflatten(0, (16, 2))).flatten(0, 1), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-2:]) < 0.7 * sum(losses[:2])

@@ -7,7 +7,15 @@ from pathlib import Path
 PROMISED = {1: 0.97, 2: 0.965, 4: 0.955}
 MARGIN = 0.015
 SPEEDUP = 2.5
-FILES = {"config.json", "environment.json", "metrics.jsonl", "result.json", "accuracy_throughput.png", "report.html"}
+FILES = {
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "result.json",
+    "report.html",
+    "accuracy_throughput.png",
+    "crosstalk.png",
+}
 
 run = Path(sys.argv[1])
 result = json.loads((run / "result.json").read_text())

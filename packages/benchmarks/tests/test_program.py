@@ -32,7 +32,7 @@ def refused(capsys, *arguments):
     ("arguments", "named"),
     [
         (["quikstart"], "no preset 'quikstart': did you mean quickstart?"),
-        (["zzz"], "choose one of quickstart, mnist"),
+        (["zzz"], "choose one of quickstart, mnist, cifar10"),
         (["--optim.learning-rate", "1"], "--optim.learning-rate"),
         (["--optim.lr", "fast"], "fast"),
         (["--optim.lr", "-1"], "optim.lr must be above 0 and finite, got -1.0"),
@@ -51,10 +51,11 @@ def refused(capsys, *arguments):
         (["--model.stem-channels", "100000000000000000000"], "this network is too large to be built"),
         (["--threads", "100000"], "threads = 100000, but this process may use"),
         (["--model.image-size", "32"], "task digits needs --model.image-size 8, got 32"),
-        (["--task", "imagenet"], "no task 'imagenet'; choose one of digits, mnist"),
+        (["--task", "imagenet"], "no task 'imagenet'; choose one of digits, mnist, cifar10"),
         (["--seed", "-3"], "seed must be from 0 to 2^32 - 1, got -3"),
         (["--seed", "4294967296"], "seed must be from 0 to 2^32 - 1, got 4294967296"),
         (["mnist", "--data-dir", "/nonexistent"], "train-images-idx3-ubyte is missing"),
+        (["cifar10", "--data-dir", "/nonexistent"], "cifar-10-batches-py is missing or not the published CIFAR-10"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_message(arguments, named, capsys, tmp_path, monkeypatch):
@@ -126,7 +127,10 @@ def test_same_seed_same_numbers(runs):
 
 def test_a_run_directory_holds_all_there_is_to_know(runs):
     files = {path.name for path in runs[0].iterdir()}
-    assert files == {"config.json", "environment.json", "metrics.jsonl", "result.json", "accuracy_throughput.png", "report.html"}
+    assert files == {"config.json", "environment.json", "metrics.jsonl", "result.json", "report.html"} | {
+        "accuracy_throughput.png",
+        "crosstalk.png",
+    }
     config, environment, result = (
         json.loads((runs[0] / f"{name}.json").read_text()) for name in ("config", "environment", "result")
     )
@@ -138,6 +142,10 @@ def test_a_run_directory_holds_all_there_is_to_know(runs):
     assert {row["model"] for row in result["rows"]} == {"MIMOConv", "plain CNN, cost of n=1", "plain CNN, cost of n=4"}
     assert [row["n"] for row in result["rows"]] == [1, 2, 4, 1, 1]
     assert len(set(result["images_seen"].values())) == 1
+    assert [len(result["accuracy_per_slot"][n]) for n in "124"] == [1, 2, 4]
+    assert result["changed_by_regrouping"]["1"] == 0 < result["changed_by_regrouping"]["4"] < 1
+    assert result["crosstalk"]["before"]["4"]["logits"] != result["crosstalk"]["after"]["4"]["logits"]
+    assert set(result["crosstalk"]["after"]["1"].values()) == {0}
 
 
 def test_default_directories_are_numbered(tmp_path, monkeypatch, capsys):
@@ -189,6 +197,12 @@ def test_ctrl_c_ends_in_a_line(tmp_path):
     assert process.returncode == 130
     assert "Interrupted." in errors
     assert "Traceback" not in errors
+
+
+def test_mixed_precision(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    main([*SHORT, "--no-controls", "--out", str(tmp_path / "run")])
+    assert len(json.loads((tmp_path / "run" / "result.json").read_text())["rows"]) == 3
 
 
 @pytest.mark.unchecked

@@ -33,10 +33,13 @@ def test_verdict_names_the_winner():
 
 
 def test_page_needs_no_other_file(tmp_path):
-    picture = tmp_path / "plot.png"
-    report.plot(ROWS, picture)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    page = report.page(ROWS, "title & co", picture, {"config": {"seed": 3}})
+    pictures = [tmp_path / "plot.png", tmp_path / "crosstalk.png"]
+    report.plot(ROWS, pictures[0])
+    report.plot_crosstalk({2: {"superposed": 0.5, "logits": 0.6}}, {2: {"superposed": 0.5, "logits": 0.1}}, pictures[1])
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    page = report.page(ROWS, "title & co", pictures, {"config": {"seed": 3}})
+    assert page.count("<img") == 2
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert "http" not in page
     assert "plain &lt;CNN&gt;" in page

@@ -66,7 +66,7 @@ class RunConfig:
     """One experiment: a dynamic MIMOConv, evaluated with each n, and plain networks of equal cost beside it."""
 
     task: str = "digits"
-    """The data: digits (bundled with scikit-learn) or mnist (in the data folder)."""
+    """The data: digits (bundled with scikit-learn), mnist or cifar10 (in the data folder)."""
     model: MIMOConvConfig = field(default_factory=MIMOConvConfig)
     """The superposed network; its channels, classes and image size must be the task's."""
     n: tuple[int, ...] = (1, 2, 4)

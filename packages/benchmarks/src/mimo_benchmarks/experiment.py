@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from jaxtyping import Float
+from torch import Tensor
 
 from mimo_benchmarks import report, tasks
 from mimo_benchmarks.baselines.equal_cost import TOLERANCE, equal_cost
 from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.evaluate import accuracy
+from mimo_benchmarks.evaluate import accuracy_per_slot, classify, crosstalk_by_depth, regrouped_share
 from mimo_benchmarks.log import RunDirectory, new_directory
 from mimo_benchmarks.report import Row
 from mimo_benchmarks.throughput import images_per_second
@@ -22,6 +24,8 @@ from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, cou
 
 THROUGHPUT_IMAGES = 960
 """Images that throughput is measured on: a multiple of every n up to 6."""
+PROBE = 256
+"""Test images that crosstalk is measured on."""
 
 
 def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
@@ -49,6 +53,8 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
         for name, plain in controls(network, {min(config.n), max(config.n)}).items():
             set_seed(config.seed)
             models.append((name, WideResNet(plain), [1]))
+    probe = task.pixels(task.test.images[:PROBE])
+    before = interference(network.to(accelerator.device), config, probe) if main else {}
     trained = [(name, *train(model, task, config, accelerator, name=name, log=log), ns) for name, model, ns in models]
     if directory is None:
         return Path()
@@ -59,34 +65,51 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
     images = task.pixels(task.train.images.repeat(-(-THROUGHPUT_IMAGES // len(task.train.labels)), 1, 1, 1)[:THROUGHPUT_IMAGES])
     settings = [(name, model, n) for name, model, _, ns in trained for n in ns]
     rates = images_per_second([(model, n) for _, model, n in settings], images)
+    answers = [classify(model, task, task.test, n) for _, model, n in settings]
+    rights = [classes == task.test.labels for classes in answers]
     rows = [
         Row(
             model=name,
             n=n,
-            accuracy=accuracy(model, task, n),
+            accuracy=right.double().mean().item(),
             images_per_second=rate,
             speedup=rate / rates[0],
             macs=count_macs(model, n),
             superposed=isinstance(model, MIMOConv),
         )
-        for (name, model, n), rate in zip(settings, rates, strict=True)
+        for (name, model, n), right, rate in zip(settings, rights, rates, strict=True)
     ]
+    after = interference(network, config, probe)
     result = {
         "preset": preset,
         "task": task.name,
         "seed": config.seed,
         "rows": [asdict(row) for row in rows],
+        "accuracy_per_slot": {n: accuracy_per_slot(right, n) for right, n in zip(rights, sorted(config.n), strict=False)},
+        "changed_by_regrouping": {
+            n: regrouped_share(network, task, n, classes, torch.Generator().manual_seed(config.seed))
+            for classes, n in zip(answers, sorted(config.n), strict=False)
+        },
+        "crosstalk": {"before": before, "after": after},
         "images_seen": {name: seen for name, _, seen, _ in trained},
         "wall_seconds": time.perf_counter() - start,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     }
     directory.write("result.json", result)
-    picture = directory.path / "accuracy_throughput.png"
-    report.plot(rows, picture)
+    pictures = [directory.path / "accuracy_throughput.png", directory.path / "crosstalk.png"]
+    report.plot(rows, pictures[0])
+    report.plot_crosstalk(before, after, pictures[1])
     details = {"config": asdict(config), "environment": directory.environment, "result": result}
-    (directory.path / "report.html").write_text(report.page(rows, f"{preset}: {task.name}, seed {config.seed}", picture, details))
-    print(f"\n{report.table(rows)}\n\n{report.verdict(rows)}\n\n{directory.path}: result.json, {picture.name}, report.html")
+    title = f"{preset}: {task.name}, seed {config.seed}"
+    (directory.path / "report.html").write_text(report.page(rows, title, pictures, details))
+    names = ", ".join(path.name for path in pictures)
+    print(f"\n{report.table(rows)}\n\n{report.verdict(rows)}\n\n{directory.path}: result.json, {names}, report.html")
     return directory.path
+
+
+def interference(network: MIMOConv, config: RunConfig, images: Float[Tensor, "count c h w"]) -> dict[int, dict[str, float]]:
+    """`crosstalk_by_depth` for each n, with the same draws wherever the seed is the same."""
+    return {n: crosstalk_by_depth(network, images, n, torch.Generator().manual_seed(config.seed)) for n in sorted(config.n)}
 
 
 def build(config: MIMOConvConfig) -> MIMOConv:

@@ -93,6 +93,20 @@ def plot(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_crosstalk(before: dict[int, dict[str, float]], after: dict[int, dict[str, float]], path: Path) -> None:
+    """Crosstalk along the network for each n, before and after training, as a PNG."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for (n, shares), colour in zip(after.items(), plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False):
+        axes.plot(list(before[n]), list(before[n].values()), ":", color=colour)
+        axes.plot(list(shares), list(shares.values()), "o-", color=colour, label=f"n = {n}")
+    axes.plot([], [], ":", color="gray", label="before training")
+    axes.set(ylabel="crosstalk: share of the variance", ylim=(-0.03, 1.08))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem }
@@ -105,13 +119,16 @@ pre { overflow-x: auto; font-size: .8rem }
 """
 
 
-def page(rows: list[Row], title: str, picture: Path, details: dict[str, Any]) -> str:
-    """The table, the plot and what the run was, as one HTML file that loads nothing."""
+def page(rows: list[Row], title: str, pictures: list[Path], details: dict[str, Any]) -> str:
+    """The table, the plots and what the run was, as one HTML file that loads nothing."""
 
     def line(values: tuple[str, ...], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values) + "</tr>"
 
-    image = base64.b64encode(picture.read_bytes()).decode()
+    images = [
+        f'<img alt="{path.stem.replace("_", " ")}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for path in pictures
+    ]
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -124,7 +141,7 @@ def page(rows: list[Row], title: str, picture: Path, details: dict[str, Any]) ->
 {"".join(line(cells(row), "td") for row in rows)}
 </table></div>
 <p>{html.escape(verdict(rows))}</p>
-<img alt="Test accuracy against images per second" src="data:image/png;base64,{image}">
+{"".join(images)}
 <details><summary>Configuration and environment</summary>
 <pre>{html.escape(json.dumps(details, indent=2, default=str))}</pre></details>
 </html>

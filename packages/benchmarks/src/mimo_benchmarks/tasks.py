@@ -93,7 +93,29 @@ def mnist(folder: Path) -> Task:
     return Task(name="mnist", train=train, test=test, classes=10, scale=255)
 
 
-TASKS: dict[str, Callable[[Path], Task]] = {task.__name__: task for task in (digits, mnist)}
+def cifar10(folder: Path) -> Task:
+    """60,000 colour photographs of 32 x 32 pixels in ten classes, from FOLDER/cifar-10-batches-py as torchvision lays it out.
+
+    Raises:
+        DatasetError: the files are missing, or not the published ones by torchvision's checksums.
+    """
+    from torchvision.datasets import CIFAR10  # here, because the import takes seconds
+
+    try:
+        parts = [CIFAR10(folder, train=train) for train in (True, False)]
+    except RuntimeError as error:
+        raise DatasetError(
+            f"{folder / CIFAR10.base_folder} is missing or not the published CIFAR-10: put its unpacked batches there, "
+            "or name another folder with --data-dir"
+        ) from error
+    train, test = (
+        Split(images=torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), labels=torch.tensor(part.targets))
+        for part in parts
+    )
+    return Task(name="cifar10", train=train, test=test, classes=10, scale=255)
+
+
+TASKS: dict[str, Callable[[Path], Task]] = {task.__name__: task for task in (digits, mnist, cifar10)}
 
 
 def load(name: str, folder: Path) -> Task:

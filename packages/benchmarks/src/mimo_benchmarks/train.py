@@ -71,5 +71,5 @@ def train(
                 lr=schedule.get_last_lr()[0],
                 grad_norm=float(grad_norm),
             )
-    trained: Network = accelerator.unwrap_model(model).eval()
+    trained: Network = accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
     return trained, seen

@@ -38,7 +38,7 @@ def refused(capsys, *arguments):
         (["--optim.lr", "-1"], "optim.lr must be above 0 and finite, got -1.0"),
         (["--optim.lr", "inf"], "optim.lr must be above 0 and finite, got inf"),
         (["--optim.weight-decay", "nan"], "optim.weight_decay must be finite and not negative, got nan"),
-        (["--optim.steps", "0"], "optim.steps must be at least 1, got 0"),
+        (["--optim.steps", "0"], "optim.steps must be from 1 to 2^31 - 1, got 0"),
         (["--n", "1", "8", "--n-odds", "1", "1"], "n = 8, but model.capacity is 4"),
         (["--n-odds", "1"], "n_odds must hold one number for each"),
         (["--model.depth", "11"], "depth must be 6k + 4"),
@@ -47,6 +47,11 @@ def refused(capsys, *arguments):
         (["--n-odds", "1", "1", "inf"], "n_odds must be finite"),
         (["--n-odds", "0", "0", "0"], "n_odds must have a finite sum above 0"),
         (["--model.width", "inf"], "width must be finite"),
+        (["--model.width", "1e308"], "width must be finite"),
+        (["--model.depth", "6000000000000000000000004"], "this network is too large to be built"),
+        (["--optim.steps", "100000000000000000000"], "optim.steps must be from 1 to 2^31 - 1"),
+        (["--seed", "1", "mnist"], "A preset's name comes first"),
+        (["--model.mean", "0.5", "--model.std", "0.2"], "leave out --model.mean and --model.std"),
         (["--model.stem-channels", "10000000000"], "this network is too large to be built"),
         (["--model.stem-channels", "100000000000000000000"], "this network is too large to be built"),
         (["--threads", "100000"], "threads = 100000, but this process may use"),
@@ -81,6 +86,13 @@ def test_a_file_where_the_runs_go(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("")
     assert "the run directory cannot be made" in refused(capsys, *SHORT)
+
+
+def test_training_that_diverged_is_said(capsys, tmp_path):
+    with pytest.raises(SystemExit) as exit_:
+        main([*SHORT, "--no-controls", "--optim.lr", "1e30", "--optim.steps", "1", "--out", str(tmp_path / "run")])
+    assert exit_.value.code == 1
+    assert "training diverged" in capsys.readouterr().err
 
 
 def test_help_explains_presets_and_flags(capsys):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vsa_core import hrr
+from vsa_core import hadamard, hrr, mbat
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -90,12 +90,13 @@ def test_result_has_the_promoted_type():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_autocast_changes_neither_type_nor_precision(shared, device):
-    x = torch.randn(64, 16, device=device)
-    key = x[0] if shared else x
-    expected = hrr.bind(x, key)
+@pytest.mark.parametrize("algebra", [hrr, hadamard, mbat], ids=lambda algebra: algebra.__name__)
+def test_autocast_changes_neither_type_nor_precision(algebra, shared, device):
+    x, keys = torch.randn(64, 16, device=device), algebra.random_keys(64, 16, device=device)
+    key = keys[0] if shared else keys
+    expected = algebra.bind(x, key)
     with torch.autocast(device, torch.bfloat16):
-        out = hrr.bind(x, key)
+        out = algebra.bind(x, key)
     assert out.dtype == torch.float32
     assert torch.equal(out, expected)
 

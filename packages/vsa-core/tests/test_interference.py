@@ -91,6 +91,13 @@ def test_attention_bounds_hold_and_say_when_they_say_nothing(dim, side, failing)
     assert bounds.vacuous == (bounds.chebyshev >= 1)
 
 
+@pytest.mark.parametrize(("alpha", "vacuous"), [(1e-200, True), (1e200, False)])
+def test_bounds_at_the_ends_of_their_range(alpha, vacuous):
+    bounds = attention_score_bounds(2, 2, 64, alpha=alpha, cosine=1)
+    assert bounds.vacuous == vacuous
+    assert bounds.chebyshev == (math.inf if vacuous else 0)
+
+
 def test_exponential_bound_is_informative_at_large_dims_and_holds():
     bounds = attention_score_bounds(2, 2, 1024, alpha=0.5, cosine=0.5)
     assert score_failures(1024, 2) <= bounds.exponential < 0.2

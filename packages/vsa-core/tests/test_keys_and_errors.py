@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vsa_core import hadamard, hrr, interference, mbat, penalties, slots, superposition
+from vsa_core.modules import HRRBinding
 
 pytestmark = pytest.mark.unchecked  # these errors are ours, not the shape checker's
 KEY_MAKERS = [hrr.random_keys, hrr.unitary_keys, hrr.orthogonal_keys, hadamard.random_keys, mbat.random_keys]
@@ -49,6 +50,14 @@ def test_integer_keys(make_keys):
 def test_counts_that_are_not_whole(make_keys, n, dim, named):
     with pytest.raises(TypeError, match=named):
         make_keys(n, dim)
+
+
+def test_matrix_keys_are_uniform():
+    """Under the Haar measure the trace has mean 0 and variance 1 (from dim 2 on; at dim 1 it is a fair sign)."""
+    for dim in (1, 3):
+        traces = mbat.random_keys(2000, dim).diagonal(dim1=1, dim2=2).sum(1)
+        assert abs(traces.mean()) < 5 / 2000**0.5
+        assert abs(traces.var() - 1) < 0.2
 
 
 def test_more_orthogonal_keys_than_dims():
@@ -121,7 +130,14 @@ def test_scalars(algebra):
         (lambda: interference.crosstalk(torch.zeros(1, 2), torch.zeros(1, 2)), ValueError, "at least 2 inputs, got 1"),
         (lambda: interference.crosstalk(torch.ones(3, 2), torch.ones(3, 2)), ValueError, "do not vary"),
         (lambda: interference.crosstalk(torch.ones(3, 2).long(), torch.ones(3, 2)), TypeError, "outputs has dtype torch.int64"),
-        (lambda: interference.crosstalk(torch.ones(0, 3, 2), torch.ones(3, 2)), ValueError, "with a redraw at least"),
+        (lambda: interference.crosstalk(torch.ones(0, 3, 2), torch.ones(3, 2)), ValueError, "at least a redraw and a feature"),
+        (lambda: interference.crosstalk(torch.ones(3, 0), torch.ones(3, 0)), ValueError, "at least a redraw and a feature"),
+        (lambda: mbat.unbind(torch.ones(3), torch.ones(3)), ValueError, r"key has shape \(3,\)"),
+        (lambda: HRRBinding(2, 4).unbind(torch.tensor(1.0)), ValueError, r"s has shape \(\)"),
+        (lambda: hrr.random_keys(True, 4), TypeError, "n must be a whole number, got True"),
+        (lambda: hrr.bind([1.0, 2.0], torch.ones(2)), TypeError, "x is a list; it must be a tensor"),
+        (lambda: hrr.bind(torch.ones(2), None), TypeError, "key is a NoneType"),
+        (lambda: slots.group([1, 2], 2), TypeError, "items is a list"),
         (lambda: interference.retrieval_noise(2.5, 8), TypeError, r"n must be a whole number, got 2\.5"),
         (lambda: interference.attention_score_bounds(2, 2, 8, alpha=math.nan, cosine=1), ValueError, "got nan"),
         (lambda: interference.attention_score_bounds(2, 2, 8, alpha=math.inf, cosine=1), ValueError, "got inf"),

@@ -40,3 +40,8 @@ def test_gradient_is_finite_at_zero_keys():
     keys = torch.zeros(2, 4, requires_grad=True)
     key_orthonormality(keys).backward()
     assert keys.grad.isfinite().all()
+
+
+def test_half_types_do_not_overflow():
+    keys = torch.randn(4, 4096) * 10
+    assert_close(key_orthonormality(keys.half()), key_orthonormality(keys.half().double()).float(), rtol=1e-3, atol=0)

@@ -34,8 +34,9 @@ class OptimConfig:
     """Gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"optim.steps must be at least 1, got {self.steps}")
-        require(self.groups >= 1, f"optim.groups must be at least 1, got {self.groups}")
+        for name in ("steps", "groups"):
+            value = getattr(self, name)
+            require(1 <= value < 2**31, f"optim.{name} must be from 1 to 2^31 - 1, got {value}")
         require(0 < self.lr < inf, f"optim.lr must be above 0 and finite, got {self.lr}")
         require(0 <= self.weight_decay < inf, f"optim.weight_decay must be finite and not negative, got {self.weight_decay}")
         require(0 <= self.warmup <= 1, f"optim.warmup is a share of the steps, from 0 to 1, got {self.warmup}")

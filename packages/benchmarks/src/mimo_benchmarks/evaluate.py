@@ -14,9 +14,18 @@ CHUNK = 1024
 
 
 def classify(network: Network, task: Task, split: Split, n: int) -> Int[Tensor, " count"]:
-    """The class of every image of a split with n a pass, in their order."""
+    """The class of every image of a split with n a pass, in their order.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
     chunk = max(1, CHUNK // n) * n
-    return torch.cat([predict(network, task.pixels(images), n).argmax(-1) for images in split.images.split(chunk)])
+    logits = torch.cat([predict(network, task.pixels(images), n) for images in split.images.split(chunk)])
+    if not logits.isfinite().all():
+        raise FloatingPointError(
+            f"the network's answers with n = {n} are not finite: training diverged; a lower --optim.lr may help"
+        )
+    return logits.argmax(-1)
 
 
 def accuracy_per_slot(right: Bool[Tensor, " count"], n: int) -> list[float]:

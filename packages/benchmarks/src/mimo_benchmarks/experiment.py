@@ -116,7 +116,7 @@ def build(config: MIMOConvConfig) -> MIMOConv:
     """The network; ConfigError where its sizes are beyond the machine."""
     try:
         return MIMOConv(config)
-    except (RuntimeError, TypeError, MemoryError) as error:  # the allocator's errors, and sizes beyond 64 bits
+    except (RuntimeError, TypeError, MemoryError, OverflowError) as error:  # the allocator's errors, and sizes beyond 64 bits
         raise ConfigError(f"this network is too large to be built: {str(error).splitlines()[0]}") from error
 
 
@@ -140,6 +140,7 @@ def check_fit(config: RunConfig, task: tasks.Task, accelerator: Accelerator) -> 
     require(config.optim.groups % world == 0, f"optim.groups = {config.optim.groups} cannot be shared by {world} processes")
     channels, size = task.train.images.shape[1:3]
     needed = {"in_channels": channels, "image_size": size, "num_classes": task.classes}
+    require(config.model.mean is None, "each task scales its images itself: leave out --model.mean and --model.std")
     for name, value in needed.items():
         given = getattr(config.model, name)
         require(given == value, f"task {task.name} needs --model.{name.replace('_', '-')} {value}, got {given}")

@@ -37,6 +37,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     )
     try:
         return name, tyro.cli(RunConfig, default=PRESETS[name](), args=flags, prog=f"run.py {name}", description=description)
+    except SystemExit as exit_:
+        if exit_.code == 2 and set(flags) & set(PRESETS):
+            print("A preset's name comes first, before all flags.", file=sys.stderr)
+        raise
     except ValueError as error:  # a dataclass refused a value
         raise ConfigError(str(error)) from error
 

@@ -4,6 +4,7 @@ from mimoconv.config import MIMOConvConfig, NetworkConfig, WideResNetConfig
 from mimoconv.inference import count_macs, predict, recalibrate
 from mimoconv.isometry import isometry_penalty
 from mimoconv.model import MIMOConv, WideResNet
+from mimoconv.published import import_published
 from mimoconv.superposed import Superposed
 from mimoconv.zoo import create_model, list_models
 
@@ -17,6 +18,7 @@ __all__ = [
     "WideResNetConfig",
     "count_macs",
     "create_model",
+    "import_published",
     "isometry_penalty",
     "list_models",
     "predict",

@@ -44,7 +44,7 @@ class NetworkConfig:
             positive(name, getattr(self, name))
         if not isinstance(self.depth, Integral) or self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth must be 6k + 4 with k >= 1 (10, 16, 22, 28, ..), got {self.depth!r}")
-        if not math.isfinite(self.width) or round(16 * self.width) < 1:
+        if not math.isfinite(64 * self.width) or round(16 * self.width) < 1:
             raise ValueError(f"width must be finite and leave at least one channel of 16, got {self.width}")
         for name, choices in (("stem", Stem), ("activation", Activation), ("init", Init)):
             if getattr(self, name) not in get_args(choices):

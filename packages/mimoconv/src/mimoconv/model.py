@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from mimoconv import blocks
 from mimoconv.config import MIMOConvConfig, WideResNetConfig
+from mimoconv.pretrained import Pretrained
 from mimoconv.superposed import StatisticsPerN, Superposed, check_images, pooled
 
 
@@ -26,6 +27,7 @@ class MIMOConv(Superposed):
             nn.Linear(config.stages[-1], config.num_classes),
             config.capacity,
             config.stem_channels,
+            features=config.stages[-1],
             trainable_keys=config.trainable_keys,
             unbinding_relu=config.unbinding_relu,
         )
@@ -51,7 +53,7 @@ class MIMOConv(Superposed):
         return described(self.config)
 
 
-class WideResNet(nn.Module):
+class WideResNet(Pretrained):
     """The plain network from the same blocks: one image a pass.
 
     >>> import torch

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.binding import PositionwiseHRR, Unbinding
 from mimoconv.config import positive
+from mimoconv.pretrained import Pretrained
 from vsa_core import slots
 
 
@@ -46,7 +47,7 @@ class StatisticsPerN(nn.Module):
         return f"capacity={self.capacity}"
 
 
-class Superposed(nn.Module):
+class Superposed(Pretrained):
     """Any CNN on up to `capacity` images in one pass of its body (Menet et al., 2023, section 3).
 
     Each image goes through the stem alone; its maps are bound to the key of its slot, pixel by pixel, and added up; the body
@@ -59,6 +60,7 @@ class Superposed(nn.Module):
         head: features (b features) to logits (b classes).
         capacity: N, the most images that can share one pass.
         dim: D, the channels that the stem hands to binding.
+        features: channels that the body returns; found by a pass over an image that holds nothing unless given.
         trainable_keys: whether the binding keys are trained.
         unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs.
 
@@ -82,6 +84,7 @@ class Superposed(nn.Module):
         capacity: int,
         dim: int,
         *,
+        features: int | None = None,
         trainable_keys: bool = True,
         unbinding_relu: bool = True,
     ) -> None:
@@ -91,9 +94,8 @@ class Superposed(nn.Module):
         self.capacity = capacity
         self.stem = stem
         self.binding = PositionwiseHRR(capacity, dim, trainable=trainable_keys)
-        features = count_features(body, dim)
+        self.unbinding = Unbinding(capacity, features or count_features(body, dim), relu=unbinding_relu)
         self.body = StatisticsPerN(body, capacity)
-        self.unbinding = Unbinding(capacity, features, relu=unbinding_relu)
         self.head = head
 
     def forward(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n classes"]:

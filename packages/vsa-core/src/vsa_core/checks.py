@@ -9,8 +9,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def floating(**tensors: Tensor) -> None:
-    """Raise TypeError unless every named tensor is real and floating point, of 16 bits or more."""
+    """Raise TypeError unless every named value is a real floating-point tensor of 16 bits or more."""
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a tensor")
         if tensor.dtype not in DTYPES:
             raise TypeError(f"{name} has dtype {tensor.dtype}; convert it to a real floating-point type, as in {name}.float()")
 
@@ -49,7 +51,7 @@ def positive(**counts: int) -> None:
 def whole(**counts: int) -> None:
     """Raise TypeError unless every named count is a whole number."""
     for name, value in counts.items():
-        if not isinstance(value, Integral | torch.SymInt):
+        if not isinstance(value, Integral | torch.SymInt) or isinstance(value, bool):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 

@@ -50,9 +50,9 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Te
     dtype = torch.promote_types(x.dtype, key.dtype)
     x, key = x.to(dtype), key.to(dtype)
     if _circulant_pays(x, key):
-        return _matrix_product(x, key)
+        return mbat.bind(x, circulant(key))
     if _circulant_pays(key, x):  # convolution commutes
-        return _matrix_product(key, x)
+        return mbat.bind(key, circulant(x))
     fft_dtype = torch.promote_types(dtype, torch.float32)
     return _fft_convolve(x.to(fft_dtype), key.to(fft_dtype)).to(dtype)
 
@@ -170,12 +170,6 @@ def _circulant_pays(x: Tensor, key: Tensor) -> bool:
 
         return key.dim() < x.dim() and statically_known_true(math.prod(key.shape) * dim <= BLOCK)
     return x.numel() >= key.numel() * dim
-
-
-def _matrix_product(x: Tensor, key: Tensor) -> Tensor:
-    """The product with the key's circulant, in the operands' own precision under autocast too, as the FFT's is."""
-    with torch.autocast(x.device.type, enabled=False):
-        return mbat.bind(x, circulant(key))
 
 
 def _fft_convolve(x: Tensor, key: Tensor) -> Tensor:

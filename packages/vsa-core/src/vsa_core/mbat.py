@@ -1,6 +1,7 @@
 """Matrix binding of additive terms: a key is a matrix, binding multiplies by it (Gallant and Okaywe, 2013)."""
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,6 +10,8 @@ from vsa_core import checks
 
 def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b out dim"]) -> Float[Tensor, "*_ out"]:
     """Matrix product `key @ x` over the last axis; leading axes broadcast (Gallant and Okaywe, 2013).
+
+    The result has the promoted type of both, and its precision, also under autocast.
 
     Args:
         x: vectors (*b dim), real floating point.
@@ -24,12 +27,15 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b out dim"]) -> Floa
     """
     checks.same_dim(x, key, key_axes=2)
     dtype = torch.promote_types(x.dtype, key.dtype)
-    return torch.einsum("...j, ...ij -> ...i", x.to(dtype), key.to(dtype))
+    with torch.autocast(x.device.type, enabled=False):
+        return einsum(x.to(dtype), key.to(dtype), "... dim, ... out dim -> ... out")
 
 
 def unbind(x: Float[Tensor, "*#b out"], key: Float[Tensor, "*#b out dim"]) -> Float[Tensor, "*_ dim"]:
     """Product with the transpose, the inverse of an orthogonal key. Errors as in `bind`."""
     checks.floating(key=key)
+    if key.dim() < 2:
+        raise ValueError(f"key has shape {tuple(key.shape)}; it must be a matrix (..., out, dim)")
     return bind(x, key.mT)
 
 

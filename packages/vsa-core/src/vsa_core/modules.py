@@ -41,6 +41,7 @@ class Binding(nn.Module):
 
     def unbind(self, s: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b n dim"]:
         """What each of the n keys retrieves from a superposition."""
+        checks.vectors(s=s)
         return self.algebra.unbind(s[..., None, :], self.keys)
 
     def extra_repr(self) -> str:

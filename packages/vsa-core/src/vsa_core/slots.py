@@ -32,7 +32,7 @@ def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *
 
     Raises:
         ValueError: n is below 1, or `items` has no batch axis.
-        TypeError: n is not a whole number.
+        TypeError: n is not a whole number, or `items` is no tensor.
 
     >>> import torch
     >>> group(torch.arange(5), 2)
@@ -41,6 +41,8 @@ def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *
             [4, 0]])
     """
     checks.positive(n=n)
+    if not isinstance(items, Tensor):
+        raise TypeError(f"items is a {type(items).__name__}; it must be a tensor")
     if items.dim() < 1:
         raise ValueError("items is a scalar; it needs a batch axis (count, ...)")
     count = items.shape[0]

@@ -1,0 +1,307 @@
+"""Networks in folders and on the Hugging Face hub: weights as safetensors, their configuration as JSON, and a model card."""
+
+import hashlib
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import mimoconv
+from mimoconv import zoo
+from mimoconv.model import MIMOConv, WideResNet
+
+WEIGHTS, CARD, CONFIG = "model.safetensors", "README.md", "config.json"
+MODELS: dict[str, Callable[..., MIMOConv | WideResNet]] = {"MIMOConv": zoo.mimoconv, "WideResNet": zoo.wide_resnet}
+"""Each makes a network from the fields of its configuration."""
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    accuracy: Mapping[int, float] | None = None,
+    command: str | None = None,
+) -> None:
+    """Write model.safetensors, config.json and a model card, README.md, that `from_pretrained` and the hub read.
+
+    Each file is written beside and renamed. config.json holds a SHA-256 of itself and the weights: should the process die
+    between two renames, or a file be changed, the folder is refused instead of loading something else.
+
+    Args:
+        model: the network; it stays as it is.
+        folder: made where there is none; files of these three names in it are replaced.
+        accuracy: share of the test images classified correctly, from 0 to 1, for each n that was measured; for the card.
+        command: what trained the network; for the card.
+
+    Raises:
+        TypeError: the model is neither a MIMOConv nor a WideResNet.
+        ValueError: a weight is not finite or does not fit the configuration, or an accuracy is out of range.
+        ImportError: safetensors is not installed.
+        OSError: the folder cannot be written.
+    """
+    safetensors, folder = optional("safetensors.torch"), Path(folder)
+    model = configured(model)
+    weights = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()
+    }
+    settings = {
+        "class": type(model).__name__,
+        "mimoconv_version": mimoconv.__version__,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "config": json.loads(json.dumps(asdict(model.config), default=lambda number: number.item())),  # also NumPy's numbers
+    }
+    load_strict(described(settings), weights)  # what would not load is not written
+    data = safetensors.save(weights, metadata={"format": "pt"})
+    settings["sha256"] = digest(settings, data)
+    contents = {
+        WEIGHTS: data,
+        CARD: model_card(model, folder.resolve().name, accuracy, command).encode(),
+        CONFIG: (json.dumps(settings, indent=2) + "\n").encode(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
+        for name, content in contents.items():
+            Path(beside, name).write_bytes(content)
+        for name in contents:
+            os.replace(Path(beside, name), folder / name)
+
+
+def from_pretrained(
+    source: str | os.PathLike[str], *, revision: str | None = None, device: str | torch.device = "cpu"
+) -> MIMOConv | WideResNet:
+    """The network that `save_pretrained` or `push_to_hub` wrote, in eval mode, in the dtype that it was saved in.
+
+    Nothing is unpickled, and no weight is left as it was initialised: whatever does not fit exactly is refused.
+
+    Args:
+        source: a folder or, where there is none of that name, the id of a repository on the hub, name or user/name.
+        revision: a branch, tag or commit of the repository.
+        device: where the weights go.
+
+    Raises:
+        ValueError: a file is damaged or not of this save, an entry of config.json is unknown, a weight is missing, unknown, of
+            another shape or dtype, or not finite; or a folder is given a revision.
+        FileNotFoundError: there is no such folder, or a file is missing from it.
+        ImportError: safetensors, or for a repository huggingface_hub, is not installed.
+        Exception: what huggingface_hub raises where the repository or its revision cannot be had.
+    """
+    safetensors, folder = optional("safetensors.torch"), fetched(source, revision)
+    text, data = (folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()
+    try:
+        settings = json.loads(text)
+        expected = settings.pop("sha256")
+        actual = digest(settings, data)
+    except Exception as error:
+        raise ValueError(f"{folder / CONFIG} must be JSON as save_pretrained writes it: {error!r}") from error
+    if actual != expected:
+        raise ValueError(
+            f"the SHA-256 of {CONFIG} and {WEIGHTS} in {folder} is {actual}, expected {expected}: "
+            "a file was changed or damaged, or they are not of one save"
+        )
+    try:
+        model = described(settings)
+        load_strict(model, safetensors.load(data))
+    except Exception as error:
+        writer = f"written by mimoconv {settings.get('mimoconv_version')}, read by {mimoconv.__version__}"
+        raise ValueError(f"{folder} ({writer}) holds no network that fits: {error}") from error
+    return model.to(device).eval()
+
+
+def from_pretrained_as(
+    kind: type[Model], source: str | os.PathLike[str], *, revision: str | None = None, device: str | torch.device = "cpu"
+) -> Model:
+    """`from_pretrained` for one class of network.
+
+    Raises:
+        ValueError: `source` holds a network of another class, or for the reasons of `from_pretrained`, which has the other
+            errors too.
+    """
+    model = from_pretrained(source, revision=revision, device=device)
+    if not isinstance(model, kind):
+        raise ValueError(f"{source} holds a {type(model).__name__}, expected a {kind.__name__}")
+    return model
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    accuracy: Mapping[int, float] | None = None,
+    command: str | None = None,
+    private: bool = False,
+    token: str | None = None,
+) -> str:
+    """Upload the files of `save_pretrained` in one commit, to a repository that is made where there is none.
+
+    Args:
+        model: the network; it stays as it is.
+        repo_id: name or user/name.
+        accuracy: share of the test images classified correctly, from 0 to 1, for each n that was measured; for the card.
+        command: what trained the network; for the card.
+        private: whether a repository that is made here is private; one that is there stays as it is.
+        token: of a user who may write there; the one of `hf auth login` unless given.
+
+    Returns:
+        Address of the repository.
+
+    Raises:
+        TypeError: the model is neither a MIMOConv nor a WideResNet.
+        ValueError: a weight is not finite or does not fit the configuration, or an accuracy is out of range.
+        ImportError: huggingface_hub or safetensors is not installed.
+        Exception: what huggingface_hub raises where the repository cannot be made or written.
+    """
+    model = configured(model)
+    api = optional("huggingface_hub").HfApi(token=token)
+    with TemporaryDirectory() as folder:
+        save_pretrained(model, folder, accuracy=accuracy, command=command)  # before a repository is made
+        repository = api.create_repo(repo_id, private=private, exist_ok=True)
+        Path(folder, CARD).write_text(model_card(model, repository.repo_id, accuracy, command), encoding="utf-8")
+        message = f"{type(model).__name__}, mimoconv {mimoconv.__version__}"
+        api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message=message)
+    return str(repository)
+
+
+def configured(model: nn.Module) -> MIMOConv | WideResNet:
+    """The model, if it is of a class that can be made again from its configuration; else TypeError."""
+    if not isinstance(model, MIMOConv | WideResNet) or type(model).__name__ not in MODELS:
+        raise TypeError(f"model is a {type(model).__name__}; only a MIMOConv or a WideResNet has a configuration to save")
+    return model
+
+
+def load_strict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load every entry of a model's state dict, and nothing else; after an error the model is as it was.
+
+    A model on the meta device takes over the tensors themselves, any other copies their values.
+
+    Raises:
+        ValueError: a weight is missing, unknown, of another shape or dtype than the model's, or not finite.
+    """
+    expected = model.state_dict()
+    if weights.keys() != expected.keys():
+        missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+        raise ValueError(f"weights of a {type(model).__name__}: missing {missing}, unknown {unknown}")
+    for name, own in expected.items():
+        value = weights[name]
+        if (value.shape, value.dtype) != (own.shape, own.dtype):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, expected {tuple(own.shape)} and {own.dtype}"
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"{name} holds a NaN or infinite number, expected finite ones")
+    model.load_state_dict(dict(weights), assign=any(own.is_meta for own in expected.values()))
+
+
+def described(settings: Mapping[str, Any]) -> MIMOConv | WideResNet:
+    """The network that config.json describes, on the meta device: it holds no memory and draws no random number."""
+    for entry, choices in (("class", list(MODELS)), ("dtype", list(DTYPES))):
+        if settings[entry] not in choices:
+            raise ValueError(f"{entry} must be one of {', '.join(choices)}, got {settings[entry]!r}")
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["config"].items()}
+    with torch.device("meta"):
+        return MODELS[settings["class"]](**fields).to(DTYPES[settings["dtype"]])
+
+
+def digest(settings: Mapping[str, Any], data: bytes) -> str:
+    """SHA-256 of what config.json says and of the weights, together."""
+    both = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    both.update(data)
+    return both.hexdigest()
+
+
+def fetched(source: str | os.PathLike[str], revision: str | None) -> Path:
+    """The folder, or a copy of the repository's two files in the cache of huggingface_hub."""
+    if Path(source).is_dir():
+        if revision is not None:
+            raise ValueError(f"{source} is a folder, which has no revision; got {revision!r}")
+        return Path(source)
+    if not isinstance(source, str) or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source):
+        raise FileNotFoundError(f"there is no folder {source}, and it is no id of a repository, name or user/name")
+    download = optional("huggingface_hub").snapshot_download
+    try:
+        return Path(download(source, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:
+        error.add_note(f"{source!r} was taken for a repository on the Hugging Face hub, as there is no folder of that name")
+        raise
+
+
+def optional(name: str) -> ModuleType:
+    """Import a module of the packages that only this file needs."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name.partition('.')[0]} is missing: pip install mimoconv[hub]") from error
+
+
+def model_card(model: MIMOConv | WideResNet, name: str, accuracy: Mapping[int, float] | None, command: str | None) -> str:
+    """The card: what the network is, its accuracy for each n, how to load it and how it was trained."""
+    config = model.config
+    about = "A plain wide ResNet, the control beside MIMOConv: one image a forward pass"
+    if isinstance(model, MIMOConv):
+        about = f"A wide ResNet that classifies up to {model.capacity} images in one forward pass, in superposition"
+    images = "uint8" if config.mean else "floating-point images, normalised as in training,"
+    shape = f"(count, {config.in_channels}, {config.image_size}, {config.image_size})"
+    return f"""---
+library_name: mimoconv
+license: apache-2.0
+pipeline_tag: image-classification
+tags:
+- image-classification
+- mimonets
+- wide-resnet
+---
+
+# {name}
+
+{about}, as in [MIMONets (Menet et al., 2023)](https://arxiv.org/abs/2312.02829).
+
+| capacity | depth | width | classes |
+|---|---|---|---|
+| {model.capacity} | {config.depth} | {config.width} | {config.num_classes} |
+
+## Accuracy
+
+{accuracy_table(accuracy or {}, model.capacity)}
+
+## Use
+
+`pip install mimoconv[hub]`, then
+
+```python
+from mimoconv import {type(model).__name__}, predict
+
+model = {type(model).__name__}.from_pretrained({json.dumps(name, ensure_ascii=False)})
+logits = predict(model, images, n={model.capacity})  # {images} {shape}
+```
+
+## Training
+
+{fenced(command) if command else "No command was given."}
+"""
+
+
+def fenced(command: str) -> str:
+    """A block of code, whose fence is longer than any inside."""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", command))]))
+    return f"{fence}bash\n{command.strip()}\n{fence}"
+
+
+def accuracy_table(accuracy: Mapping[int, float], capacity: int) -> str:
+    """A row for each n, or a sentence where there is none."""
+    for n, share in accuracy.items():
+        if n not in range(1, capacity + 1):
+            raise ValueError(f"accuracy is given for {n!r} images a pass, expected a whole number from 1 to {capacity}")
+        if not 0 <= share <= 1:
+            raise ValueError(f"accuracy for {n} images a pass is {share}, expected a share from 0 to 1")
+    rows = [f"| {n} | {100 * share:.2f} % |" for n, share in sorted(accuracy.items())]
+    return "\n".join(["| images a pass | test accuracy |", "|---|---|", *rows]) if rows else "No accuracy was given."

@@ -58,6 +58,11 @@ def test_images_for_the_wide_resnet():
         WideResNet(WideResNetConfig(depth=10, width=1))(torch.zeros(3, 8, 8))
 
 
+def test_uint8_images_for_a_model_without_mean_and_std():
+    with pytest.raises(TypeError, match="no configuration with mean and std"):
+        predict(small(4), torch.zeros(4, 2, 8, 8, dtype=torch.uint8), 1)
+
+
 def test_images_for_predict():
     with pytest.raises(ValueError, match=r"\(2, 8, 8\); expected \(count c h w\) with c = 2"):
         predict(small(4), torch.zeros(2, 8, 8, dtype=torch.float64), 1)

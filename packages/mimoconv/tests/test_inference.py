@@ -29,6 +29,19 @@ def test_predict_leaves_the_model_as_it_was():
     assert not predict(model, images, 2).requires_grad
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_uint8_images_go_through_the_models_own_normalisation(n):
+    mean, std = (0.5, 0.25), (0.2, 0.3)
+    model = small(2, mean=mean, std=std)
+    raw = torch.randint(256, (5, 2, 8, 8), dtype=torch.uint8)
+    images = torch.stack([(raw[:, c].double() / 255 - mean[c]) / std[c] for c in (0, 1)], 1)
+    assert_close(predict(model, raw, n), predict(model, images, n))
+    recalibrate(model, [images], n)
+    expected = predict(model, images, n)
+    recalibrate(model, [raw], n)
+    assert_close(predict(model, raw, n), expected)
+
+
 def test_frozen_layers_stay_in_their_mode():
     model, images = small(4).train(), torch.randn(8, 2, 8, 8, dtype=torch.float64)
     model.stem.eval()

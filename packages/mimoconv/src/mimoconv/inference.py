@@ -23,7 +23,7 @@ def predict(model: Superposed | WideResNet, images: Shaped[Tensor, "count c h w"
     """Logits of a flat batch in eval mode, n images a pass in their order; the last group is filled by repeating images.
 
     Every image gets its row, whatever the count. The same images in the same order get the same logits; in another order they
-    share their passes with other images, and some logits move (docs/interference.md has how much). The mode of the model and
+    share their passes with other images, and some logits move (docs/crosstalk.md has how much). The mode of the model and
     of each of its layers stays as it is.
 
     Args:

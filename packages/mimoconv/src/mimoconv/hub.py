@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 import mimoconv
 from mimoconv import zoo
 from mimoconv.model import MIMOConv, WideResNet
+from mimoconv.pretrained import Model
 
 WEIGHTS, CARD, CONFIG = "model.safetensors", "README.md", "config.json"
 MODELS: dict[str, Callable[..., MIMOConv | WideResNet]] = {"MIMOConv": zoo.mimoconv, "WideResNet": zoo.wide_resnet}
 """Each makes a network from the fields of its configuration."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def save_pretrained(

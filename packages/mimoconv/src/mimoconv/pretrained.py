@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from typing import Self
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Pretrained(nn.Module):
@@ -21,8 +23,8 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, revision: str | None = None, device: str | torch.device = "cpu"
-    ) -> Self:
+        cls: type[Model], source: str | os.PathLike[str], *, revision: str | None = None, device: str | torch.device = "cpu"
+    ) -> Model:
         """The network in a folder or in a repository of the hub, in eval mode: `mimoconv.hub.from_pretrained`.
 
         Raises:

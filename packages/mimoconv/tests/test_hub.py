@@ -215,7 +215,7 @@ def test_an_edited_configuration_is_refused(copy, field, value):
         ("slots", 4, r"mimoconv 9\.9, read by .*unexpected keyword argument 'slots'"),
         ("depth", 12, r"depth must be 6k \+ 4 .* got 12"),
         ("depth", "10", r"depth must be 6k \+ 4 .* got '10'"),
-        ("width", "1", "must be real number"),
+        ("width", "1", "width must be finite .* got '1'"),
         ("width", 1e300, r"holds no network that fits"),
         ("mean", 0.5, "mean and std come together"),
         ("capacity", 2, r"binding\.keys has shape \(4, 8\) .*, expected \(2, 8\)"),

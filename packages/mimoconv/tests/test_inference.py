@@ -42,6 +42,45 @@ def test_uint8_images_go_through_the_models_own_normalisation(n):
     assert_close(predict(model, raw, n), expected)
 
 
+def test_statistics_that_were_broken_are_estimated_afresh():
+    model, images = small(2), torch.randn(8, 2, 8, 8, dtype=torch.float64)
+    recalibrate(model, [images], 1)
+    expected = predict(model, images, 1)
+    norm = model.body.norms()[2]
+    norm.running_mean[0], norm.running_var[0] = torch.nan, torch.inf
+    recalibrate(model, [images], 1)
+    assert_close(predict(model, images, 1), expected)
+
+
+def test_a_layer_frozen_in_training_needs_no_statistics():
+    model = small(2).train()
+    model.body.module.stage1[0].norm1.eval()
+    model(torch.randn(4, 2, 2, 8, 8, dtype=torch.float64))
+    images = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    assert predict(model, images, 2).isfinite().all()
+    with pytest.raises(RuntimeError, match="never with 1 images a pass"):
+        predict(model, images, 1)
+
+
+def test_predict_in_parts(monkeypatch):
+    model, images = small(4), torch.randn(9, 2, 8, 8, dtype=torch.float64)
+    whole = predict(model, images, 2)
+    monkeypatch.setattr("mimoconv.inference.PASSES_AT_ONCE", 2)
+    sizes = []
+    model.body.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    assert_close(predict(model, images, 2), whole)
+    assert sizes == [2, 2, 1]
+
+
+@pytest.mark.unchecked
+def test_a_compiled_model_keeps_its_configuration():
+    model = small(2, mean=(0.5, 0.5), std=(0.25, 0.25))
+    compiled = torch.compile(model, backend="eager")
+    raw = torch.randint(256, (4, 2, 8, 8), dtype=torch.uint8)
+    assert_close(predict(compiled, raw, 2), predict(model, raw, 2))
+    assert count_macs(compiled, 2) == count_macs(model, 2)
+
+
 def test_frozen_layers_stay_in_their_mode():
     model, images = small(4).train(), torch.randn(8, 2, 8, 8, dtype=torch.float64)
     model.stem.eval()

@@ -93,6 +93,19 @@ def test_the_start_is_an_option_of_the_configuration():
     assert torch.equal(unit, torch.eye(*unit.shape))
 
 
+def test_autocast_changes_nothing():
+    model = WideResNet(WideResNetConfig(depth=10, width=0.5, init="orthogonal"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isometry_penalty(model).item() < 1e-8
+
+
+def test_a_body_with_groups_and_one_without_convolutions():
+    body = nn.Conv2d(4, 6, 3, groups=2)
+    grouped = Superposed(nn.Conv2d(3, 4, 3), body, nn.Linear(6, 2), 2, 4)
+    assert_close(isometry_penalty(grouped), convolution_isometry(body.weight, groups=2))
+    assert isometry_penalty(Superposed(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 2), 2, 4)) == 0
+
+
 @pytest.mark.unchecked
 def test_dilated_convolutions_are_refused():
     body = nn.Conv2d(4, 4, 3, dilation=2)

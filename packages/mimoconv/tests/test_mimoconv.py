@@ -79,6 +79,27 @@ def test_stem_and_binding_are_one_convolution_in_eval_mode(capacity, n):
     assert_close(model.superpose(x), step_by_step)
 
 
+@pytest.mark.parametrize("change", ["stride", "hook", "sync"])
+def test_a_stem_that_was_changed_is_used_as_it_is(change):
+    model = small(2).eval()
+    if change == "stride":
+        model.stem.conv = nn.Conv2d(2, 8, 3, stride=2, padding=1).double()
+    elif change == "hook":
+        model.stem.norm.register_forward_hook(lambda _, arguments, out: 2 * out)
+    else:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    x = torch.randn(3, 2, 2, 8, 8, dtype=torch.float64)
+    step_by_step = model.binding(model.stem(x.flatten(0, 1)).unflatten(0, (3, 2)))
+    assert_close(model.superpose(x), step_by_step)
+
+
+def test_published_starts():
+    """Kaiming normal, fan-out: variance 2 / (9 c_out) of the convolutions, 2 / (N D') of the unbinding, within 10 %."""
+    model = MIMOConv(MIMOConvConfig(capacity=4, depth=10, width=2, stem_channels=16))
+    assert model.body.module.stage3[0].conv1.weight.var().item() == pytest.approx(2 / (9 * 128), rel=0.1)
+    assert model.unbinding.weight.var().item() == pytest.approx(2 / (4 * 128), rel=0.1)
+
+
 def test_an_input_in_every_slot_equals_that_input_alone():
     """n = 1 is the network with one image copied to all slots: same superposition, so same features, averaged."""
     model = small(4)

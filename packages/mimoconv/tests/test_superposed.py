@@ -83,6 +83,50 @@ def test_costs_of_any_cnn():
     assert count_macs(model, 1, shape=(3, 32, 32)) / count_macs(model, 4, shape=(3, 32, 32)) == pytest.approx(3.6, abs=0.2)
 
 
+def test_a_body_that_was_trained_before_has_no_statistics_of_superpositions():
+    body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    body(torch.randn(4, 8, 9, 9))
+    mean = body[1].running_mean.clone()
+    model = Superposed(nn.Conv2d(3, 8, 3), body, nn.Linear(8, 3), 2, 8).train()
+    assert torch.equal(body[1].running_mean, mean.expand(2, 8))
+    predict(model, torch.randn(4, 3, 9, 9), 1)  # untrained: the statistics that it came with
+    model(torch.randn(4, 2, 3, 9, 9))
+    with pytest.raises(RuntimeError, match="never with 1 images a pass"):
+        predict(model, torch.randn(4, 3, 9, 9), 1)
+
+
+@pytest.mark.parametrize("options", [{"track_running_stats": False}, {"momentum": None}, {"affine": False}])
+def test_batch_norm_of_every_kind(options):
+    body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, **options))
+    model = Superposed(nn.Conv2d(3, 8, 3), body, nn.Linear(8, 3), 2, 8).train()
+    for n in (1, 2):
+        model(torch.randn(4, n, 3, 9, 9))
+        recalibrate(model, [torch.randn(8, 3, 9, 9)], n)
+        assert predict(model, torch.randn(5, 3, 9, 9), n).shape == (5, 3)
+    assert body[1].momentum == options.get("momentum", 0.1)
+
+
+@pytest.mark.unchecked
+def test_parts_that_do_not_fit():
+    stem, body, head = nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)), nn.Linear(8, 3)
+    Superposed(stem, body, head, 2, 8)
+    x = torch.randn(2, 2, 3, 9, 9)
+    with pytest.raises(ValueError, match="a body of its own"):
+        Superposed(stem, body, head, 2, 8, features=8)
+    with pytest.raises(ValueError, match="the body does not turn maps"):
+        Superposed(stem, nn.Conv2d(16, 8, 3), head, 2, 8)
+    with pytest.raises(ValueError, match=r"the stem returns maps of shape \(4, 16, 7, 7\); expected \(b 8 h w\)"):
+        Superposed(nn.Conv2d(3, 16, 3), nn.Conv2d(8, 8, 3), head, 2, 8)(x)
+    with pytest.raises(ValueError, match="the body returns 8 features, but 5 are unbound: give features=8"):
+        Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8, features=5)(x)
+    with pytest.raises(ValueError, match="features must be a whole number and at least 1, got 0"):
+        Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8, features=0)
+    with pytest.raises(ValueError, match="the head has BatchNorm layers"):
+        Superposed(stem, nn.Conv2d(8, 8, 3), nn.Sequential(nn.BatchNorm1d(8), head), 2, 8)
+    with pytest.raises(TypeError, match="images are a list"):
+        predict(Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8), [1, 2], 1)
+
+
 @pytest.mark.unchecked
 def test_what_superposed_refuses():
     model = resnet18(2)

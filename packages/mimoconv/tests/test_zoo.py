@@ -55,13 +55,20 @@ def test_families_are_what_they_are_called():
         ("mimoconv_10_1", {"activation": "gelu"}, ValueError, "activation must be one of relu, prelu"),
         ("mimoconv_10_1", {"init": "zero"}, ValueError, "init must be one of kaiming, orthogonal, delta"),
         ("mimoconv_10_1", {"mean": (0.5,) * 3}, ValueError, "mean and std come together"),
+        ("mimoconv_10_1", {"mean": (125.3, 123, 113.9), "std": (0.2,) * 3}, ValueError, "must be from 0 to 1"),
+        ("mimoconv_10_1", {"num_classes": True}, ValueError, "num_classes must be a whole number and at least 1, got True"),
         ("mimoconv_10_1", {"mean": (0.5,), "std": (0.2,)}, ValueError, "must have 3 entries"),
-        ("mimoconv_10_1", {"mean": (0.5,) * 3, "std": (0.2, 0.2, 0.0)}, ValueError, "std .* above 0"),
+        ("mimoconv_10_1", {"mean": (0.5,) * 3, "std": (0.2, 0.2, 0.0)}, ValueError, "std .* above 0 and at most 1"),
     ],
 )
 def test_what_cannot_be_created(name, options, error, named):
     with pytest.raises(error, match=named):
         create_model(name, **options)
+
+
+def test_mean_and_std_may_be_any_sequences():
+    model = create_model("mimoconv_10_1", mean=[0.5] * 3, std=torch.full((3,), 0.25))
+    assert (model.config.mean, model.config.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.config import Init, NetworkConfig
 
@@ -42,13 +43,24 @@ def stem(config: NetworkConfig) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
+def foldable(stem: nn.Module) -> bool:
+    """Whether the layers of a stem are as `stem` made them, linear in eval mode and without hooks of anybody."""
+    conv, *norms = stem.children()
+    return (
+        type(conv) is nn.Conv2d
+        and (conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias) == ((1, 1), (1, 1), (1, 1), 1, None)
+        and all(isinstance(norm, _BatchNorm) and norm.affine and norm.running_mean is not None for norm in norms)
+        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in stem.modules())
+    )
+
+
 def folded(stem: nn.Module) -> tuple[Float[Tensor, "dim c kh kw"], Float[Tensor, " dim"]]:
     """Weight and bias of the one convolution that a stem without ReLU is in eval mode."""
     conv, *norms = stem.children()
     assert isinstance(conv, nn.Conv2d)
     weight, bias = conv.weight, conv.weight.new_zeros(conv.out_channels)
     for norm in norms:
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

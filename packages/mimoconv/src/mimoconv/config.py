@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 Stem = Literal["conv", "conv-norm", "conv-norm-relu"]
@@ -44,18 +44,20 @@ class NetworkConfig:
             positive(name, getattr(self, name))
         if not isinstance(self.depth, Integral) or self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth must be 6k + 4 with k >= 1 (10, 16, 22, 28, ..), got {self.depth!r}")
-        if not math.isfinite(64 * self.width) or round(16 * self.width) < 1:
-            raise ValueError(f"width must be finite and leave at least one channel of 16, got {self.width}")
+        if not isinstance(self.width, Real) or not math.isfinite(64 * self.width) or round(16 * self.width) < 1:
+            raise ValueError(f"width must be finite and leave at least one channel of 16, got {self.width!r}")
         for name, choices in (("stem", Stem), ("activation", Activation), ("init", Init)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"mean and std come together, got {self.mean} and {self.std}")
         if self.mean is not None and self.std is not None:
+            for name in ("mean", "std"):  # any sequence of numbers
+                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
             if not len(self.mean) == len(self.std) == self.in_channels:
                 raise ValueError(f"mean {self.mean} and std {self.std} must have {self.in_channels} entries, one a channel")
-            if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
-                raise ValueError(f"mean {self.mean} must be finite, and std {self.std} above 0 too")
+            if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
+                raise ValueError(f"mean {self.mean} must be from 0 to 1, and std {self.std} above 0 and at most 1")
 
     @property
     def stages(self) -> tuple[int, int, int]:
@@ -96,5 +98,5 @@ class MIMOConvConfig(NetworkConfig):
 
 def positive(name: str, value: int) -> None:
     """Raise ValueError unless a setting is a whole number and at least 1."""
-    if not isinstance(value, Integral) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number and at least 1, got {value!r}")

@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimoconv.model import MIMOConv, WideResNet
+from mimoconv.config import NetworkConfig
+from mimoconv.model import WideResNet
 from mimoconv.superposed import StatisticsPerN, Superposed, check_images
 from vsa_core import slots
 
+PASSES_AT_ONCE = 512
+"""Passes that `predict` makes at a time, to bound memory."""
 PASSES = 1024
 """Passes that multiply-adds are counted over: what is computed once for a whole batch is shared by all of them."""
 
@@ -39,14 +42,15 @@ def predict(model: Superposed | WideResNet, images: Shaped[Tensor, "count c h w"
     """
     slots.assignment(n, model.capacity)  # refuses an n that does not fit
     seen = [norm.num_batches_tracked for norm in norms_per_n(model) if norm.num_batches_tracked is not None]
-    if any(counts.any() for counts in seen) and not all(counts[n - 1] for counts in seen):
+    if any(counts.any() and not counts[n - 1] for counts in seen):
         raise RuntimeError(
             f"this model was trained, but never with {n} images a pass, so its BatchNorm has no statistics for n = {n}: "
             f"estimate them on training images with recalibrate(model, batches, n={n})"
         )
     images = normalised(model, images)
+    groups = slots.group(images, n).split(PASSES_AT_ONCE)
     with evaluating(model):
-        return slots.ungroup(model(slots.group(images, n)), len(images))
+        return slots.ungroup(torch.cat([model(part) for part in groups]), len(images))
 
 
 @torch.no_grad()
@@ -71,8 +75,9 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
     with evaluating(model):
         try:
             for norm in norms:
-                if norm.num_batches_tracked is not None:
-                    norm.num_batches_tracked[n - 1] = 0
+                for buffer, start in ((norm.running_mean, 0), (norm.running_var, 1), (norm.num_batches_tracked, 0)):
+                    if buffer is not None:
+                        buffer[n - 1] = start
                 norm.train()
             for images in batches:
                 if not isinstance(images, Tensor):
@@ -98,7 +103,7 @@ def count_macs(model: Superposed | WideResNet, n: int = 1, *, shape: tuple[int, 
     """Multiply-adds per image with n images a pass: convolutions and matrix products, by torch's flop counter.
 
     Args:
-        model: the network; it is not run and stays as it is.
+        model: the network; a copy of it without memory is run, and it stays as it is.
         n: images a pass, from 1 to capacity.
         shape: (c, h, w) of an image; what the model's configuration says unless given.
 
@@ -111,21 +116,21 @@ def count_macs(model: Superposed | WideResNet, n: int = 1, *, shape: tuple[int, 
     """
     slots.assignment(n, model.capacity)  # refuses an n that does not fit
     if shape is None:
-        if not isinstance(model, MIMOConv | WideResNet):
+        if (config := configuration(model)) is None:
             raise ValueError("this model has no configuration that names the size of its images: give shape=(c, h, w)")
-        shape = model.config.in_channels, model.config.image_size, model.config.image_size
+        shape = config.in_channels, config.image_size, config.image_size
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        probe = copy.deepcopy(model).to("meta", torch.float32).eval()
+        probe = copy.deepcopy(getattr(model, "_orig_mod", model)).to("meta", torch.float32).eval()
         probe(torch.zeros(PASSES, n, *shape, device="meta"))
     return float(counter.get_total_flops() / 2 / (PASSES * n))
 
 
 def normalised(model: Superposed | WideResNet, images: Shaped[Tensor, "count c h w"]) -> Float[Tensor, "count c h w"]:
     """Floating-point images as they are; uint8 ones scaled to 0..1 and normalised as the model's configuration says."""
-    config = model.config if isinstance(model, MIMOConv | WideResNet) else None
-    raw = images.dtype == torch.uint8
+    config = configuration(model)
+    raw = isinstance(images, Tensor) and images.dtype == torch.uint8
     if raw:
-        images = images.to(next(model.parameters()).dtype) / 255
+        images = images / 255
     check_images(images, "count c h w", config.in_channels if config else None)
     if raw:
         if config is None or config.mean is None:
@@ -134,8 +139,14 @@ def normalised(model: Superposed | WideResNet, images: Shaped[Tensor, "count c h
                 "give it some, or floating-point images"
             )
         mean, std = (images.new_tensor(values)[:, None, None] for values in (config.mean, config.std))
-        images = (images - mean) / std
+        images = ((images - mean) / std).to(next(model.parameters()).dtype)
     return images
+
+
+def configuration(model: torch.nn.Module) -> NetworkConfig | None:
+    """The configuration of a network that has one, also of a compiled one."""
+    config = getattr(model, "config", None)
+    return config if isinstance(config, NetworkConfig) else None
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def isometry_penalty(model: Superposed | WideResNet) -> Float[Tensor, ""]:
         if set(layer.dilation) != {1}:
             raise ValueError(f"the penalty of a convolution with dilation {layer.dilation} is not defined")
     penalties = [convolution_isometry(layer.weight, layer.stride, groups=layer.groups) for layer in layers]
-    return torch.stack(penalties).sum()
+    return sum(penalties, torch.zeros(()))
 
 
 def convolution_isometry(
@@ -38,6 +38,7 @@ def convolution_isometry(
     Conv(W, W) holds the inner product of every filter with every filter, shifted by each offset that is a multiple of the
     stride; the target is 1 for a filter with itself at offset 0, else 0. With fewer inputs than outputs, where filters cannot
     all be orthogonal, input and output channels change places (Menet et al., 2023, Eq. 8 and 9, gamma = 1; Qi et al., 2020).
+    In the precision of the weight, under autocast too.
 
     Args:
         weight: of the convolution; with groups, each is a convolution of its own and their values add up.
@@ -50,7 +51,8 @@ def convolution_isometry(
     total = weight.new_zeros(())
     for filters in kernels:
         padding = [(k - 1) // s * s for k, s in zip(filters.shape[2:], stride, strict=True)]
-        gram = F.conv2d(filters, filters, padding=padding, stride=stride)
+        with torch.autocast(weight.device.type, enabled=False):
+            gram = F.conv2d(filters, filters, padding=padding, stride=stride)
         target = torch.zeros_like(gram)
         target[:, :, gram.shape[2] // 2, gram.shape[3] // 2].fill_diagonal_(1)
         total = total + (gram - target).square().sum() / 2

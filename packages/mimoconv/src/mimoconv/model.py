@@ -40,7 +40,7 @@ class MIMOConv(Superposed):
             ValueError: `x` does not have the configured channels.
         """
         check_images(x, "b n c h w", self.config.in_channels)
-        if self.training or self.config.stem == "conv-norm-relu":
+        if self.training or not blocks.foldable(self.stem):
             return super().superpose(x)
         weight, bias = blocks.folded(self.stem)
         keys = self.binding.matrices(x.shape[1])
@@ -79,7 +79,7 @@ class WideResNet(Pretrained):
         """
         check_images(x, "b ... c h w", self.config.in_channels)
         logits: Tensor = self.head(pooled(self.body(self.stem(x.flatten(0, -4)), 1)))
-        return logits.reshape(*x.shape[:-3], self.config.num_classes)
+        return logits.reshape(*x.shape[:-3], logits.shape[-1])
 
     def extra_repr(self) -> str:
         return described(self.config)

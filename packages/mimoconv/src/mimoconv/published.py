@@ -78,6 +78,8 @@ def published_entries(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state_dict.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor: is this a checkpoint around a state dict?")
+        if not isinstance(name, str):
+            raise TypeError(f"the name of an entry is {name!r}; expected a string")
     prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
     return {name.removeprefix(prefix): value for name, value in state_dict.items()}
 
@@ -180,6 +182,8 @@ def check_values(entries: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
             raise ValueError(f"{name} is {value.dtype}; expected one floating-point type throughout, and conv1.weight is {dtype}")
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
+        if name.endswith("running_var") and value.min() < 0:
+            raise ValueError(f"{name} holds {value.min().item()}; a variance is not negative")
         if name.endswith(".alpha") and value != 0:
             raise ValueError(
                 f"{name} is {value.item()}; expected 0: this network was trained with skip-init, for which there is no equivalent"

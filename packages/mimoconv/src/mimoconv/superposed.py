@@ -19,15 +19,23 @@ class StatisticsPerN(nn.Module):
     """A module whose BatchNorm layers keep a set of running statistics for every n from 1 to capacity under one affine map.
 
     Sums of one and of four bound images have other means and variances, so averages over both would fit neither. The
-    statistics of the layers inside gain a first axis, n - 1: `running_mean` is (capacity channels).
+    statistics of the layers inside gain a first axis, n - 1: `running_mean` is (capacity channels), each n starting from those
+    that the module came with. From here on the module is used through this one alone.
+
+    Raises:
+        ValueError: the module is part of another of these.
     """
 
     def __init__(self, module: nn.Module, capacity: int) -> None:
         super().__init__()
         self.module, self.capacity = module, capacity
         for norm in self.norms():
+            if norm.running_mean is not None and norm.running_mean.dim() > 1:
+                raise ValueError("this module keeps its statistics per n already: give each network a body of its own")
             for name, buffer in list(norm.named_buffers(recurse=False)):
                 norm.register_buffer(name, buffer.expand(capacity, *buffer.shape).clone())
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.zero_()  # what it counted before were no superpositions
 
     def norms(self) -> list[_BatchNorm]:
         """The layers whose statistics depend on n."""
@@ -51,8 +59,9 @@ class Superposed(Pretrained):
     """Any CNN on up to `capacity` images in one pass of its body (Menet et al., 2023, section 3).
 
     Each image goes through the stem alone; its maps are bound to the key of its slot, pixel by pixel, and added up; the body
-    sees only the sum. Its pooled features are unbound, a matrix a slot, and the head classifies each. The parts are used as
-    they are, apart from the statistics of BatchNorm layers in the body, which are kept for each n (`StatisticsPerN`).
+    sees only the sum. Its pooled features are unbound, a matrix a slot, and the head classifies each. The parts become those of
+    this network; the statistics of BatchNorm layers in the body are kept for each n (`StatisticsPerN`). A body that recomputes
+    its layers in the backward pass (gradient checkpointing) does not work, as it would look for its statistics too late.
 
     Args:
         stem: images (b c h w) to maps (b dim h w).
@@ -65,7 +74,8 @@ class Superposed(Pretrained):
         unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs.
 
     Raises:
-        ValueError: capacity or dim is below 1, or the body does not take (b dim h w).
+        ValueError: capacity, dim or features is below 1, the body does not take (b dim h w) or is part of another network, or
+            the head has BatchNorm layers, whose statistics would mix all n.
 
     >>> import torchvision
     >>> net = torchvision.models.resnet18(num_classes=10)
@@ -91,10 +101,13 @@ class Superposed(Pretrained):
         super().__init__()
         positive("capacity", capacity)
         positive("dim", dim)
+        positive("features", features := count_features(body, dim) if features is None else features)
+        if any(isinstance(layer, _BatchNorm) for layer in head.modules()):
+            raise ValueError("the head has BatchNorm layers, whose statistics would mix all n: move them into the body")
         self.capacity = capacity
         self.stem = stem
         self.binding = PositionwiseHRR(capacity, dim, trainable=trainable_keys)
-        self.unbinding = Unbinding(capacity, features or count_features(body, dim), relu=unbinding_relu)
+        self.unbinding = Unbinding(capacity, features, relu=unbinding_relu)
         self.body = StatisticsPerN(body, capacity)
         self.head = head
 
@@ -102,19 +115,27 @@ class Superposed(Pretrained):
         """Logits of n images a pass, for any n from 1 to capacity; with n < capacity some images fill several slots.
 
         Raises:
-            ValueError: `x` is not (b, n, c, h, w) with 1 <= n <= capacity.
+            ValueError: `x` is not (b, n, c, h, w) with 1 <= n <= capacity, or stem or body return other channels than expected.
             TypeError: `x` is not floating point.
         """
         check_images(x, "b n c h w")
         n = x.shape[1]
         slots.assignment(n, self.capacity)  # refuses an n that does not fit
         out = pooled(self.body(self.superpose(x), n))
+        features = self.unbinding.weight.shape[-1]
+        if out.shape[1] != features:
+            raise ValueError(
+                f"the body returns {out.shape[1]} features, but {features} are unbound: give features={out.shape[1]}"
+            )
         logits: Tensor = self.head(rearrange(self.unbinding(out, n), "b n dim -> (b n) dim"))
         return rearrange(logits, "(b n) classes -> b n classes", n=n)
 
     def superpose(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b dim h2 w2"]:
         """Stem, binding and bundling."""
         maps = self.stem(rearrange(x, "b n c h w -> (b n) c h w"))
+        dim = self.binding.keys.shape[1]
+        if maps.dim() != 4 or maps.shape[1] != dim:
+            raise ValueError(f"the stem returns maps of shape {tuple(maps.shape)}; expected (b {dim} h w), as dim = {dim}")
         bound: Tensor = self.binding(rearrange(maps, "(b n) dim h w -> b n dim h w", n=x.shape[1]))
         return bound
 
@@ -125,14 +146,19 @@ def pooled(x: Float[Tensor, "b dim ..."]) -> Float[Tensor, "b dim"]:
 
 
 def count_features(body: nn.Module, dim: int) -> int:
-    """How many channels the body returns, by a pass over an image that holds nothing."""
+    """How many channels the body returns, by a pass of a copy over images that hold nothing."""
     probe = copy.deepcopy(body).to("meta", torch.float32).eval()
-    with torch.no_grad():
-        return int(probe(torch.empty(1, dim, 64, 64, device="meta")).shape[1])
+    try:
+        with torch.no_grad():
+            return int(probe(torch.empty(2, dim, 64, 64, device="meta")).shape[1])
+    except Exception as error:
+        raise ValueError(f"the body does not turn maps (2 {dim} 64 64) into features: {error}; or give features=") from error
 
 
 def check_images(x: Tensor, axes: str, channels: int | None = None) -> None:
     """Raise unless `x` holds floating-point images with the named axes, and as many channels as given."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"images are a {type(x).__name__}; they must be a tensor")
     if not x.is_floating_point():
         raise TypeError(f"images have dtype {x.dtype}; scale and normalise them to floating point first")
     fits = x.dim() >= 4 if "..." in axes else x.dim() == len(axes.split())

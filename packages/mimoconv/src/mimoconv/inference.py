@@ -48,7 +48,7 @@ def predict(model: Superposed | WideResNet, images: Shaped[Tensor, "count c h w"
             f"estimate them on training images with recalibrate(model, batches, n={n})"
         )
     images = normalised(model, images)
-    groups = slots.group(images, n).split(PASSES_AT_ONCE)
+    groups = torch.split(slots.group(images, n), PASSES_AT_ONCE)
     with evaluating(model):
         return slots.ungroup(torch.cat([model(part) for part in groups]), len(images))
 

@@ -36,6 +36,7 @@ def test_rows_hold_what_was_measured_on_the_right_images(monkeypatch, tmp_path):
         assert generator.initial_seed() == 0
         return float((classes == -1).sum())
 
+    monkeypatch.setattr(experiment, "THROUGHPUT_IMAGES", 48)
     for fake in (recalibrate, images_per_second, classify, regrouped_share):
         monkeypatch.setattr(experiment, fake.__name__, fake)
     main([*SHORT, "--out", str(tmp_path / "run")])

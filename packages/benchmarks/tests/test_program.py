@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mimo_benchmarks import experiment
 from mimo_benchmarks.__main__ import main
 from mimo_benchmarks.program import parse
 
@@ -115,6 +116,14 @@ def test_help_explains_presets_and_flags(capsys):
 def test_flags_change_the_preset():
     preset, config = parse(["quickstart", "--optim.lr", "0.5", "--n", "1", "3", "--n-odds", "2", "1"])
     assert (preset, config.optim.lr, config.n, config.n_odds) == ("quickstart", 0.5, (1, 3), (2, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images():
+    """Throughput is measured on few images: what it is does not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "THROUGHPUT_IMAGES", 24)
+        yield
 
 
 @pytest.fixture(scope="module")

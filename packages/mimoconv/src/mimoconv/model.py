@@ -33,7 +33,7 @@ class MIMOConv(Superposed):
         )
         self.config = config
 
-    def superpose(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b dim h w"]:
+    def superpose(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b dim h2 w2"]:
         """Stem, binding and bundling; without a ReLU they are linear in eval mode, so there one convolution over all n images.
 
         Raises:

@@ -16,7 +16,7 @@ from test_mimoconv import small
 from torch import nn
 
 import mimoconv
-from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, hub, predict
+from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, card, hub, predict
 from mimoconv.superposed import Superposed
 
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -344,7 +344,7 @@ def test_card(tmp_path):
 
 
 def test_card_of_a_plain_network_without_accuracy_and_command():
-    text = hub.model_card(WideResNet(WideResNetConfig(**WRN)), "ada/net", None, None)
+    text = card.model_card(WideResNet(WideResNetConfig(**WRN)), "ada/net", None, None)
     assert "# ada/net\n\nA plain wide ResNet, the control beside MIMOConv: one image a forward pass, as in" in text
     assert 'model = WideResNet.from_pretrained("ada/net")\n' in text
     assert "predict(model, images, n=1)" in text
@@ -355,7 +355,7 @@ def test_card_of_a_plain_network_without_accuracy_and_command():
 
 @pytest.mark.parametrize(("command", "fence"), [("`date`", "```"), ("a\n```\nb", "````"), ("`````", "``````")])
 def test_no_command_ends_its_block(command, fence):
-    assert hub.fenced(command) == f"{fence}bash\n{command}\n{fence}"
+    assert card.fenced(command) == f"{fence}bash\n{command}\n{fence}"
 
 
 @unchecked

@@ -9,9 +9,6 @@ from mimo_benchmarks.train import Network
 from mimoconv import MIMOConv, predict
 from vsa_core import interference
 
-CHUNK = 1024
-"""Images handed over at a time, to bound memory; rounded down to whole groups."""
-
 
 def classify(network: Network, task: Task, split: Split, n: int) -> Int[Tensor, " count"]:
     """The class of every image of a split with n a pass, in their order.
@@ -19,8 +16,7 @@ def classify(network: Network, task: Task, split: Split, n: int) -> Int[Tensor, 
     Raises:
         FloatingPointError: a logit is not finite.
     """
-    chunk = max(1, CHUNK // n) * n
-    logits = torch.cat([predict(network, task.pixels(images), n) for images in split.images.split(chunk)])
+    logits = predict(network, task.pixels(split.images), n)
     if not logits.isfinite().all():
         raise FloatingPointError(
             f"the network's answers with n = {n} are not finite: training diverged; a lower --optim.lr may help"

@@ -20,7 +20,6 @@ def images_per_second(networks: list[tuple[Network, int]], images: Float[Tensor,
 
     Every network is given all `images` at once, in groups of its n: a pass to warm up, then one that is timed.
     """
-    medians: list[list[float]] = [[] for _ in networks]
     groups = [group(images, n) for _, n in networks]
     times: dict[tuple[int, torch.memory_format], list[float]] = {
         (place, layout): [] for place in range(len(networks)) for layout in LAYOUTS
@@ -34,6 +33,5 @@ def images_per_second(networks: list[tuple[Network, int]], images: Float[Tensor,
                 if x.is_cuda:
                     torch.cuda.synchronize()
             record.append(time.perf_counter() - start)
-    for (place, _), record in times.items():
-        medians[place].append(statistics.median(record))
-    return [len(images) / min(both) for both in medians]
+    medians = {setting: statistics.median(record) for setting, record in times.items()}
+    return [len(images) / min(medians[place, layout] for layout in LAYOUTS) for place in range(len(networks))]

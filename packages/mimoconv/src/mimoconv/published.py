@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from mimoconv.config import MIMOConvConfig, WideResNetConfig
+from mimoconv import zoo
 from mimoconv.model import MIMOConv, WideResNet
 
 RENAMES = {
@@ -95,16 +95,13 @@ def skeleton(entries: Mapping[str, Tensor]) -> MIMOConv | WideResNet:
         "width": stage1 / 16,
         "in_channels": in_channels,
         "stem_channels": stem_channels,
-        "stem": "conv-norm-relu",
-        "activation": "prelu",
-        "final_norm": False,
     }
     if not any(name.startswith(("channelConv.", "unbind.")) for name in entries):
-        return WideResNet(WideResNetConfig(**options))
+        return zoo.wide_isonet(**options)
     capacity, _, dim = sizes(entries, "channelConv.weight", "N 1 D")
     if dim % 2:
         raise ValueError(f"channelConv.weight has shape ({capacity}, 1, {dim}); expected an even D, got {dim}")
-    return MIMOConv(MIMOConvConfig(capacity=capacity, unbinding_relu=True, **options))
+    return zoo.mimoconv(capacity=capacity, stem="conv-norm-relu", **options)
 
 
 def sizes(entries: Mapping[str, Tensor], name: str, axes: str) -> tuple[int, ...]:

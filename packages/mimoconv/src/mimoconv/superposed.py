@@ -39,13 +39,16 @@ class StatisticsPerN(nn.Module):
 
     def norms(self) -> list[_BatchNorm]:
         """The layers whose statistics depend on n."""
-        return [layer for layer in self.module.modules() if isinstance(layer, _BatchNorm)]
+        return list(self.named_norms().values())
+
+    def named_norms(self) -> dict[str, _BatchNorm]:
+        """The same under their paths in the module."""
+        return {path: layer for path, layer in self.module.named_modules() if isinstance(layer, _BatchNorm)}
 
     def forward(self, x: Tensor, n: int) -> Tensor:
         """The module on superpositions of n inputs: with the batch's statistics in training, with those of n otherwise."""
-        norms = {name: layer for name, layer in self.module.named_modules() if isinstance(layer, _BatchNorm)}
         own = {f"{path}.{name}" if path else name: buffer[n - 1]
-               for path, norm in norms.items() for name, buffer in norm.named_buffers(recurse=False)}  # fmt: skip
+               for path, norm in self.named_norms().items() for name, buffer in norm.named_buffers(recurse=False)}  # fmt: skip
         if self.training and x.shape[0] == 0:  # an empty batch has no statistics
             own = {name: buffer.clone() for name, buffer in own.items()}
         out: Tensor = functional_call(self.module, own, (x,))

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -16,8 +17,11 @@ from test_mimoconv import small
 from torch import nn
 
 import mimoconv
-from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, card, hub, predict
+from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, hub, predict
+from mimoconv.card import model_card
 from mimoconv.superposed import Superposed
+from vsa_core.card import fenced
+from vsa_core.hub import DTYPES, digest
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 unchecked = pytest.mark.unchecked  # of our own errors
@@ -45,7 +49,7 @@ def signed(folder, settings=None, weights=None):
     if weights is not None:
         (folder / "model.safetensors").write_bytes(weights if isinstance(weights, bytes) else safetensors.torch.save(weights))
     entries.pop("sha256", None)
-    entries["sha256"] = hub.digest(entries, (folder / "model.safetensors").read_bytes())
+    entries["sha256"] = digest(entries, (folder / "model.safetensors").read_bytes())
     (folder / "config.json").write_text(json.dumps(entries))
 
 
@@ -71,7 +75,7 @@ def trained(model: MIMOConv | WideResNet) -> MIMOConv | WideResNet:
 
 @pytest.mark.parametrize(
     ("make", "dtype"),
-    [(lambda: small(4, **NORMALISED), dtype) for dtype in hub.DTYPES.values()]
+    [(lambda: small(4, **NORMALISED), dtype) for dtype in DTYPES.values()]
     + [
         (lambda: small(2, width=0.8, stem="conv-norm-relu", trainable_keys=False, final_norm=True), torch.float32),
         (lambda: small(1, init="orthogonal", activation="relu", unbinding_relu=False), torch.float64),
@@ -145,7 +149,7 @@ def umask() -> int:
 @pytest.mark.parametrize("last", [0, 1, 2])
 def test_an_interrupted_save_loads_as_one_of_both_or_not_at_all(copy, monkeypatch, call, last):
     kept, calls = hub.from_pretrained(copy), iter(range(9))
-    owner = os if call == "replace" else hub.Path
+    owner = os if call == "replace" else Path
     original = getattr(owner, call)
 
     def dies(*args):
@@ -344,7 +348,7 @@ def test_card(tmp_path):
 
 
 def test_card_of_a_plain_network_without_accuracy_and_command():
-    text = card.model_card(WideResNet(WideResNetConfig(**WRN)), "ada/net", None, None)
+    text = model_card(WideResNet(WideResNetConfig(**WRN)), "ada/net", None, None)
     assert "# ada/net\n\nA plain wide ResNet, the control beside MIMOConv: one image a forward pass, as in" in text
     assert 'model = WideResNet.from_pretrained("ada/net")\n' in text
     assert "predict(model, images, n=1)" in text
@@ -355,7 +359,7 @@ def test_card_of_a_plain_network_without_accuracy_and_command():
 
 @pytest.mark.parametrize(("command", "fence"), [("`date`", "```"), ("a\n```\nb", "````"), ("`````", "``````")])
 def test_no_command_ends_its_block(command, fence):
-    assert card.fenced(command) == f"{fence}bash\n{command}\n{fence}"
+    assert fenced(command) == f"{fence}bash\n{command}\n{fence}"
 
 
 @unchecked
@@ -393,7 +397,7 @@ class FakeApi:
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
         self.calls.append(("upload_folder", {"repo_id": repo_id, "commit_message": commit_message}))
-        self.files |= {name: (hub.Path(folder_path) / name).read_bytes() for name in os.listdir(folder_path)}
+        self.files |= {name: (Path(folder_path) / name).read_bytes() for name in os.listdir(folder_path)}
 
 
 @pytest.mark.parametrize("name", ["net", "ada/net"])
@@ -462,7 +466,7 @@ def test_device(saved):
 
 
 @unchecked
-@pytest.mark.parametrize("source", ["/no/such/folder", "./folder", "a/b/c", "net?", hub.Path("ada/net")])
+@pytest.mark.parametrize("source", ["/no/such/folder", "./folder", "a/b/c", "net?", Path("ada/net")])
 def test_folders_that_are_not_there(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)

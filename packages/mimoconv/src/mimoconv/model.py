@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from mimoconv import blocks
 from mimoconv.config import MIMOConvConfig, WideResNetConfig
-from mimoconv.pretrained import Pretrained
 from mimoconv.superposed import StatisticsPerN, Superposed, check_images, pooled
+from vsa_core.pretrained import Pretrained
 
 
 class MIMOConv(Superposed):
@@ -62,6 +62,7 @@ class WideResNet(Pretrained):
     """
 
     capacity = 1
+    hub_module = "mimoconv.hub"
 
     def __init__(self, config: WideResNetConfig) -> None:
         super().__init__()

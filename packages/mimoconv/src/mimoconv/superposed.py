@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.binding import PositionwiseHRR, Unbinding
 from mimoconv.config import positive
-from mimoconv.pretrained import Pretrained
 from vsa_core import slots
+from vsa_core.pretrained import Pretrained
 
 
 class StatisticsPerN(nn.Module):
@@ -88,6 +88,8 @@ class Superposed(Pretrained):
     >>> model(torch.zeros(4, 2, 3, 64, 64)).shape  # 4 passes of 2 images each
     torch.Size([4, 2, 10])
     """
+
+    hub_module = "mimoconv.hub"
 
     def __init__(
         self,

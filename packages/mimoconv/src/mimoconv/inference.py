@@ -1,8 +1,7 @@
 """Using a network: predict, re-estimate its statistics, count its cost."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,6 +13,7 @@ from mimoconv.config import NetworkConfig
 from mimoconv.model import WideResNet
 from mimoconv.superposed import StatisticsPerN, Superposed, check_images
 from vsa_core import slots
+from vsa_core.modules import evaluating
 
 PASSES_AT_ONCE = 512
 """Passes that `predict` makes at a time, to bound memory."""
@@ -147,18 +147,6 @@ def configuration(model: torch.nn.Module) -> NetworkConfig | None:
     """The configuration of a network that has one, also of a compiled one."""
     config = getattr(model, "config", None)
     return config if isinstance(config, NetworkConfig) else None
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every layer is in the mode that it was found in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def norms_per_n(model: torch.nn.Module) -> list[_BatchNorm]:

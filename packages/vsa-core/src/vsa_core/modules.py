@@ -1,5 +1,7 @@
 """Thin modules that own keys; all computing is in the algebra's functions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Protocol
 
 import torch
@@ -70,3 +72,15 @@ class MBATBinding(Binding):
     """Product with orthogonal matrices (n dim dim)."""
 
     algebra: ClassVar[Algebra] = mbat
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every layer is in the mode that it was found in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,16 @@
+"""Networks of this package in folders and on the Hugging Face hub (`vsa_core.hub`): `pip install mimoformer[hub]`."""
+
+import mimoformer
+from mimoformer.card import model_card
+from mimoformer.config import MIMOFormerConfig
+from mimoformer.model import MIMOFormer
+from vsa_core.hub import Library, load_strict
+
+__all__ = ["LIBRARY", "from_pretrained", "load_strict", "push_to_hub", "save_pretrained"]
+
+LIBRARY: Library[MIMOFormer] = Library(
+    name="mimoformer", version=mimoformer.__version__, models={MIMOFormer: MIMOFormerConfig}, card=model_card
+)
+save_pretrained = LIBRARY.save
+from_pretrained = LIBRARY.load
+push_to_hub = LIBRARY.push

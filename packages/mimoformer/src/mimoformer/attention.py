@@ -27,7 +27,7 @@ def favor_s(
     """Attention of m x n sequences in superposition, Eq. 19 with a denominator for every slot (Menet et al., 2023).
 
     A token that is not real contributes nothing, whatever q, k and v hold there (NaN too), also where it shares a bundle with
-    real tokens; its own output is 0. So is that of a token whose denominator is 0.
+    real tokens; its own output is 0. So is that of a token whose denominator is 0, or lost to rounding beside its bundle's.
 
     Args:
         q, k, v: queries, keys and values of every slot, not yet bound.

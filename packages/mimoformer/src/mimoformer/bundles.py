@@ -89,14 +89,20 @@ def unbind(
     keys: Float[Tensor, "m n d"],
     mask: Bool[Tensor, "b m n l"] | None,
 ) -> Float[Tensor, "b m n h l d"]:
-    """Every slot's own attention: divided by its denominator, multiplied with its key, 0 where its token is not real."""
-    out = divide(value[:, None], weight) * rearrange(keys.to(value.dtype), "m n d -> m n 1 1 d")
+    """Every slot's own attention: divided by its denominator, multiplied with its key, 0 where its token is not real.
+
+    A denominator that is nothing beside the sum over its bundle counts as 0: all that the numerator holds of the slot is then
+    lost to rounding, and dividing would blow up the error.
+    """
+    lost = weight <= 8 * torch.finfo(weight.dtype).eps * weight.sum(1, keepdim=True)
+    out = divide(value[:, None], weight.masked_fill(lost, 0)) * rearrange(keys.to(value.dtype), "m n d -> m n 1 1 d")
     return out if mask is None else out.masked_fill(rearrange(~mask, "b m n l -> b m n 1 l 1"), 0)
 
 
 def divide(value: Float[Tensor, "*#b d"], weight: Float[Tensor, "*#b"]) -> Float[Tensor, "*_ d"]:
-    """value / weight, 0 where the weight is 0."""
-    nothing = (weight == 0)[..., None]
+    """value / weight, 0 where the weight is 0, or so close to it that the quotient or its gradient might overflow."""
+    limits = torch.finfo(weight.dtype)
+    nothing = (weight <= limits.tiny / limits.eps)[..., None]
     return (value / weight[..., None].masked_fill(nothing, 1)).masked_fill(nothing, 0)
 
 

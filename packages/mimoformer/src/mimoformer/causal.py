@@ -66,7 +66,7 @@ def advance(
     fade = (state.log_scale[..., None] - log_scale).exp()
     value, weight = value + value_before * fade[:, None, ..., None], weight + weight_before * fade[:, None, None]
 
-    last = log_scale[..., -1]
+    last = log_scale[..., -1].clone()  # a view would keep those of all tokens alive
     context, total = summed(phi_k * (log_scale - last[..., None]).exp()[:, None, ..., None], v, real)
     fade = (state.log_scale - last).exp()[..., None]
     return value, weight, State(context + state.context * fade[..., None], total + state.total * fade[:, None, None], last)

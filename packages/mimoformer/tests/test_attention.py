@@ -1,0 +1,340 @@
+"""FAVOR+S against loops, with masks that hide garbage, causal and step by step."""
+
+import itertools
+
+import loops
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mimoformer import causal
+from mimoformer.attention import favor_s, favor_s_shared, linear_attention, softmax_attention, step, step_shared
+from mimoformer.features import DPFPFeatures, PositiveFeatures, ReLUFeatures
+from vsa_core import hadamard
+
+DIM = 4
+MAPS = {
+    "relu": lambda: ReLUFeatures(DIM, 6),
+    "positive": lambda: PositiveFeatures(DIM, 6),
+    "dpfp": lambda: DPFPFeatures(2),
+}
+GRIDS = list(itertools.product((1, 2, 3), repeat=2))
+every_map = pytest.mark.parametrize("name", MAPS)
+either = pytest.mark.parametrize("is_causal", [False, True])
+FORMS = {"per slot": (favor_s, step), "shared": (favor_s_shared, step_shared)}
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    """Chunks of three tokens, so that short sequences have several, the last one shorter."""
+    monkeypatch.setattr(causal, "CHUNK", 3)
+
+
+def inputs(m, n, length=5, b=2, h=2, dtype=torch.float64):
+    q, k, v = torch.randn(3, b, m, n, h, length, DIM, dtype=dtype).unbind()
+    keys = hadamard.random_keys(m * n, DIM, dtype=dtype).unflatten(0, (m, n))
+    return q, k, v, keys
+
+
+def some_mask(m, n, length=5, b=2):
+    """Sequences of every length, holes, a slot without a token, and a token that no slot of the first group has."""
+    mask = torch.rand(b, m, n, length) < 0.7
+    mask[-1, 0, 0] = False
+    mask[0, ..., 1] = False
+    return mask
+
+
+def garbage(x, mask, value=float("nan")):
+    return x.masked_fill(~mask[:, :, :, None, :, None], value)
+
+
+@pytest.mark.parametrize(("m", "n"), GRIDS)
+@pytest.mark.parametrize("masked", [False, True])
+@either
+@every_map
+def test_equals_the_loops(m, n, masked, is_causal, name):
+    phi, (q, k, v, keys) = MAPS[name]().double(), inputs(m, n)
+    mask = some_mask(m, n) if masked else None
+    real = torch.ones(2, m, n, 5, dtype=torch.bool) if mask is None else mask
+    given = [q, k, v] if mask is None else [garbage(x, mask) for x in (q, k, v)]
+    for shared, function in enumerate((favor_s, favor_s_shared)):
+        expected = loops.favor_s(q, k, v, keys, phi, real, causal=is_causal, shared=bool(shared))
+        assert_close(function(*given, keys, phi, mask, causal=is_causal), expected, rtol=1e-9, atol=1e-9)
+
+
+@either
+@every_map
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_equal_those_of_the_loops(is_causal, name, form):
+    phi, (q, k, v, keys) = MAPS[name]().double(), inputs(2, 3, b=1, h=1)
+    mask = some_mask(2, 3, b=2)[:1]
+    leaves = [x.clone().requires_grad_() for x in (q, k, v, keys)]
+    expected = loops.favor_s(*leaves, phi, mask, causal=is_causal, shared=form == "shared")
+    weights = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * weights).sum(), leaves)
+    leaves = [garbage(x, mask).requires_grad_() for x in (q, k, v)] + [keys.clone().requires_grad_()]
+    out = FORMS[form][0](*leaves, phi, mask, causal=is_causal)
+    assert_close(torch.autograd.grad((out * weights).sum(), leaves), wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@either
+@every_map
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_to_twice_the_length_changes_nothing(value, is_causal, name, form):
+    phi, (q, k, v, keys) = MAPS[name]().double(), inputs(2, 3)
+    mask = some_mask(2, 3)
+    longer = [torch.cat([x, torch.full_like(x, value)], -2).requires_grad_() for x in (q, k, v)]
+    out = FORMS[form][0](*longer, keys, phi, torch.cat([mask, torch.zeros_like(mask)], -1), causal=is_causal)
+    assert_close(out[..., :5, :], FORMS[form][0](q, k, v, keys, phi, mask, causal=is_causal), rtol=1e-10, atol=1e-10)
+    assert torch.equal(out[..., 5:, :], torch.zeros_like(out[..., 5:, :]))
+    out.sum().backward()
+    for x in longer:
+        assert x.grad.isfinite().all()
+        assert torch.equal(x.grad[..., 5:, :], torch.zeros_like(q))
+
+
+@either
+@every_map
+def test_a_full_mask_is_no_mask(is_causal, name):
+    phi, (q, k, v, keys) = MAPS[name]().double(), inputs(2, 3)
+    mask = torch.ones(2, 2, 3, 5, dtype=torch.bool)
+    for function in (favor_s, favor_s_shared):
+        out = function(q, k, v, keys, phi, mask, causal=is_causal)
+        assert_close(out, function(q, k, v, keys, phi, causal=is_causal), rtol=1e-12, atol=1e-12)
+
+
+@either
+@every_map
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_without_a_real_token_give_zeros_and_finite_gradients(is_causal, name, form):
+    phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, dtype=torch.float32)
+    leaves = [torch.full_like(x, float("nan")).requires_grad_() for x in (q, k, v)]
+    out = FORMS[form][0](*leaves, keys, phi, torch.zeros(2, 2, 2, 5, dtype=torch.bool), causal=is_causal)
+    assert torch.equal(out, torch.zeros_like(out))
+    out.sum().backward()
+    assert all(torch.equal(x.grad, torch.zeros_like(x)) for x in leaves)
+
+
+@every_map
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", [[1] * 10, [4, 1, 5], [7, 3]])
+def test_any_split_into_steps_gives_the_whole(name, masked, form, sizes):
+    whole, next_step = FORMS[form]
+    phi, (q, k, v, keys) = MAPS[name]().double(), inputs(2, 3, length=10)
+    mask = some_mask(2, 3, length=10) if masked else None
+    state, outs = None, []
+    for part in torch.arange(10).split(sizes):
+        here = [x[..., part, :] for x in (q, k, v)]
+        out, state = next_step(*here, keys, phi, state, None if mask is None else mask[..., part])
+        outs.append(out)
+    assert_close(torch.cat(outs, -2), whole(q, k, v, keys, phi, mask, causal=True), rtol=1e-10, atol=1e-10)
+
+
+@every_map
+def test_the_state_does_not_grow(name):
+    phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=50, dtype=torch.float32)
+    _, short = step(*(x[..., :1, :] for x in (q, k, v)), keys, phi)
+    _, long = step(q, k, v, keys, phi)
+    assert [part.shape for part in short] == [part.shape for part in long]
+
+
+@every_map
+def test_a_step_keeps_nothing_else_alive(name):
+    """Every tensor of the state owns its memory: a view of the whole sequence's features would grow with it."""
+    phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=50, dtype=torch.float32)
+    _, state = step(q, k, v, keys, phi)
+    assert all(part.untyped_storage().nbytes() <= 2 * part.numel() * part.element_size() for part in state)
+
+
+@every_map
+@pytest.mark.parametrize("form", FORMS)
+def test_no_token_depends_on_later_ones(name, form):
+    """Not even where a later key is so long that one stabiliser for all would make those before it vanish."""
+    phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=9, dtype=torch.float32)
+    before = FORMS[form][0](q, k, v, keys, phi, causal=True)
+    for x in (q, k, v):
+        x[..., 4:, :] *= 1e3
+    after = FORMS[form][0](q, k, v, keys, phi, causal=True)
+    assert torch.equal(before[..., :4, :], after[..., :4, :])
+    assert after.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["relu", "positive"])
+def test_memory_of_causal_attention_is_linear_in_the_length(name, monkeypatch):
+    """Bytes kept for the backward pass of twice the tokens: at most 2.1 times as many; all pairs of tokens would be four."""
+    monkeypatch.setattr(causal, "CHUNK", 8)
+
+    def kept(length):
+        phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=length, dtype=torch.float32)
+        total = 0
+
+        def pack(x):
+            nonlocal total
+            total += x.numel() * x.element_size()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            favor_s(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), keys, phi, causal=True)
+        return total
+
+    assert kept(512) <= 2.1 * kept(256)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@either
+@pytest.mark.parametrize("axis", [1, 2])
+@every_map
+def test_permuting_whole_rows_or_columns_with_their_keys_permutes_outputs(masked, is_causal, axis, name):
+    phi, (q, k, v, keys) = MAPS[name]().double(), inputs(3, 3)
+    mask = some_mask(3, 3) if masked else None
+    order = torch.tensor([2, 0, 1])
+    expected = favor_s(q, k, v, keys, phi, mask, causal=is_causal).index_select(axis, order)
+    moved = [x.index_select(axis, order) for x in (q, k, v)]
+    moved_mask = None if mask is None else mask.index_select(axis, order)
+    out = favor_s(*moved, keys.index_select(axis - 1, order), phi, moved_mask, causal=is_causal)
+    assert_close(out, expected, rtol=1e-10, atol=1e-10)
+
+
+@either
+@every_map
+def test_linear_attention_is_the_sequence_alone(is_causal, name):
+    """Of every sequence sum_j phi(k_j).phi(q_i) v_j / sum_j phi(k_j).phi(q_i), with no key in sight."""
+    phi, (q, k, v, _) = MAPS[name]().double(), inputs(1, 1)
+    q, k, v = q[:, 0, 0], k[:, 0, 0], v[:, 0, 0]
+    mask = some_mask(1, 1)[:, 0, 0]
+    weights = phi(q) @ phi(k).mT * mask[:, None, None, :] * mask[:, None, :, None]
+    weights = weights.tril() if is_causal else weights
+    expected = weights @ v / weights.sum(-1, keepdim=True).clamp_min(1e-300)
+    assert_close(linear_attention(q, k, v, phi, mask, causal=is_causal), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_single_slot_with_a_bipolar_key_sees_only_itself():
+    """With one slot, binding is a change of signs: of a map that does not see signs nothing is left of it."""
+    q, k, v, keys = inputs(1, 1)
+
+    def phi(x):
+        return x.square()
+
+    assert_close(favor_s(q, k, v, keys, phi)[:, 0, 0], linear_attention(q[:, 0, 0], k[:, 0, 0], v[:, 0, 0], phi))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@either
+def test_softmax_attention_equals_the_loops(masked, is_causal):
+    q, k, v, _ = inputs(1, 1)
+    q, k, v = q[:, 0, 0], k[:, 0, 0], v[:, 0, 0]
+    mask = some_mask(1, 1)[:, 0, 0] if masked else None
+    given = [q, k, v] if mask is None else [x.masked_fill(~mask[:, None, :, None], float("nan")) for x in (q, k, v)]
+    leaves = [x.requires_grad_() for x in given]
+    out = softmax_attention(*leaves, mask, causal=is_causal)
+    real = torch.ones(2, 5, dtype=torch.bool) if mask is None else mask
+    assert_close(out, loops.softmax(q, k, v, real, causal=is_causal), rtol=1e-10, atol=1e-10)
+    out.sum().backward()
+    assert all(x.grad.isfinite().all() for x in leaves)
+
+
+def test_a_denominator_of_zero_gives_zero():
+    """Features that share no dimension: nothing is similar to anything."""
+    q, k, v, keys = inputs(2, 2)
+
+    def phi(x):
+        return 0 * x
+
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = favor_s(*leaves, keys, phi)
+    assert torch.equal(out, torch.zeros_like(out))
+    out.sum().backward()
+    assert all(x.grad.isfinite().all() for x in leaves)
+
+
+@every_map
+@either
+@pytest.mark.parametrize("form", FORMS)
+def test_bf16_is_within_a_hundredth(name, is_causal, form):
+    """Relative to float64 on the same rounded inputs, and the type comes back; gradients as well."""
+    phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=20, dtype=torch.bfloat16)
+    function = FORMS[form][0]
+    half = [x.requires_grad_() for x in (q, k, v)]
+    out = function(*half, keys, phi, causal=is_causal)
+    assert out.dtype == torch.bfloat16
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = function(*exact, keys.double(), phi.double(), causal=is_causal)
+    assert (out.double() - expected).norm() < 1e-2 * expected.norm()
+    out.float().sum().backward()
+    expected.sum().backward()
+    for x, reference in zip(half, exact, strict=True):
+        assert (x.grad.double() - reference.grad).norm() < 1e-2 * reference.grad.norm()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_changes_nothing(form):
+    phi, (q, k, v, keys) = MAPS["relu"](), inputs(2, 2, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = FORMS[form][0](q, k, v, keys, phi)
+    assert torch.equal(out, FORMS[form][0](q, k, v, keys, phi))
+
+
+@either
+def test_any_strides(is_causal):
+    phi, (q, k, v, keys) = MAPS["relu"]().double(), inputs(2, 3)
+    expected = favor_s(q, k, v, keys, phi, causal=is_causal)
+    strided = [x.transpose(-1, -3).contiguous().transpose(-1, -3) for x in (q, k, v)]
+    assert_close(favor_s(*strided, keys.mT.contiguous().mT, phi, causal=is_causal), expected)
+
+
+@either
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_batch(is_causal, form):
+    q, k, v, keys = inputs(2, 3, b=0)
+    assert FORMS[form][0](q, k, v, keys, MAPS["positive"]().double(), causal=is_causal).shape[0] == 0
+
+
+class StabilisedOverAll(torch.nn.Module):
+    def query(self, x):
+        return x.exp()
+
+    def key(self, x, mask):
+        return (x - x.amax((1, 3, 4), keepdim=True)).exp()
+
+
+def test_a_stabiliser_for_whole_sequences_is_used_and_refused_for_causal_attention():
+    q, k, v, keys = inputs(2, 2)
+    assert_close(favor_s(q, k, v, keys, StabilisedOverAll()), favor_s(q, k, v, keys, torch.exp))
+    with pytest.raises(TypeError, match=r"StabilisedOverAll stabilises keys over all tokens: .* running_key"):
+        favor_s(q, k, v, keys, StabilisedOverAll(), causal=True)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    [
+        ({"q": lambda x: x[:, :1]}, ValueError, r"q, k and v have shapes \(2, 1, 3, 2, 5, 4\), \(2, 2, 3, 2, 5, 4\)"),
+        ({"q": lambda x: x[0], "k": lambda x: x[0], "v": lambda x: x[0]}, ValueError, r"must be \(b, m, n, h, l, d\)"),
+        ({name: lambda x: x[..., :0, :] for name in "qkv"}, ValueError, "at least one slot, head, token"),
+        ({"keys": lambda x: x[:1]}, ValueError, r"keys have shape \(1, 3, 4\): \(2, 3, 4\) is needed"),
+        ({"q": lambda x: x.int()}, TypeError, "q has dtype torch.int32"),
+        ({"keys": lambda x: x.int()}, TypeError, "keys has dtype torch.int32"),
+        ({"mask": lambda x: x.int()}, TypeError, r"the mask is torch.int32; it must be torch.bool"),
+        ({"mask": lambda x: x.tolist()}, TypeError, "the mask is list"),
+        ({"mask": lambda x: x[..., :4]}, ValueError, r"the mask has shape \(2, 2, 3, 4\): \(2, 2, 3, 5\) is needed"),
+    ],
+)
+@either
+def test_what_does_not_fit(change, error, named, is_causal):
+    q, k, v, keys = inputs(2, 3)
+    arguments = {"q": q, "k": k, "v": v, "keys": keys, "mask": torch.ones(2, 2, 3, 5, dtype=torch.bool)}
+    arguments |= {name: altered(arguments[name]) for name, altered in change.items()}
+    for function in (favor_s, favor_s_shared):
+        with pytest.raises(error, match=named):
+            function(**arguments, feature_map=MAPS["relu"]().double(), causal=is_causal)
+
+
+def test_a_state_of_other_sizes_is_refused():
+    phi, (q, k, v, keys) = MAPS["relu"]().double(), inputs(2, 2)
+    _, state = step(q, k, v, keys, phi)
+    with pytest.raises(
+        ValueError, match=r"the state is of \(b, h, r, d\) = \(2, 2, 6, 4\), but these tokens are of \(1, 2, 6, 4\)"
+    ):
+        step(q[:1], k[:1], v[:1], keys, phi, state)

@@ -69,7 +69,7 @@ class MIMOFormerConfig:
             checks.positive(head_dim=self.head_dim)
         elif self.embed_dim % self.heads:
             raise ValueError(
-                f"embed_dim {self.embed_dim} is not divisible by {self.heads} heads: change one of them, or give head_dim"
+                f"embed_dim {self.embed_dim} is not divisible by heads {self.heads}: change either, or give head_dim"
             )
         if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be from 0 to below 1, got {self.dropout!r}")

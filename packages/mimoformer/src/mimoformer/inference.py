@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimoformer.blocks import AttentionBlock, AttentionMLPBlock
+from mimoformer.bundles import check_mask
 from mimoformer.model import MIMOFormer
 from vsa_core import checks, slots
 from vsa_core.modules import evaluating
@@ -48,6 +49,8 @@ def predict(
     """
     checks.positive(m=m, n=n)
     groups = grid(tokens, m, n)
+    if mask is not None:
+        check_mask(mask, tuple(tokens.shape), "count, l")
     masks = None if mask is None else grid(mask, m, n)
     at_once = max(1, TOKENS_AT_ONCE // max(1, groups[:1].numel()))
     with evaluating(model):
@@ -82,7 +85,8 @@ def count_macs(model: MIMOFormer, m: int | None = None, n: int | None = None, *,
     1.6
     """
     config = model.config
-    m, n, length = m or config.m, n or config.n, length or config.max_length
+    defaults = ((m, config.m), (n, config.n), (length, config.max_length))
+    m, n, length = (default if given is None else given for given, default in defaults)
     checks.positive(m=m, n=n, length=length)
     shape = (PASSES, m, n, 2, length) if config.head == "pair" else (PASSES, m, n, length)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

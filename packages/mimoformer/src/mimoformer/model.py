@@ -190,9 +190,10 @@ def mean(hidden: Float[Tensor, "*b l e"], mask: Bool[Tensor, "*b l"] | None, poo
 
 
 def last_real(hidden: Float[Tensor, "*b l e"], mask: Bool[Tensor, "*b l"] | None) -> Float[Tensor, "*b e"]:
-    """The last real token; the last of all in a sequence without any."""
+    """The last real token; 0 of a sequence without any."""
     if mask is None:
         return hidden[..., -1, :]
+    hidden = hidden.masked_fill(~mask[..., None], 0)
     back = mask.flip(-1).int().argmax(-1)
     place = (hidden.shape[-2] - 1 - back)[..., None, None].expand(*back.shape, 1, hidden.shape[-1])
     return hidden.gather(-2, place)[..., 0, :]

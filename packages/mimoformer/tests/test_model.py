@@ -1,0 +1,402 @@
+"""MIMOFormer's blocks against plain definitions; masks, grids, heads, steps."""
+
+import itertools
+
+import loops
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from mimoformer import MIMOFormer, MIMOFormerConfig
+from mimoformer.blocks import AttentionBlock, AttentionMLPBlock, TransformerBlock
+
+SMALL = {
+    "m": 2,
+    "n": 3,
+    "vocab_size": 11,
+    "max_length": 24,
+    "layers": 2,
+    "embed_dim": 12,
+    "heads": 2,
+    "head_dim": 4,
+    "mlp_dim": 10,
+    "features": 8,
+    "num_classes": 5,
+}
+VARIANTS, HEADS, ATTENTIONS = ("att", "att+mlp"), ("classes", "pair", "tokens", "last"), ("relu", "positive", "dpfp")
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_head = pytest.mark.parametrize("head", HEADS)
+every_attention = pytest.mark.parametrize("attention", ATTENTIONS)
+
+
+def small(**options) -> MIMOFormer:
+    """A network in float64 and eval mode, with weights large enough that a mistake shows."""
+    model = MIMOFormer(MIMOFormerConfig(**{**SMALL, **options})).double().eval()
+    nn.init.normal_(model.embedding.weight)
+    nn.init.normal_(model.positions)
+    return model
+
+
+def some_tokens(model, b=3, length=7, m=None, n=None):
+    """Tokens, and a mask with sequences of all lengths, one without any token."""
+    config = model.config
+    pair = (2,) if config.head == "pair" else ()
+    tokens = torch.randint(config.vocab_size, (b, m or config.m, n or config.n, *pair, length))
+    mask = torch.arange(length) < torch.randint(1, length + 1, tokens.shape[:-1])[..., None]
+    mask[0, 0, 0] = False
+    return tokens, mask
+
+
+def layer_norm(norm, x):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * norm.weight + norm.bias
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 3), (2, 1), (1, 3)])
+@pytest.mark.parametrize("masked", [False, True])
+@every_variant
+@pytest.mark.parametrize("head", ["classes", "tokens"])
+def test_a_block_is_its_definition(m, n, masked, variant, head):
+    """On any grid up to that of the keys: the first m x n of them, and q and k divided by sqrt(m n) of the grid in use."""
+    model = small(variant=variant, head=head)
+    layer = model.blocks[0]
+    assert type(layer) is (AttentionBlock if variant == "att" else AttentionMLPBlock)
+    nn.init.normal_(layer.norm1.weight)
+    nn.init.normal_(layer.norm2.bias)
+    x = torch.randn(2, m, n, 5, 12, dtype=torch.float64)
+    mask = torch.rand(2, m, n, 5) < 0.7 if masked else None
+    real = torch.ones(2, m, n, 5, dtype=torch.bool) if mask is None else mask
+
+    def mlp(x):
+        return F.relu(x @ layer.mlp[0].weight.mT + layer.mlp[0].bias) @ layer.mlp[3].weight.mT + layer.mlp[3].bias
+
+    qkv = layer_norm(layer.norm1, x) @ layer.qkv.weight.mT + layer.qkv.bias
+    q, k, v = (part.unflatten(-1, (2, 4)).movedim(-2, 3) for part in qkv.split(8, -1))
+    q, k, keys = q / (m * n) ** 0.5, k / (m * n) ** 0.5, layer.keys[:m, :n]
+    shared = variant == "att+mlp"
+    attended = loops.favor_s(q, k, v, keys, layer.feature_map, real, causal=head == "tokens", shared=shared)
+    projected = attended.movedim(-3, -2).flatten(-2) @ layer.out.weight.mT + layer.out.bias
+    expected = torch.zeros_like(x)
+    if shared:
+        for column in range(n):
+            bundle = sum(x[:, row, column] * layer.skip_keys[row, column] * real[:, row, column, :, None] for row in range(m))
+            bundle = bundle + projected[:, column]
+            bundle = bundle + mlp(layer_norm(layer.norm2, bundle))
+            for row in range(m):
+                expected[:, row, column] = bundle * layer.skip_keys[row, column]
+    else:
+        expected = x + projected
+        expected = expected + mlp(layer_norm(layer.norm2, expected))
+    assert_close(layer(x, mask), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_softmax_baseline_is_torchs_own_layer(masked, causal):
+    options = {"m": 1, "n": 1, "attention": "softmax", "head": "tokens" if causal else "classes", "heads": 3, "head_dim": None}
+    model = small(**options)
+    layer = model.blocks[0]
+    assert type(layer) is TransformerBlock
+    reference = nn.TransformerEncoderLayer(12, 3, 10, 0.1, batch_first=True, norm_first=True).double().eval()
+    with torch.no_grad():
+        for theirs, ours in [
+            (reference.self_attn.in_proj_weight, layer.qkv.weight),
+            (reference.self_attn.in_proj_bias, layer.qkv.bias),
+            (reference.self_attn.out_proj.weight, layer.out.weight),
+            (reference.self_attn.out_proj.bias, layer.out.bias),
+            (reference.linear1.weight, layer.mlp[0].weight),
+            (reference.linear1.bias, layer.mlp[0].bias),
+            (reference.linear2.weight, layer.mlp[3].weight),
+            (reference.linear2.bias, layer.mlp[3].bias),
+        ]:
+            theirs.copy_(ours)
+    x = torch.randn(4, 6, 12, dtype=torch.float64)
+    mask = torch.arange(6) < torch.tensor([6, 3, 1, 5])[:, None] if masked else None
+    out = layer(x[:, None, None], None if mask is None else mask[:, None, None])[:, 0, 0]
+    padding = None if mask is None else ~mask
+    hidden = torch.ones(6, 6, dtype=torch.bool).triu(1) if causal else None
+    expected = reference(x, src_mask=hidden, src_key_padding_mask=padding)
+    keep = slice(None) if mask is None else mask
+    assert_close(out[keep], expected[keep], rtol=1e-9, atol=1e-9)
+
+
+def test_the_performer_is_favor_without_keys():
+    """On a grid of 1 x 1 the keys are ones, so the block is LayerNorm, linear attention, MLP and nothing else."""
+    model = small(m=1, n=1)
+    layer, x = model.blocks[0], torch.randn(4, 1, 1, 6, 12, dtype=torch.float64)
+    assert torch.equal(layer.keys, torch.ones(1, 1, 4, dtype=torch.float64))
+    q, k, v = (part.unflatten(-1, (2, 4)).transpose(-2, -3) for part in layer.qkv(layer.norm1(x)).split(8, -1))
+    weights = layer.feature_map(q) @ layer.feature_map(k).mT
+    attended = weights @ v / weights.sum(-1, keepdim=True)
+    y = x + layer.out(attended.transpose(-2, -3).flatten(-2))
+    assert_close(layer(x), y + layer.mlp(layer.norm2(y)), rtol=1e-9, atol=1e-9)
+
+
+def test_keys_are_bipolar_fixed_and_different_for_every_layer_and_slot():
+    model = small(variant="att+mlp", head_dim=64, embed_dim=64)
+    keys = [layer.keys for layer in model.blocks] + [layer.skip_keys for layer in model.blocks]
+    assert all(torch.equal(key.abs(), torch.ones_like(key)) for key in keys)
+    assert not any(key.requires_grad for key in keys)
+    vectors = torch.cat([key.flatten(0, 1) for key in keys])
+    assert len(vectors.unique(dim=0)) == 4 * 6
+    assert vectors.mean().abs() < 5 / vectors.numel() ** 0.5
+
+
+@every_variant
+def test_trainable_keys(variant):
+    model = small(variant=variant, trainable_keys=True).train()
+    model(torch.randint(11, (2, 2, 3, 5))).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@every_variant
+@every_head
+@every_attention
+def test_every_parameter_is_used_and_trained(variant, head, attention):
+    model = small(variant=variant, head=head, attention=attention).train()
+    tokens, mask = some_tokens(model)
+    model(tokens, mask).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name
+        else:
+            assert name.endswith("keys")
+
+
+@every_variant
+@every_head
+@every_attention
+def test_sequences_padded_to_twice_their_length_give_the_same(variant, head, attention):
+    model = small(variant=variant, head=head, attention=attention)
+    tokens, mask = some_tokens(model)
+    expected = model(tokens, mask)
+    longer = torch.cat([tokens.masked_fill(~mask, -999), torch.full_like(tokens, 10**9)], -1)
+    out = model(longer, torch.cat([mask, torch.zeros_like(mask)], -1))
+    if head == "tokens":
+        assert_close(out[..., :7, :][mask], expected[mask], rtol=1e-10, atol=1e-10)
+    else:
+        assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    tokens = tokens.masked_fill(~mask, 3)
+    assert_close(model(tokens, mask), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("head", ["classes", "pair", "last", "tokens"])
+def test_the_softmax_baseline_ignores_padding_too(head):
+    model = small(m=1, n=1, attention="softmax", head=head)
+    tokens, mask = some_tokens(model)
+    longer = torch.cat([tokens, torch.full_like(tokens, -1)], -1)
+    out = model(longer, torch.cat([mask, torch.zeros_like(mask)], -1))
+    expected = model(tokens, mask)
+    if head == "tokens":
+        out, expected = out[..., :7, :][mask], expected[mask]
+    assert_close(out, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_published_mean_is_over_all_positions():
+    model = small(pool="all")
+    tokens, mask = some_tokens(model)
+    hidden = model.encode(tokens.masked_fill(~mask, 0), mask).masked_fill(~mask[..., None], 0)
+    assert_close(model(tokens, mask), model.head(hidden.sum(-2) / 7))
+    model = small()
+    hidden = model.encode(tokens.masked_fill(~mask, 0), mask).masked_fill(~mask[..., None], 0)
+    assert_close(model(tokens, mask), model.head(hidden.sum(-2) / mask.sum(-1, keepdim=True).clamp_min(1)))
+    assert_close(model(tokens), model.head(model.encode(tokens, None).mean(-2)))
+
+
+def test_the_head_of_pairs_is_the_four_way_concatenation():
+    model = small(head="pair")
+    tokens, mask = some_tokens(model)
+    parts = [(tokens[..., i, :], mask[..., i, :]) for i in (0, 1)]
+    hidden = [model.encode(t.masked_fill(~k, 0), k).masked_fill(~k[..., None], 0).sum(-2) for t, k in parts]
+    one, two = (h / k.sum(-1, keepdim=True).clamp_min(1) for h, (_, k) in zip(hidden, parts, strict=True))
+    features = torch.cat([one, two, one * two, one - two], -1)
+    expected = F.relu(features @ model.head[0].weight.mT + model.head[0].bias) @ model.head[2].weight.mT + model.head[2].bias
+    assert_close(model(tokens, mask), expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_last_reads_the_last_real_token(tied):
+    model = small(head="last", tied=tied)
+    tokens, mask = some_tokens(model)
+    hidden = model.encode(tokens.masked_fill(~mask, 0), mask)
+    out = model(tokens, mask)
+    weight = model.embedding.weight if tied else model.head.weight
+    for b, m, n in itertools.product(range(3), range(2), range(3)):
+        real = mask[b, m, n].nonzero()
+        expected = hidden[b, m, n, int(real[-1])] if len(real) else torch.zeros(12, dtype=torch.float64)
+        assert_close(out[b, m, n], expected @ weight.mT)
+    assert_close(model(tokens), model.encode(tokens, None)[..., -1, :] @ weight.mT)
+
+
+def test_holes_in_a_mask_count_as_padding():
+    """The last real token is not the number of real ones."""
+    model = small(head="last")
+    tokens = torch.randint(11, (1, 2, 3, 4))
+    mask = torch.tensor([True, False, True, False]).expand(1, 2, 3, 4)
+    hidden = model.encode(tokens.masked_fill(~mask, 0), mask)
+    assert_close(model(tokens, mask), hidden[..., 2, :] @ model.head.weight.mT)
+
+
+@every_variant
+@every_attention
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_step_by_step_gives_the_whole(variant, attention, masked, tied):
+    model = small(variant=variant, head="tokens", attention=attention, tied=tied)
+    tokens, mask = some_tokens(model, length=9)
+    whole = model(tokens, mask if masked else None)
+    state, sizes = None, []
+    for place in range(9):
+        logits, state = model.step(tokens[..., place], state, mask[..., place] if masked else None)
+        keep = mask[..., place] if masked else slice(None)
+        assert_close(logits[keep], whole[..., place, :][keep], rtol=1e-10, atol=1e-10)
+        sizes.append(sum(part.numel() for block in state.blocks for part in block))
+    assert state.length == 9
+    assert len(set(sizes)) == 1
+
+
+@every_head
+@every_variant
+def test_a_causal_model_does_not_see_the_future(head, variant):
+    model = small(head=head, variant=variant)
+    tokens, _ = some_tokens(model)
+    changed = tokens.clone()
+    changed[..., 4:] = (changed[..., 4:] + 1) % 11
+    states = [model.encode(x[..., 0, :] if head == "pair" else x, None)[..., :4, :] for x in (tokens, changed)]
+    assert torch.equal(*states) is (head == "tokens")
+
+
+@every_variant
+@every_head
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 3), (2, 1), (2, 2)])
+def test_a_smaller_grid_runs_as_itself_with_the_first_keys(variant, head, m, n):
+    """As a network that was made for it and got these keys; nothing of the larger one is left in it."""
+    model, other = small(variant=variant, head=head), small(variant=variant, head=head, m=m, n=n)
+    state = {name: value[:m, :n] if name.endswith("keys") else value for name, value in model.state_dict().items()}
+    other.load_state_dict(state)
+    tokens, mask = some_tokens(model, m=m, n=n)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert torch.equal(model(tokens, mask), other(tokens, mask))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@every_variant
+@pytest.mark.parametrize("axis", [1, 2])
+def test_permuting_rows_or_columns_with_their_keys_permutes_outputs(variant, axis):
+    model = small(variant=variant, m=3, n=3)
+    tokens, mask = some_tokens(model)
+    order = torch.tensor([2, 0, 1])
+    expected = model(tokens, mask).index_select(axis, order)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("keys"):
+                parameter.copy_(parameter.index_select(axis - 1, order))
+    assert_close(model(tokens.index_select(axis, order), mask.index_select(axis, order)), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_groups_do_not_see_each_other():
+    model = small(attention="positive")
+    tokens, mask = some_tokens(model)
+    assert_close(model(tokens, mask)[1:2], model(tokens[1:2], mask[1:2]), rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_is_off_in_eval_mode_and_on_in_training():
+    model = small()
+    tokens, _ = some_tokens(model)
+    assert torch.equal(model(tokens), model(tokens))
+    assert not torch.equal(model.train()(tokens), model(tokens))
+    still = small(dropout=0.0).train()
+    assert torch.equal(still(tokens), still(tokens))
+
+
+def test_starts_as_published():
+    """Embeddings and positions N(0, 0.02), within 5 %."""
+    model = MIMOFormer(MIMOFormerConfig(vocab_size=512, max_length=1024, layers=1, embed_dim=64, mlp_dim=64))
+    for table in (model.embedding.weight, model.positions):
+        assert table.std().item() == pytest.approx(0.02, rel=0.05)
+        assert table.mean().abs() < 1e-3
+
+
+def test_an_empty_batch():
+    for head in HEADS:
+        model = small(head=head)
+        tokens, mask = some_tokens(model)
+        assert model(tokens[:0], mask[:0]).shape == (0, *model(tokens, mask).shape[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_any_integers(dtype):
+    model = small()
+    tokens, mask = some_tokens(model)
+    assert torch.equal(model(tokens.to(dtype), mask), model(tokens, mask))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"m": 0}, ValueError, "m must be at least 1, got 0"),
+        ({"n": 2.0}, TypeError, r"n must be a whole number, got 2\.0"),
+        ({"vocab_size": True}, TypeError, "vocab_size must be a whole number, got True"),
+        ({"embed_dim": 10, "heads": 4, "head_dim": None}, ValueError, "embed_dim 10 is not divisible by heads 4"),
+        ({"head_dim": 0}, ValueError, "head_dim must be at least 1, got 0"),
+        ({"variant": "mlp"}, ValueError, r"variant must be one of att, att\+mlp, got 'mlp'"),
+        ({"attention": "linear"}, ValueError, "attention must be one of relu, positive, dpfp, softmax, got 'linear'"),
+        ({"head": "token"}, ValueError, "head must be one of classes, pair, tokens, last, got 'token'"),
+        ({"pool": "max"}, ValueError, "pool must be one of real, all"),
+        ({"activation": "tanh"}, ValueError, "activation must be one of relu, gelu"),
+        ({"dropout": 1.0}, ValueError, r"dropout must be from 0 to below 1, got 1\.0"),
+        ({"dropout": "0.1"}, ValueError, "dropout must be from 0 to below 1, got '0.1'"),
+        ({"dropout": float("nan")}, ValueError, "dropout must be from 0 to below 1, got nan"),
+        ({"attention": "softmax"}, ValueError, "softmax attention cannot be shared by a grid of 2 x 3: choose m = n = 1"),
+        ({"tied": True}, ValueError, "head must be tokens or last, got 'classes'"),
+    ],
+)
+def test_what_cannot_be_configured(options, error, named):
+    with pytest.raises(error, match=named):
+        MIMOFormerConfig(**{**SMALL, **options})
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("head", "tokens", "mask", "error", "named"),
+    [
+        ("classes", torch.zeros(1, 3, 3, 5).long(), None, ValueError, "a grid of 3 x 3 sequences, .* keys for 2 x 3"),
+        ("classes", torch.zeros(1, 2, 4, 5).long(), None, ValueError, "a grid of 2 x 4 sequences, .* keys for 2 x 3"),
+        ("classes", torch.zeros(1, 2, 3, 25).long(), None, ValueError, "a sequence of 25 tokens, .* 24 positions"),
+        ("classes", torch.zeros(1, 2, 3, 0).long(), None, ValueError, r"tokens have shape \(1, 2, 3, 0\)"),
+        ("classes", torch.zeros(2, 3, 5).long(), None, ValueError, r"the head classes needs \(b, m, n, l\)"),
+        ("pair", torch.zeros(1, 2, 3, 5).long(), None, ValueError, r"the head pair needs \(b, m, n, 2, l\)"),
+        ("pair", torch.zeros(1, 2, 3, 3, 5).long(), None, ValueError, r"the head pair needs \(b, m, n, 2, l\)"),
+        ("classes", torch.zeros(1, 2, 3, 5), None, TypeError, "tokens are torch.float32; .* ids from 0 to 10"),
+        ("classes", torch.zeros(1, 2, 3, 5).bool(), None, TypeError, "tokens are torch.bool"),
+        ("classes", [[1, 2]], None, TypeError, "tokens are list"),
+        ("classes", torch.full((1, 2, 3, 5), 11), None, ValueError, "token ids from 11 to 11, .* vocabulary is 0 to 10"),
+        ("classes", torch.full((1, 2, 3, 5), -1), None, ValueError, "token ids from -1 to -1"),
+        ("classes", torch.zeros(1, 2, 3, 5).long(), torch.ones(1, 2, 3, 5), TypeError, "the mask is torch.float32"),
+        ("classes", torch.zeros(1, 2, 3, 5).long(), torch.ones(1, 2, 3, 4).bool(), ValueError, r"mask has shape \(1, 2, 3, 4\)"),
+        ("pair", torch.zeros(1, 2, 3, 2, 5).long(), torch.ones(1, 2, 3, 5).bool(), ValueError, r"\(1, 2, 3, 2, 5\) is needed"),
+    ],
+)
+def test_what_does_not_fit(head, tokens, mask, error, named):
+    with pytest.raises(error, match=named):
+        small(head=head)(tokens, mask)
+
+
+@pytest.mark.unchecked
+def test_steps_that_cannot_be():
+    tokens = torch.zeros(1, 2, 3).long()
+    with pytest.raises(ValueError, match="steps need the head tokens and linear attention; this model has 'classes' and 'relu'"):
+        small().step(tokens)
+    with pytest.raises(ValueError, match="this model has 'tokens' and 'softmax'"):
+        small(m=1, n=1, head="tokens", attention="softmax").step(tokens[:, :1, :1])
+    model = small(head="tokens", max_length=1)
+    _, state = model.step(tokens)
+    with pytest.raises(ValueError, match="a sequence of 2 tokens, but this network has 1 positions"):
+        model.step(tokens, state)
+    with pytest.raises(ValueError, match="token ids from 11 to 11"):
+        model.step(tokens + 11)

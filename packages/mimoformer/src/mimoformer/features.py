@@ -21,8 +21,9 @@ def orthogonal_projection(features: int, dim: int, *, generator: torch.Generator
     So every row by itself is N(0, I), but rows of a block do not repeat each other's directions, which lowers the variance.
     """
     checks.positive(features=features, dim=dim)
-    blocks = mbat.random_keys(-(-features // dim), dim, generator=generator, dtype=torch.float64)
-    length = torch.randn(features, dim, generator=generator, dtype=torch.float64).norm(dim=-1, keepdim=True)
+    device = None if generator is None else generator.device
+    blocks = mbat.random_keys(-(-features // dim), dim, generator=generator, device=device, dtype=torch.float64)
+    length = torch.randn(features, dim, generator=generator, device=device, dtype=torch.float64).norm(dim=-1, keepdim=True)
     projection: Tensor = blocks.flatten(0, 1)[:features] * length
     return projection.to(torch.get_default_dtype())
 
@@ -33,7 +34,7 @@ class RandomFeatures(nn.Module):
     Args:
         dim: d, of queries and keys.
         features: R, how many features.
-        generator: on the CPU; the global one unless given.
+        generator: the global one unless given.
 
     Raises:
         ValueError: `dim` or `features` is below 1.

@@ -1,5 +1,7 @@
 """What the tests of every package share: seeds, so that any run repeats, and the option that checks shapes."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
@@ -43,6 +45,29 @@ def cifar10() -> tuple[torch.Tensor, torch.Tensor]:
     except RuntimeError as error:
         pytest.skip(f"CIFAR-10 is not in {data_folder()}: {error}")
     return torch.from_numpy(train.data).permute(0, 3, 1, 2), torch.tensor(train.targets)
+
+
+@pytest.fixture(scope="session")
+def imdb() -> tuple[list[bytes], torch.Tensor]:
+    """IMDb's training reviews in UTF-8, and labels, 1 of good ones, from the data folder; skips where they are not there."""
+    from pyarrow import parquet
+
+    from mimo_benchmarks.data.folder import data_folder
+
+    path = data_folder() / "imdb" / "train.parquet"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    reviews = parquet.read_table(path)
+    return [text.encode() for text in reviews["text"].to_pylist()], torch.tensor(reviews["label"].to_numpy())
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is computed then does not depend on the number of cores, nor its speed on what else runs on them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

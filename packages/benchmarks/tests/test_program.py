@@ -14,6 +14,7 @@ from mimo_benchmarks import experiment
 from mimo_benchmarks.__main__ import main
 from mimo_benchmarks.program import parse
 
+pytestmark = pytest.mark.once
 RUN = Path(__file__).parent.parent / "run.py"
 SHORT = ["--optim.steps", "4", "--optim.groups", "4", "--log-every", "2", "--threads", "1"]
 

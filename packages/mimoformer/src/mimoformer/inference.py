@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +22,7 @@ PASSES = 64
 @torch.no_grad()
 def predict(
     model: MIMOFormer,
-    tokens: Int[Tensor, "count *pair l"],
+    tokens: Integer[Tensor, "count *pair l"],
     m: int,
     n: int,
     mask: Bool[Tensor, "count *pair l"] | None = None,

@@ -4,7 +4,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,7 +52,7 @@ class MIMOFormer(Pretrained):
         self.head = head(config)
 
     def forward(
-        self, tokens: Int[Tensor, "b m n *pair l"], mask: Bool[Tensor, "b m n *pair l"] | None = None
+        self, tokens: Integer[Tensor, "b m n *pair l"], mask: Bool[Tensor, "b m n *pair l"] | None = None
     ) -> Float[Tensor, "b m n *out"]:
         """Logits of m x n sequences a pass, or of pairs of them.
 
@@ -82,7 +82,7 @@ class MIMOFormer(Pretrained):
 
     def step(
         self,
-        tokens: Int[Tensor, "b m n"],
+        tokens: Integer[Tensor, "b m n"],
         state: ModelState | None = None,
         mask: Bool[Tensor, "b m n"] | None = None,
     ) -> tuple[Float[Tensor, "b m n vocab"], ModelState]:
@@ -112,7 +112,7 @@ class MIMOFormer(Pretrained):
             after.append(kept)
         return self.read_out(self.norm(x), mask)[..., 0, :], ModelState(start + 1, tuple(after))
 
-    def encode(self, tokens: Int[Tensor, "b m n l"], mask: Bool[Tensor, "b m n l"] | None) -> Float[Tensor, "b m n l e"]:
+    def encode(self, tokens: Integer[Tensor, "b m n l"], mask: Bool[Tensor, "b m n l"] | None) -> Float[Tensor, "b m n l e"]:
         """Embeddings, blocks and the last LayerNorm."""
         x = self.embed(tokens, mask, 0)
         for layer in self.blocks:
@@ -121,7 +121,7 @@ class MIMOFormer(Pretrained):
         return hidden
 
     def embed(
-        self, tokens: Int[Tensor, "b m n l"], mask: Bool[Tensor, "b m n l"] | None, start: int
+        self, tokens: Integer[Tensor, "b m n l"], mask: Bool[Tensor, "b m n l"] | None, start: int
     ) -> Float[Tensor, "b m n l e"]:
         """Embeddings and positions, from `start`."""
         stop = start + tokens.shape[-1]
@@ -142,7 +142,7 @@ class MIMOFormer(Pretrained):
         logits: Tensor = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
         return logits
 
-    def check(self, tokens: Tensor, mask: Tensor | None, axes: str) -> Int[Tensor, "b m n *l"]:
+    def check(self, tokens: Tensor, mask: Tensor | None, axes: str) -> Integer[Tensor, "b m n *l"]:
         """The tokens, 0 where not real, if they and the mask are what this network takes; else an error."""
         config = self.config
         if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:

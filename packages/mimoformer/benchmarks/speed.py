@@ -24,6 +24,7 @@ def timed(function, arguments, backward):
     """Milliseconds of one call on the device."""
     for x in arguments:
         x.grad = None
+    torch.cuda.synchronize()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     out = function(*arguments)
@@ -49,7 +50,14 @@ def settings(length):
 
         exact = favor_s(*(x.double() for x in grid), keys.double(), phi)
         compiled = torch.compile(attend, fullgraph=True)
-        for name, function in (("eager", attend), ("compiled", compiled)):
+
+        def with_tf32(q, k, v, compiled=compiled):
+            torch.set_float32_matmul_precision("high")
+            out = compiled(q, k, v)
+            torch.set_float32_matmul_precision("highest")
+            return out
+
+        for name, function in (("eager", attend), ("compiled", compiled), ("compiled, TF32", with_tf32)):
             error = ((function(*grid).double() - exact).norm() / exact.norm()).item()
             assert error < 1e-2, (name, n, error)
             yield f"FAVOR+S {n} x {n}, {name}", function, grid, SEQUENCES * HEADS * length * 4 * DIM * FEATURES / n

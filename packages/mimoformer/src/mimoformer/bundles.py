@@ -44,31 +44,28 @@ def sums(
     bundles: Bundles, feature_map: FeatureMap
 ) -> tuple[Float[Tensor, "b n h l r"], Float[Tensor, "b h r d"], Float[Tensor, "b m #n h r"]]:
     """Features of the queries, and the sums over all tokens that every query reads."""
-    real = real_bundles(bundles.real)
-    phi_k = feature_map.key(bundles.k, real) if hasattr(feature_map, "key") else feature_map(bundles.k)
-    return query_features(bundles, feature_map), *summed(without_padding(phi_k, real), bundles.v, bundles.real)
+    key = getattr(feature_map, "key", None)
+    phi_k = feature_map(bundles.k) if key is None else key(bundles.k, real_bundles(bundles))
+    return query_features(bundles, feature_map), *summed(phi_k, bundles.v, bundles.real)
 
 
 def query_features(bundles: Bundles, feature_map: FeatureMap) -> Float[Tensor, "b n h l r"]:
-    """phi of the bundled queries, 0 where none of a bundle is real."""
+    """phi of the bundled queries; 0 where none of a bundle is real, as phi(0) need not be."""
     phi_q: Tensor = getattr(feature_map, "query", feature_map)(bundles.q)
-    return without_padding(phi_q, None if bundles.real is None else bundles.real.any(1))
+    if bundles.real is None:
+        return phi_q
+    return phi_q.masked_fill(~rearrange(bundles.real.any(1), "b n l -> b n 1 l 1"), 0)
 
 
-def real_bundles(real: Float[Tensor, "b m n l"] | None) -> Bool[Tensor, "b m l"] | None:
+def real_bundles(bundles: Bundles) -> Bool[Tensor, "b m l"] | None:
     """Where a bundle of keys holds a real token."""
-    return None if real is None else real.any(2)
-
-
-def without_padding(phi: Float[Tensor, "b s h l r"], real: Bool[Tensor, "b s l"] | None) -> Float[Tensor, "b s h l r"]:
-    """Features, 0 where nothing is real: phi(0) is above 0."""
-    return phi if real is None else phi.masked_fill(~real[:, :, None, :, None], 0)
+    return None if bundles.real is None else bundles.real.any(2)
 
 
 def summed(
     phi_k: Float[Tensor, "b m h l r"], v: Float[Tensor, "b m h l d"], real: Float[Tensor, "b m n l"] | None
 ) -> tuple[Float[Tensor, "b h r d"], Float[Tensor, "b m #n h r"]]:
-    """A of Eq. 19, and the sum of the key features over each slot's own tokens."""
+    """A of Eq. 19, to which padding adds nothing as its v is 0, and the sum of the key features over each slot's own tokens."""
     context = einsum(phi_k, v, "b m h l r, b m h l d -> b h r d")
     if real is None:
         return context, phi_k.sum(-2)[:, :, None]

@@ -7,7 +7,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from mimoformer.bundles import Bundles, FeatureMap, query_features, read, real_bundles, summed, without_padding
+from mimoformer.bundles import Bundles, FeatureMap, query_features, read, real_bundles, summed
 from mimoformer.features import RunningKeys, lowest
 
 CHUNK = 64
@@ -58,7 +58,7 @@ def advance(
     real: Float[Tensor, "b m n l"] | None,
 ) -> tuple[Float[Tensor, "b n h l d"], Float[Tensor, "b m n h l"], State]:
     """One chunk: every pair of its tokens, and the sums over those before it, all brought to the scale of the query's token."""
-    fade = (log_scale[..., None, :] - log_scale[..., None]).tril().exp().tril()
+    fade = (log_scale[..., None, :] - log_scale[..., None]).exp().tril()
     scores = einsum(phi_q, phi_k, "b n h i r, b m h j r -> b m n h i j") * fade[:, None, None]
     value = einsum(scores, v, "b m n h i j, b m h j d -> b n h i d")
     weight = scores.sum(-1) if real is None else einsum(scores, real, "b m n h i j, b m n j -> b m n h i")
@@ -73,11 +73,11 @@ def advance(
 
 
 def causal_key_features(bundles: Bundles, feature_map: FeatureMap, state: State | None) -> RunningKeys:
-    """phi of the bundled keys, 0 where none of a bundle is real, and the logarithm of what each token's were divided by."""
-    k, real = bundles.k, real_bundles(bundles.real)
+    """phi of the bundled keys, and the logarithm of what each token's were divided by."""
+    k = bundles.k
     if hasattr(feature_map, "running_key"):
-        phi_k, log_scale = feature_map.running_key(k, real, None if state is None else state.log_scale)
-        return RunningKeys(without_padding(phi_k, real), log_scale)
+        running: RunningKeys = feature_map.running_key(k, real_bundles(bundles), None if state is None else state.log_scale)
+        return running
     if hasattr(feature_map, "key"):
         raise TypeError(f"{type(feature_map).__name__} stabilises keys over all tokens: causal attention needs its running_key")
-    return RunningKeys(without_padding(feature_map(k), real), k.new_zeros(k.shape[0], k.shape[2], k.shape[3]))
+    return RunningKeys(feature_map(k), k.new_zeros(k.shape[0], k.shape[2], k.shape[3]))

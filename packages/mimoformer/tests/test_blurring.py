@@ -108,7 +108,7 @@ def error_of_favor_s(m, n, dim, seeds=60):
 def test_favor_s_keeps_slots_apart_the_better_the_larger_the_dim(m, n):
     """Scores are off by noise of s.d. sigma = SCORE sqrt((m n - 1) / dim), and weights by at most half the largest of a row.
 
-    The largest of l sub-Gaussian numbers is below sigma sqrt(2 ln 2l) on average. The errors of single seeds scatter by 15 to 70 %
+    The largest of l sub-Gaussian numbers is below sigma sqrt(2 ln 2l) on average. Errors of single seeds scatter by 15 to 70 %
     (measured), so means over 60 by up to 9 %, and the fall from dim 64 to 1024, to a quarter, by up to 12 %: a third is allowed.
     """
     errors = {dim: error_of_favor_s(m, n, dim) for dim in (64, 1024)}

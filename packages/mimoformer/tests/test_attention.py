@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from mimoformer import causal
 from mimoformer.attention import favor_s, favor_s_shared, linear_attention, softmax_attention, step, step_shared
-from mimoformer.features import DPFPFeatures, PositiveFeatures, ReLUFeatures
+from mimoformer.features import DPFPFeatures, PositiveFeatures, ReLUFeatures, RunningKeys
 from vsa_core import hadamard
 
 DIM = 4
@@ -132,12 +132,16 @@ def test_any_split_into_steps_gives_the_whole(name, masked, form, sizes):
     assert_close(torch.cat(outs, -2), whole(q, k, v, keys, phi, mask, causal=True), rtol=1e-10, atol=1e-10)
 
 
+def numbers(state):
+    return [*state.sums, state.log_scale]
+
+
 @every_map
 def test_the_state_does_not_grow(name):
     phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=50, dtype=torch.float32)
     _, short = step(*(x[..., :1, :] for x in (q, k, v)), keys, phi)
     _, long = step(q, k, v, keys, phi)
-    assert [part.shape for part in short] == [part.shape for part in long]
+    assert [part.shape for part in numbers(short)] == [part.shape for part in numbers(long)]
 
 
 @every_map
@@ -145,7 +149,7 @@ def test_a_step_keeps_nothing_else_alive(name):
     """Every tensor of the state owns its memory: a view of the whole sequence's features would grow with it."""
     phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=50, dtype=torch.float32)
     _, state = step(q, k, v, keys, phi)
-    assert all(part.untyped_storage().nbytes() <= 2 * part.numel() * part.element_size() for part in state)
+    assert all(part.untyped_storage().nbytes() <= 2 * part.numel() * part.element_size() for part in numbers(state))
 
 
 @every_map
@@ -331,10 +335,63 @@ def test_what_does_not_fit(change, error, named, is_causal):
             function(**arguments, feature_map=MAPS["relu"]().double(), causal=is_causal)
 
 
-def test_a_state_of_other_sizes_is_refused():
+@pytest.mark.unchecked
+def test_a_state_of_something_else_is_refused():
     phi, (q, k, v, keys) = MAPS["relu"]().double(), inputs(2, 2)
     _, state = step(q, k, v, keys, phi)
-    with pytest.raises(
-        ValueError, match=r"the state is of \(b, h, r, d\) = \(2, 2, 6, 4\), but these tokens are of \(1, 2, 6, 4\)"
-    ):
-        step(q[:1], k[:1], v[:1], keys, phi, state)
+    for other in ((q[:1], k[:1], v[:1], keys), inputs(2, 3), inputs(1, 2), inputs(2, 2, h=3)):
+        with pytest.raises(ValueError, match=r"the state's sums have shapes \[\(2, 2, 6, 4\), \(2, 2, 2, 2, 6\), \(2, 2, 6\)\]"):
+            step(*other, phi, state)
+    with pytest.raises(ValueError, match="the state's sums have shapes"):
+        step(q, k, v, keys, MAPS["dpfp"](), state)
+    with pytest.raises(TypeError, match="the state is a tuple; it must be what a step returned"):
+        step(q, k, v, keys, phi, tuple(state))
+
+
+@either
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_does_not_reach_a_map_that_is_undefined_at_zero(is_causal, form):
+    q, k, v, keys = inputs(2, 2, b=1)
+    mask = (torch.arange(5) < 3).expand(1, 2, 2, 5)
+
+    def phi(x):
+        return torch.relu(x / x.norm(dim=-1, keepdim=True)) + 1e-3
+
+    out = FORMS[form][0](q, k, v, keys, phi, mask, causal=is_causal)
+    assert_close(out[..., :3, :], FORMS[form][0](*(x[..., :3, :] for x in (q, k, v)), keys, phi, causal=is_causal))
+    assert torch.equal(out[..., 3:, :], torch.zeros_like(out[..., 3:, :]))
+
+
+class AttachedScale(PositiveFeatures):
+    """A stabiliser through which gradients flow: they cancel, unless something is infinite on their way."""
+
+    def running_key(self, x, mask=None, start=None):
+        exponent = self.exponent(x)
+        log_scale = exponent.amax((1, 4)).cummax(-1).values
+        return RunningKeys((exponent - log_scale[:, None, :, :, None]).exp(), log_scale)
+
+
+def test_gradients_through_a_stabiliser_cancel():
+    q, k, v, keys = inputs(2, 2)
+    k = 40 * k * torch.arange(5)[:, None]
+    grads = []
+    for phi in (AttachedScale(DIM, 6).double(), PositiveFeatures(DIM, 6).double()):
+        phi.redraw(torch.Generator().manual_seed(0))
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        grads.append(torch.autograd.grad(favor_s(*leaves, keys, phi, causal=True).square().sum(), leaves))
+    assert all(g.isfinite().all() for g in grads[0])
+    assert_close(*grads, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.unchecked
+def test_what_softmax_and_linear_attention_refuse():
+    q, k, v = torch.randn(3, 2, 2, 5, 4).unbind()
+    for function in (softmax_attention, lambda *arguments: linear_attention(*arguments[:3], torch.exp, *arguments[3:])):
+        with pytest.raises(ValueError, match=r"q, k and v have shapes \(2, 2, 5, 4\), \(2, 2, 4, 4\), \(2, 2, 5, 4\)"):
+            function(q, k[:, :, :4], v)
+        with pytest.raises(ValueError, match=r"the mask has shape \(1, 5\): \(2, 5\) is needed"):
+            function(q, k, v, torch.ones(1, 5).bool())
+        with pytest.raises(TypeError, match=r"the mask is torch\.int64"):
+            function(q, k, v, torch.ones(2, 5).long())
+        with pytest.raises(TypeError, match=r"q has dtype torch\.int64"):
+            function(q.long(), k, v)

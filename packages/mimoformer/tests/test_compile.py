@@ -106,7 +106,7 @@ def test_bf16_autocast(variant, head, training):
         logits = model(tokens, mask)
     assert logits.dtype == torch.bfloat16
     keep = mask if head == "tokens" else slice(None)
-    assert (logits.float() - exact)[keep].std() < 0.05 * exact[keep].std()
+    assert (logits.float() - exact)[keep].norm() < 2e-2 * exact[keep].norm()
     logits.float().square().mean().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 

@@ -53,7 +53,12 @@ def test_predict_needs_no_gradient_and_leaves_modes_alone():
         ((torch.zeros(5, 7).long(), 0, 1), ValueError, "m must be at least 1, got 0"),
         ((torch.zeros(5, 7).long(), 1, 1.0), TypeError, r"n must be a whole number, got 1\.0"),
         ((torch.zeros(5, 7), 1, 1), TypeError, "tokens are torch.float32"),
-        ((torch.zeros(5, 2, 7).long(), 1, 1), ValueError, r"tokens have shape \(5, 1, 1, 2, 7\)"),
+        (
+            (torch.zeros(5, 2, 7).long(), 1, 1),
+            ValueError,
+            r"tokens are \(5, 2, 7\); the head classes needs a tensor \(count, l\)",
+        ),
+        (([[1, 2]], 1, 1), ValueError, "tokens are list"),
         ((torch.zeros(5, 7).long() + 99, 1, 1), ValueError, "token ids from 99 to 99"),
         ((torch.zeros(5, 7).long(), 2, 2, torch.ones(4, 7).bool()), ValueError, r"mask has shape \(4, 7\): \(5, 7\) is needed"),
         ((torch.zeros(5, 7).long(), 2, 2, torch.ones(5, 7)), TypeError, "the mask is torch.float32"),
@@ -92,12 +97,12 @@ def test_savings_of_the_published_networks(task):
 @pytest.mark.parametrize("task", PUBLISHED)
 @pytest.mark.parametrize("size", ["deep", "wide"])
 def test_cost_of_the_published_networks(task, size):
-    """Within 1 % of the formula: the classifier, key products and denominators are small."""
+    """Within 1.5 % of the formula: the classifier, key products and denominators are small."""
     with torch.device("meta"):
         model = create_model(f"performer_{task}_{size}")
     tokens = model.config.max_length * (2 if task == "retrieval" else 1)
     kilo = count_macs(model) / tokens / model.config.layers / 1000
-    assert kilo == pytest.approx(PUBLISHED[task][size == "wide"], rel=0.01)
+    assert kilo == pytest.approx(PUBLISHED[task][size == "wide"], rel=0.015)
 
 
 @pytest.mark.parametrize(("variant", "products"), [("att", 4 * 8), ("att+mlp", 3 * 8 + 2 * 12)])
@@ -108,9 +113,9 @@ def test_key_products_and_denominators_are_counted(variant, products):
     maps = inner * features * (1 / m + 1 / n)
     sums = inner * features * (1 / n + 1 / m)
     rest = inner * d + 2 * d * hidden
-    denominators = features * heads
+    denominators = features * heads * (1 + 1 / m)  # of every slot, and of the whole numerator
     if variant == "att+mlp":
-        rest, denominators = rest / m, denominators / m
+        rest, denominators = rest / m, 2 * features * heads / m  # one for a bundle
     per_token = 3 * d * inner + maps + sums + rest + denominators + products
     classifier = d * hidden + hidden * 5
     assert count_macs(model, length=5) == pytest.approx(5 * per_token + classifier)

@@ -253,7 +253,7 @@ def test_step_by_step_gives_the_whole(variant, attention, masked):
         logits, state = model.step(tokens[..., place], state, mask[..., place] if masked else None)
         keep = mask[..., place] if masked else slice(None)
         assert_close(logits[keep], whole[..., place, :][keep], rtol=1e-10, atol=1e-10)
-        sizes.append(sum(part.numel() for block in state.blocks for part in block))
+        sizes.append(sum(part.numel() for block in state.blocks for part in (*block.sums, block.log_scale)))
     assert state.length == 9
     assert len(set(sizes)) == 1
 
@@ -327,7 +327,7 @@ def test_an_empty_batch():
         assert model(tokens[:0], mask[:0]).shape == (0, *model(tokens, mask).shape[1:])
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16, torch.uint16])
 def test_any_integers(dtype):
     model = small()
     tokens, mask = some_tokens(model)
@@ -351,7 +351,10 @@ def test_any_integers(dtype):
         ({"dropout": 1.0}, ValueError, r"dropout must be from 0 to below 1, got 1\.0"),
         ({"dropout": "0.1"}, ValueError, "dropout must be from 0 to below 1, got '0.1'"),
         ({"dropout": float("nan")}, ValueError, "dropout must be from 0 to below 1, got nan"),
-        ({"attention": "softmax"}, ValueError, "softmax attention cannot be shared by a grid of 2 x 3: choose m = n = 1"),
+        ({"attention": "softmax"}, ValueError, "softmax attention is for m = n = 1 and variant att, not 2 x 3 and att"),
+        ({"attention": "softmax", "m": 1, "n": 1, "variant": "att+mlp"}, ValueError, r"not 1 x 1 and att\+mlp"),
+        ({"tied": "no"}, TypeError, "tied must be True or False, got 'no'"),
+        ({"trainable_keys": 1}, TypeError, "trainable_keys must be True or False, got 1"),
         ({"tied": True}, ValueError, "head must be tokens or last, got 'classes'"),
     ],
 )
@@ -399,3 +402,27 @@ def test_steps_that_cannot_be():
         model.step(tokens, state)
     with pytest.raises(ValueError, match="token ids from 11 to 11"):
         model.step(tokens + 11)
+    with pytest.raises(ValueError, match=r"one token of every sequence, a tensor \(b, m, n\)"):
+        model.step(tokens[..., None])
+    with pytest.raises(TypeError, match="what step of this model returned, got a tuple"):
+        model.step(tokens, tuple(state))
+    with pytest.raises(TypeError, match="what step of this model returned"):
+        small(head="tokens", layers=1).step(tokens, state)
+    with pytest.raises(ValueError, match="the state's sums have shapes"):
+        small(head="tokens").step(tokens[:, :1], state)
+
+
+@pytest.mark.unchecked
+def test_gradients_of_every_sequence_apart():
+    """torch.func's vmap over a batch: nothing in the way asks for a value."""
+    model = small(dropout=0.0)
+    tokens, mask = some_tokens(model)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def loss(parameters, tokens, mask):
+        return torch.func.functional_call(model, parameters, (tokens[None], mask[None])).square().sum()
+
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, tokens, mask)
+    one = torch.func.grad(loss)(parameters, tokens[1], mask[1])
+    for name, grad in grads.items():
+        assert_close(grad[1], one[name])

@@ -25,9 +25,9 @@ def test_published_configurations(task, size):
     assert (config.layers, config.heads) == (deep if size == "deep" else (1, wide))
     assert (config.max_length, config.vocab_size, config.num_classes) == (positions, vocabulary, classes)
     assert (config.features, config.attention, config.activation, config.dropout) == (256, "relu", "relu", 0.1)
-    assert (config.pool, config.variant, config.tied, config.trainable_keys) == ("all", "att", False, False)
+    assert (config.pool, config.variant, config.tied, config.trainable_keys) == ("real", "att", False, False)
     assert config.head == ("pair" if task == "retrieval" else "classes")
-    assert make(size, m=4, n=4, pool="real").pool == "real"
+    assert make(size, m=4, n=4, pool="all").pool == "all"
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -60,7 +60,7 @@ def test_wildcards():
         ("mimoformer_text_deep", {"width": 2}, TypeError, "width"),
         ("performer_text_deep", {"m": 2}, TypeError, "performer_text_deep is a baseline .* which m cannot change"),
         ("transformer_text_deep", {"attention": "relu", "n": 2}, TypeError, "which attention, n cannot change"),
-        ("mimoformer_text_deep", {"attention": "softmax"}, ValueError, "softmax attention cannot be shared by a grid of 2 x 2"),
+        ("mimoformer_text_deep", {"attention": "softmax"}, ValueError, "softmax attention is for m = n = 1"),
     ],
 )
 def test_what_cannot_be_created(name, options, error, named):

@@ -9,7 +9,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mimoformer.bundles import FeatureMap, bind_and_bundle, check, divide, exact, read, sums, unbind
+from mimoformer.bundles import (
+    FeatureMap,
+    Sums,
+    bind_and_bundle,
+    check,
+    check_mask,
+    divide,
+    exact,
+    query_features,
+    read,
+    sums,
+    unbind,
+)
 from mimoformer.causal import State, scan
 from vsa_core import checks
 
@@ -48,8 +60,8 @@ def favor_s(
         return step(q, k, v, keys, feature_map, mask=mask)[0]
     check(q, k, v, keys, mask)
     with exact(q):
-        phi_q, context, total = sums(bind_and_bundle(q, k, v, keys, mask), feature_map)
-        return unbind(*read(phi_q, context, total), keys, mask).to(v.dtype)
+        bundles = bind_and_bundle(q, k, v, keys, mask)
+        return unbind(read(query_features(bundles, feature_map), sums(bundles, feature_map)), keys, mask).to(v.dtype)
 
 
 def favor_s_shared(
@@ -71,9 +83,11 @@ def favor_s_shared(
         return step_shared(q, k, v, keys, feature_map, mask=mask)[0]
     check(q, k, v, keys, mask)
     with exact(q):
-        phi_q, context, total = sums(bind_and_bundle(q, k, v, keys, mask), feature_map)
-        value, weight = read(phi_q, context, total.sum(1, keepdim=True))
-        return divide(value, weight[:, 0]).to(v.dtype)
+        bundles = bind_and_bundle(q, k, v, keys, mask)
+        context, total, whole = sums(bundles, feature_map)
+        shared = Sums(context, total.sum(1, keepdim=True), whole)
+        value, weight, whole = read(query_features(bundles, feature_map), shared)
+        return divide(value, weight[:, 0], whole).to(v.dtype)
 
 
 def step(
@@ -96,11 +110,15 @@ def step(
 
     Returns:
         Attention of these tokens, and the state after them.
+
+    Raises:
+        ValueError: the state is of other sizes; and all that `favor_s` raises.
+        TypeError: the state is none; and all that `favor_s` raises.
     """
     check(q, k, v, keys, mask)
     with exact(q):
-        value, weight, state = scan(bind_and_bundle(q, k, v, keys, mask), feature_map, state)
-        return unbind(value, weight, keys, mask).to(v.dtype), state
+        quotients, state = scan(bind_and_bundle(q, k, v, keys, mask), feature_map, state)
+        return unbind(quotients, keys, mask).to(v.dtype), state
 
 
 def step_shared(
@@ -115,8 +133,8 @@ def step_shared(
     """Causal `favor_s_shared` of the next tokens; everything else as in `step`."""
     check(q, k, v, keys, mask)
     with exact(q):
-        value, weight, state = scan(bind_and_bundle(q, k, v, keys, mask), feature_map, state)
-        return divide(value, weight.sum(1)).to(v.dtype), state
+        (value, weight, whole), state = scan(bind_and_bundle(q, k, v, keys, mask), feature_map, state)
+        return divide(value, weight.sum(1), whole).to(v.dtype), state
 
 
 def linear_attention(
@@ -141,6 +159,11 @@ def linear_attention(
     torch.Size([2, 8, 100, 64])
     """
     checks.vectors(q=q, k=k, v=v)
+    if q.dim() != 4 or not q.shape == k.shape == v.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v have shapes {shapes}: all must be (b, h, l, d), the same")
+    if mask is not None:
+        check_mask(mask, (q.shape[0], q.shape[2]), "b, l")
     q, k, v = (x[:, None, None] for x in (q, k, v))
     real = None if mask is None else mask[:, None, None]
     return favor_s(q, k, v, q.new_ones(1, 1, q.shape[-1]), feature_map, real, causal=causal)[:, 0, 0]
@@ -157,14 +180,23 @@ def softmax_attention(
     """Exact attention of sequences that share nothing (Vaswani et al., 2017): the baseline.
 
     What is not real contributes nothing and gives 0, as in `favor_s`.
+
+    Raises:
+        ValueError: q, k and v, or the mask, differ in shape.
+        TypeError: q, k or v is not floating point, or the mask is not boolean.
     """
+    checks.floating(q=q, k=k, v=v)
+    if q.dim() < 3 or not q.shape == k.shape == v.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v have shapes {shapes}: all must be (..., h, l, d), the same")
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    check_mask(mask, (*q.shape[:-3], q.shape[-2]), "..., l")
     padding = ~mask[..., None, :, None]
     q, k, v = q.masked_fill(padding, 0), k.masked_fill(padding, 0), v.masked_fill(padding, 0)
     seen = mask[..., None, None, :]
     if causal:
         seen = seen & torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
-    # a query that sees nothing may see all: its value is 0 or dropped, and the softmax of nothing is not a number
+    # a query that sees nothing may see all: its value is 0 or dropped; of nothing, CUDA's half-precision gradient is no number
     seen = seen | ~seen.any(-1, keepdim=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).masked_fill(padding, 0)

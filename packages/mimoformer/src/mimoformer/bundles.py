@@ -23,6 +23,28 @@ class Bundles(NamedTuple):
     real: Float[Tensor, "b m n l"] | None
 
 
+class Sums(NamedTuple):
+    """Sums over tokens."""
+
+    context: Float[Tensor, "b h r d"]
+    """A of Eq. 19: bundled values times the features of bundled keys, summed over rows of the grid too."""
+    total: Float[Tensor, "b m n h r"]
+    """The key features at each slot's own real tokens."""
+    whole: Float[Tensor, "b h r"]
+    """The key features of everything that the context holds."""
+
+
+class Quotients(NamedTuple):
+    """What queries read from the sums."""
+
+    value: Float[Tensor, "b n h l d"]
+    """Numerators, still bound and bundled over m."""
+    weight: Float[Tensor, "b m n h l"]
+    """Denominators of every slot."""
+    whole: Float[Tensor, "b n h l"]
+    """The weight of all that a numerator holds, the other slots' included."""
+
+
 def bind_and_bundle(
     q: Float[Tensor, "b m n h l d"],
     k: Float[Tensor, "b m n h l d"],
@@ -40,21 +62,17 @@ def bind_and_bundle(
     return Bundles((q * key).sum(1), (k * key).sum(2), (v * key).sum(2), None if mask is None else mask.to(dtype))
 
 
-def sums(
-    bundles: Bundles, feature_map: FeatureMap
-) -> tuple[Float[Tensor, "b n h l r"], Float[Tensor, "b h r d"], Float[Tensor, "b m #n h r"]]:
-    """Features of the queries, and the sums over all tokens that every query reads."""
+def sums(bundles: Bundles, feature_map: FeatureMap) -> Sums:
+    """What every query reads, of all tokens."""
     key = getattr(feature_map, "key", None)
     phi_k = feature_map(bundles.k) if key is None else key(bundles.k, real_bundles(bundles))
-    return query_features(bundles, feature_map), *summed(phi_k, bundles.v, bundles.real)
+    return summed(without_padding(phi_k, real_bundles(bundles)), bundles.v, bundles.real, bundles.q.shape[1])
 
 
 def query_features(bundles: Bundles, feature_map: FeatureMap) -> Float[Tensor, "b n h l r"]:
-    """phi of the bundled queries; 0 where none of a bundle is real, as phi(0) need not be."""
+    """phi of the bundled queries, 0 where none of a bundle is real."""
     phi_q: Tensor = getattr(feature_map, "query", feature_map)(bundles.q)
-    if bundles.real is None:
-        return phi_q
-    return phi_q.masked_fill(~rearrange(bundles.real.any(1), "b n l -> b n 1 l 1"), 0)
+    return without_padding(phi_q, None if bundles.real is None else bundles.real.any(1))
 
 
 def real_bundles(bundles: Bundles) -> Bool[Tensor, "b m l"] | None:
@@ -62,44 +80,48 @@ def real_bundles(bundles: Bundles) -> Bool[Tensor, "b m l"] | None:
     return None if bundles.real is None else bundles.real.any(2)
 
 
+def without_padding(phi: Float[Tensor, "b s h l r"], real: Bool[Tensor, "b s l"] | None) -> Float[Tensor, "b s h l r"]:
+    """Features, 0 where nothing is real: there phi(0) may be anything."""
+    return phi if real is None else phi.masked_fill(~rearrange(real, "b s l -> b s 1 l 1"), 0)
+
+
 def summed(
-    phi_k: Float[Tensor, "b m h l r"], v: Float[Tensor, "b m h l d"], real: Float[Tensor, "b m n l"] | None
-) -> tuple[Float[Tensor, "b h r d"], Float[Tensor, "b m #n h r"]]:
-    """A of Eq. 19, to which padding adds nothing as its v is 0, and the sum of the key features over each slot's own tokens."""
+    phi_k: Float[Tensor, "b m h l r"], v: Float[Tensor, "b m h l d"], real: Float[Tensor, "b m n l"] | None, n: int
+) -> Sums:
+    """The sums over some tokens."""
     context = einsum(phi_k, v, "b m h l r, b m h l d -> b h r d")
+    rows = phi_k.sum(-2)
     if real is None:
-        return context, phi_k.sum(-2)[:, :, None]
-    return context, einsum(phi_k, real, "b m h l r, b m n l -> b m n h r")
+        return Sums(context, rows[:, :, None].expand(-1, -1, n, -1, -1), rows.sum(1))
+    return Sums(context, einsum(phi_k, real, "b m h l r, b m n l -> b m n h r"), rows.sum(1))
 
 
-def read(
-    phi_q: Float[Tensor, "b n h l r"], context: Float[Tensor, "b h r d"], total: Float[Tensor, "b m #n h r"]
-) -> tuple[Float[Tensor, "b n h l d"], Float[Tensor, "b m n h l"]]:
+def read(phi_q: Float[Tensor, "b n h l r"], sums: Sums) -> Quotients:
     """Numerators and denominators of every query."""
-    value = einsum(phi_q, context, "b n h l r, b h r d -> b n h l d")
-    return value, einsum(phi_q, total, "b n h l r, b m n h r -> b m n h l")
+    return Quotients(
+        einsum(phi_q, sums.context, "b n h l r, b h r d -> b n h l d"),
+        einsum(phi_q, sums.total, "b n h l r, b m n h r -> b m n h l"),
+        einsum(phi_q, sums.whole, "b n h l r, b h r -> b n h l"),
+    )
 
 
 def unbind(
-    value: Float[Tensor, "b n h l d"],
-    weight: Float[Tensor, "b m n h l"],
-    keys: Float[Tensor, "m n d"],
-    mask: Bool[Tensor, "b m n l"] | None,
+    quotients: Quotients, keys: Float[Tensor, "m n d"], mask: Bool[Tensor, "b m n l"] | None
 ) -> Float[Tensor, "b m n h l d"]:
-    """Every slot's own attention: divided by its denominator, multiplied with its key, 0 where its token is not real.
-
-    A denominator that is nothing beside the sum over its bundle counts as 0: all that the numerator holds of the slot is then
-    lost to rounding, and dividing would blow up the error.
-    """
-    lost = weight <= 8 * torch.finfo(weight.dtype).eps * weight.sum(1, keepdim=True)
-    out = divide(value[:, None], weight.masked_fill(lost, 0)) * rearrange(keys.to(value.dtype), "m n d -> m n 1 1 d")
+    """Every slot's own attention: divided by its denominator, multiplied with its key, 0 where its token is not real."""
+    value, weight, whole = quotients
+    out = divide(value[:, None], weight, whole[:, None]) * rearrange(keys.to(value.dtype), "m n d -> m n 1 1 d")
     return out if mask is None else out.masked_fill(rearrange(~mask, "b m n l -> b m n 1 l 1"), 0)
 
 
-def divide(value: Float[Tensor, "*#b d"], weight: Float[Tensor, "*#b"]) -> Float[Tensor, "*_ d"]:
-    """value / weight, 0 where the weight is 0, or so close to it that the quotient or its gradient might overflow."""
+def divide(value: Float[Tensor, "*#b d"], weight: Float[Tensor, "*#b"], whole: Float[Tensor, "*#b"]) -> Float[Tensor, "*_ d"]:
+    """value / weight, 0 where the weight is 0, or too small for the quotient to mean anything.
+
+    That is below 8 units of rounding of the whole weight of the numerator, which then holds hardly more of this slot than
+    rounding errors, multiplied a million times in float32; and where the quotient or its gradient might overflow.
+    """
     limits = torch.finfo(weight.dtype)
-    nothing = (weight <= limits.tiny / limits.eps)[..., None]
+    nothing = (weight <= (8 * limits.eps * whole).clamp_min(limits.tiny / limits.eps**2))[..., None]
     return (value / weight[..., None].masked_fill(nothing, 1)).masked_fill(nothing, 0)
 
 

@@ -27,7 +27,8 @@ def model_card(model: MIMOFormer, name: str, accuracy: Mapping[tuple[int, int], 
     if config.head == "pair":
         one, inputs, shape = ("pair of sequences", "pairs", "(count, 2, length)")
     capacity, does = config.m * config.n, TASKS[config.head]
-    about = f"A plain Transformer, the control beside MIMOFormer, that {does.format(f'one {one}')} a forward pass"
+    plain = "Transformer" if config.attention == "softmax" else "Performer"
+    about = f"A plain {plain}, the control beside MIMOFormer, that {does.format(f'one {one}')} a forward pass"
     if capacity > 1:
         about = f"A Transformer that {does.format(f'up to {capacity} {inputs}')} in one forward pass, in superposition"
     tokens = f"integers below {config.vocab_size} {shape}, length to {config.max_length}"
@@ -42,7 +43,7 @@ def model_card(model: MIMOFormer, name: str, accuracy: Mapping[tuple[int, int], 
             "layers": config.layers,
             "dimension": config.embed_dim,
             "attention": config.attention,
-            "in superposition": config.variant,
+            **({"in superposition": config.variant} if capacity > 1 else {}),
             "vocabulary": config.vocab_size,
             **answers,
         },

@@ -52,7 +52,8 @@ class MIMOFormerConfig:
     num_classes: int = 10
     """Classes of the heads classes and pair; tokens and last predict one of vocab_size tokens."""
     pool: Pool = "real"
-    """What the heads classes and pair average: real tokens, or all positions with zeros for padding, as in the published runs."""
+    """What the heads classes and pair average: real tokens, or all positions with zeros for padding, as in the published runs;
+    then answers depend on how far sequences are padded."""
     tied: bool = False
     """Whether the heads tokens and last use the embeddings as their weights."""
     trainable_keys: bool = False
@@ -73,8 +74,11 @@ class MIMOFormerConfig:
             )
         if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be from 0 to below 1, got {self.dropout!r}")
-        if self.attention == "softmax" and (self.m, self.n) != (1, 1):
-            raise ValueError(f"softmax attention cannot be shared by a grid of {self.m} x {self.n}: choose m = n = 1")
+        if self.attention == "softmax" and (self.m, self.n, self.variant) != (1, 1, "att"):
+            raise ValueError(f"softmax attention is for m = n = 1 and variant att, not {self.m} x {self.n} and {self.variant}")
+        for name in ("tied", "trainable_keys"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
         if self.tied and self.head not in ("tokens", "last"):
             raise ValueError(f"tied embeddings predict tokens: head must be tokens or last, got {self.head!r}")

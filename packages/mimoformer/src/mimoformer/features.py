@@ -1,8 +1,8 @@
 """Feature maps phi of linear attention: phi(k) . phi(q) stands in for the weight that query q gives to key k.
 
-A feature map is a function of vectors (... d). Where queries and keys need different stabilisers it is a module with
-`query(x)` and `key(x, mask)`, and with `running_key(x, mask, start)` for causal attention; the attention functions use these
-where they are there. All scale their vectors by d^(-1/4), so that products are divided by sqrt(d).
+A feature map is a function of vectors (... d) to features (... r), none of them negative. Where queries and keys need different
+stabilisers it is a module with `query(x)` and `key(x, mask)`, and with `running_key(x, mask, start)` for causal attention; the
+attention functions use these where they are there. All scale their vectors by d^(-1/4), so that products are divided by sqrt(d).
 """
 
 from typing import NamedTuple
@@ -96,7 +96,9 @@ class PositiveFeatures(RandomFeatures):
 
     Attention normalises, so factors that all keys of a sum share, and any factor of a query, cancel. They are chosen so that
     nothing overflows: every query's largest feature is 1, and so is the largest one over all real keys of a head. In causal
-    attention the largest one *so far* is. There is no eps: the answer does not depend on the stabilisers.
+    attention the largest one *so far* is. There is no eps, so the answer depends on the stabilisers only where numbers
+    underflow: a token whose denominator does gives 0. Its weights span many orders of magnitude, which superposition does not
+    forgive: a slot whose weights are small beside its neighbours' drowns in their noise. ReLU is the milder choice.
     """
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b r"]:

@@ -48,9 +48,13 @@ def predict(
     torch.Size([5, 10])
     """
     checks.positive(m=m, n=n)
+    axes = "count, 2, l" if model.config.head == "pair" else "count, l"
+    if not isinstance(tokens, Tensor) or tokens.dim() != len(axes.split()):
+        found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens are {found}; the head {model.config.head} needs a tensor ({axes})")
     groups = grid(tokens, m, n)
     if mask is not None:
-        check_mask(mask, tuple(tokens.shape), "count, l")
+        check_mask(mask, tuple(tokens.shape), axes)
     masks = None if mask is None else grid(mask, m, n)
     at_once = max(1, TOKENS_AT_ONCE // max(1, groups[:1].numel()))
     with evaluating(model):

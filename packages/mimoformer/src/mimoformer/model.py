@@ -96,14 +96,19 @@ class MIMOFormer(Pretrained):
             mask: False for sequences that have no token here.
 
         Raises:
-            ValueError: the model is not causal, has softmax attention, or for the reasons of `forward`.
-            TypeError: as for `forward`.
+            ValueError: the model is not causal, has softmax attention, the state is of another grid or batch, or for the reasons
+                of `forward`.
+            TypeError: the state is no state of this model, or for the reasons of `forward`.
         """
         head, kind = self.config.head, self.config.attention
         if not self.config.causal or kind == "softmax":
             raise ValueError(f"steps need the head tokens and linear attention; this model has {head!r} and {kind!r}")
+        if not isinstance(tokens, Tensor) or tokens.dim() != 3:
+            raise ValueError("a step takes one token of every sequence, a tensor (b, m, n)")
         mask = None if mask is None else mask[..., None]
         tokens = self.check(tokens[..., None], mask, "b, m, n, 1")
+        if state is not None and not (isinstance(state, ModelState) and len(state.blocks) == len(self.blocks)):
+            raise TypeError(f"the state must be what step of this model returned, got a {type(state).__name__}")
         start = 0 if state is None else state.length
         x, after = self.embed(tokens, mask, start), []
         for number, layer in enumerate(self.blocks):
@@ -127,8 +132,15 @@ class MIMOFormer(Pretrained):
         stop = start + tokens.shape[-1]
         if stop > self.config.max_length:
             raise ValueError(f"a sequence of {stop} tokens, but this network has {self.config.max_length} positions")
-        embedded: Tensor = self.dropout(self.embedding(tokens) + self.positions[start:stop])
-        return embedded
+        try:
+            embedded = self.embedding(tokens)
+        except IndexError as error:  # of the CPU alone: elsewhere somebody would have to wait for the answer
+            low, high = int(tokens.min()), int(tokens.max())
+            raise ValueError(
+                f"token ids from {low} to {high}, but the vocabulary is 0 to {self.config.vocab_size - 1}"
+            ) from error
+        out: Tensor = self.dropout(embedded + self.positions[start:stop])
+        return out
 
     def read_out(self, hidden: Float[Tensor, "b m n *rest e"], mask: Bool[Tensor, "b m n *real"] | None) -> Tensor:
         """The head."""
@@ -156,14 +168,10 @@ class MIMOFormer(Pretrained):
         if tokens.shape[1] > config.m or tokens.shape[2] > config.n:
             m, n = tokens.shape[1:3]
             raise ValueError(f"a grid of {m} x {n} sequences, but this network has keys for {config.m} x {config.n}")
+        tokens = tokens.long()
         if mask is not None:
             check_mask(mask, tuple(tokens.shape), axes)
             tokens = tokens.masked_fill(~mask, 0)
-        tokens = tokens.long()
-        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():  # elsewhere it would wait
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= config.vocab_size:
-                raise ValueError(f"token ids from {low} to {high}, but this network's vocabulary is 0 to {config.vocab_size - 1}")
         return tokens
 
     def extra_repr(self) -> str:

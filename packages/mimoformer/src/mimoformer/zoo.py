@@ -40,7 +40,9 @@ def pathfinder(size: Size = "deep", **options: Any) -> MIMOFormerConfig:
 
 
 def lra(size: Size, deep: tuple[int, int], wide: int, options: dict[str, Any], **published: Any) -> MIMOFormerConfig:
-    """A published configuration (Menet et al., 2023, Table 2), with fields of it replaced: mean over all positions, ReLU.
+    """A published configuration (Menet et al., 2023, Table 2), with fields of it replaced.
+
+    Their mean over all positions, padding included, is an option: pool="all".
 
     Raises:
         ValueError: there is no such size, or an option's value cannot work.
@@ -49,7 +51,7 @@ def lra(size: Size, deep: tuple[int, int], wide: int, options: dict[str, Any], *
     if size not in ("deep", "wide"):
         raise ValueError(f"size must be deep or wide, got {size!r}")
     layers, heads = deep if size == "deep" else (1, wide)
-    return MIMOFormerConfig(**{"layers": layers, "heads": heads, "pool": "all", **published, **options})
+    return MIMOFormerConfig(**{"layers": layers, "heads": heads, **published, **options})
 
 
 FAMILIES: dict[str, dict[str, Any]] = {

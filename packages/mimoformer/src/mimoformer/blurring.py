@@ -29,7 +29,7 @@ def superposed_softmax(
     **means**, which divide exponents by (m n)^2 and outputs by m n: another sharpness of the weights, but still one for all.
 
     Masks are as in `favor_s`: a token that is not real contributes nothing, and every slot is divided by the sum of w_ij over
-    its own real tokens. Without masks that is 1. A token that is not real gives 0.
+    its own real tokens. Without masks that is 1. A token that is not real gives 0, and so does a sum that is lost to rounding.
 
     Args:
         q, k, v: queries, keys and values of every slot, not yet bound.
@@ -57,6 +57,8 @@ def superposed_softmax(
         seen = seen | ~seen.any(-1, keepdim=True)
         marks = rearrange(real, "b m n l -> b 1 l (m n)").expand(-1, heads, -1, -1)
         attended = F.scaled_dot_product_attention(sum_q, sum_k, torch.cat([sum_v, marks], -1), attn_mask=seen)
-        value, weight = attended[..., :d], rearrange(attended[..., d:], "b h l (m n) -> b m n h l", m=m)
-        mixed = Quotients(value[:, None].expand(-1, n, -1, -1, -1), weight, torch.ones_like(weight[:, 0]))
-        return unbind(mixed, keys, mask).to(v.dtype)
+        value, share = attended[..., :d], rearrange(attended[..., d:], "b h l (m n) -> b m n h l 1", m=m)
+        # as in favor_s: where a slot's share is lost to rounding, so is what the sum holds of its values
+        share = share.masked_fill(share <= 8 * torch.finfo(share.dtype).eps, torch.inf)
+        out = value[:, None, None] / share * rearrange(keys.to(value.dtype), "m n d -> m n 1 1 d")
+        return (out if mask is None else out.masked_fill(rearrange(~mask, "b m n l -> b m n 1 l 1"), 0)).to(v.dtype)

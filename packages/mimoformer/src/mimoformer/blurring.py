@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mimoformer.bundles import Quotients, bind_and_bundle, check, exact, unbind
+from mimoformer.bundles import bind_and_bundle, check, exact
 
 
 def superposed_softmax(

@@ -69,6 +69,7 @@ def main():
     print(f"{SEQUENCES} sequences, {HEADS} heads, d = {DIM}, R = {FEATURES}, bfloat16 in and out, float32 inside FAVOR+S")
     print("| length | | attention | ms | of softmax | TFLOP/s | TB/s |\n| ---: | :--- | :--- | ---: | ---: | ---: | ---: |")
     for length in (1024, 4096, 16384):
+        torch.compiler.reset()
         rows = list(settings(length))
         for backward in (False, True):
             for _, function, arguments, _ in rows:

@@ -1,5 +1,6 @@
 """A short training run on real images."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -7,6 +8,7 @@ from mimoconv import MIMOConv, create_model, predict
 
 STATISTICS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 STEPS, GROUPS = 160, 32
+pytestmark = pytest.mark.once
 
 
 def trained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> MIMOConv:

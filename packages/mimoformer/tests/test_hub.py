@@ -124,7 +124,7 @@ def test_damaged_files_are_refused(saved, name):
         ({"class": "MIMOConv"}, "class must be one of MIMOFormer, got 'MIMOConv'"),
         ({"m": 3}, r"has shape \(2, 2, \d+\) .*expected \(3, 2, "),
         ({"slots": 4}, "unexpected keyword argument 'slots'"),
-        ({"attention": "softmax"}, "softmax attention cannot be shared by a grid of 2 x 2"),
+        ({"attention": "softmax"}, "softmax attention is for m = n = 1"),
         ({"attention": "dpfp"}, r"missing \[\], unknown \[.*projection"),
     ],
 )

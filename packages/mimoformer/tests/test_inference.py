@@ -58,7 +58,7 @@ def test_predict_needs_no_gradient_and_leaves_modes_alone():
             ValueError,
             r"tokens are \(5, 2, 7\); the head classes needs a tensor \(count, l\)",
         ),
-        (([[1, 2]], 1, 1), ValueError, "tokens are list"),
+        (([[1, 2]], 1, 1), TypeError, "tokens are list"),
         ((torch.zeros(5, 7).long() + 99, 1, 1), ValueError, "token ids from 99 to 99"),
         ((torch.zeros(5, 7).long(), 2, 2, torch.ones(4, 7).bool()), ValueError, r"mask has shape \(4, 7\): \(5, 7\) is needed"),
         ((torch.zeros(5, 7).long(), 2, 2, torch.ones(5, 7)), TypeError, "the mask is torch.float32"),

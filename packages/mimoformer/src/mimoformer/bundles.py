@@ -118,10 +118,11 @@ def divide(value: Float[Tensor, "*#b d"], weight: Float[Tensor, "*#b"], whole: F
     """value / weight, 0 where the weight is 0, or too small for the quotient to mean anything.
 
     That is below 8 units of rounding of the whole weight of the numerator, which then holds hardly more of this slot than
-    rounding errors, multiplied a million times in float32; and where the quotient or its gradient might overflow.
+    rounding errors, multiplied a million times in float32; and where the quotient or its gradient might overflow. An infinite
+    weight is not hidden: it gives NaN.
     """
     limits = torch.finfo(weight.dtype)
-    nothing = (weight <= (8 * limits.eps * whole).clamp_min(limits.tiny / limits.eps**2))[..., None]
+    nothing = (weight <= (8 * limits.eps * whole).clamp(limits.tiny / limits.eps**2, limits.max))[..., None]
     return (value / weight[..., None].masked_fill(nothing, 1)).masked_fill(nothing, 0)
 
 

@@ -38,6 +38,8 @@ def scan(bundles: Bundles, feature_map: FeatureMap, state: State | None) -> tupl
     k, v, real = bundles.k, bundles.v, bundles.real
     if state is not None and not isinstance(state, State):
         raise TypeError(f"the state is a {type(state).__name__}; it must be what a step returned")
+    if state is not None and state.log_scale.shape != (k.shape[0], k.shape[2]):
+        raise ValueError(f"the state is of (b, h) = {tuple(state.log_scale.shape)}; these tokens are of {k.shape[0], k.shape[2]}")
     phi_q, (phi_k, log_scale) = query_features(bundles, feature_map), causal_key_features(bundles, feature_map, state)
     first = beginning(phi_q, phi_k, v)
     if state is not None and [x.shape for x in state.sums] != [x.shape for x in first.sums]:

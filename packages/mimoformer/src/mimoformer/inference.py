@@ -49,8 +49,10 @@ def predict(
     """
     checks.positive(m=m, n=n)
     axes = "count, 2, l" if model.config.head == "pair" else "count, l"
-    if not isinstance(tokens, Tensor) or tokens.dim() != len(axes.split()):
-        found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens are {type(tokens).__name__}; they must be a tensor of integers")
+    if tokens.dim() != len(axes.split()):
+        found = tuple(tokens.shape)
         raise ValueError(f"tokens are {found}; the head {model.config.head} needs a tensor ({axes})")
     groups = grid(tokens, m, n)
     if mask is not None:

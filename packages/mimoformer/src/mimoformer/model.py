@@ -56,7 +56,8 @@ class MIMOFormer(Pretrained):
     ) -> Float[Tensor, "b m n *out"]:
         """Logits of m x n sequences a pass, or of pairs of them.
 
-        A token that is not real changes nothing, whatever its id, so sequences may be padded to any length.
+        A token that is not real changes nothing, whatever its id, so sequences may be padded to any length (with `pool="all"`
+        the mean, as published, counts padding).
 
         Args:
             tokens: ids, (b m n l), or for the head pair (b m n 2 l).
@@ -103,7 +104,9 @@ class MIMOFormer(Pretrained):
         head, kind = self.config.head, self.config.attention
         if not self.config.causal or kind == "softmax":
             raise ValueError(f"steps need the head tokens and linear attention; this model has {head!r} and {kind!r}")
-        if not isinstance(tokens, Tensor) or tokens.dim() != 3:
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens are {type(tokens).__name__}; they must be a tensor of integers")
+        if tokens.dim() != 3:
             raise ValueError("a step takes one token of every sequence, a tensor (b, m, n)")
         mask = None if mask is None else mask[..., None]
         tokens = self.check(tokens[..., None], mask, "b, m, n, 1")

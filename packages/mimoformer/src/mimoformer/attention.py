@@ -159,9 +159,7 @@ def linear_attention(
     torch.Size([2, 8, 100, 64])
     """
     checks.vectors(q=q, k=k, v=v)
-    if q.dim() != 4 or not q.shape == k.shape == v.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k and v have shapes {shapes}: all must be (b, h, l, d), the same")
+    check_alike(q, k, v, q.dim() == 4, "b, h, l, d")
     if mask is not None:
         check_mask(mask, (q.shape[0], q.shape[2]), "b, l")
     q, k, v = (x[:, None, None] for x in (q, k, v))
@@ -186,9 +184,7 @@ def softmax_attention(
         TypeError: q, k or v is not floating point, or the mask is not boolean.
     """
     checks.floating(q=q, k=k, v=v)
-    if q.dim() < 3 or not q.shape == k.shape == v.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k and v have shapes {shapes}: all must be (..., h, l, d), the same")
+    check_alike(q, k, v, q.dim() >= 3, "..., h, l, d")
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     check_mask(mask, (*q.shape[:-3], q.shape[-2]), "..., l")
@@ -200,3 +196,10 @@ def softmax_attention(
     # a query that sees nothing may see all: its value is 0 or dropped; of nothing, CUDA's half-precision gradient is no number
     seen = seen | ~seen.any(-1, keepdim=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).masked_fill(padding, 0)
+
+
+def check_alike(q: Tensor, k: Tensor, v: Tensor, fits: bool, axes: str) -> None:
+    """Raise ValueError unless the number of axes fits and all three have one shape."""
+    if not fits or not q.shape == k.shape == v.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v have shapes {shapes}: all must be ({axes}), the same")

@@ -1,0 +1,54 @@
+"""Sequences of unequal length as one tensor, the whole set on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Byte strings laid end to end, with a label for every `parts` of them (2 where an item is a pair of documents)."""
+
+    values: UInt8[Tensor, " total"]
+    offsets: Int[Tensor, " bounds"]
+    """Where each starts in `values`, and the end of the last."""
+    labels: Int[Tensor, " count"]
+    parts: int = 1
+    shift: int = 1
+    """Token ids are the values plus this; id 0 is padding. With 0, a value of 0 is padding too."""
+
+    @classmethod
+    def of(cls, strings: Sequence[bytes], labels: Sequence[int], *, parts: int = 1, shift: int = 1) -> "Sequences":
+        """From `parts` strings for every label."""
+        values = torch.from_numpy(np.frombuffer(b"".join(strings), np.uint8).copy())
+        offsets = torch.from_numpy(np.cumsum([0, *map(len, strings)], dtype=np.int64))
+        return cls(values=values, offsets=offsets, labels=torch.tensor(labels, dtype=torch.long), parts=parts, shift=shift)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Int[Tensor, " count"]:
+        """Tokens of each item; of the longer one of a pair."""
+        return self.offsets.diff().unflatten(0, (-1, self.parts)).amax(1)
+
+    def tokens(self, index: Int[Tensor, " b"], length: int) -> tuple[Int[Tensor, "b *parts l"], Bool[Tensor, "b *parts l"]]:
+        """Items as token ids, padded with 0 to `length` or cut there, and where they are real.
+
+        The axis of the parts is there for pairs only.
+        """
+        start, end = (bounds.unflatten(0, (-1, self.parts))[index, :, None] for bounds in (self.offsets[:-1], self.offsets[1:]))
+        position = start + torch.arange(length, device=index.device)
+        mask = position < end
+        ids = self.values[position.clamp(max=max(len(self.values) - 1, 0))].long() + self.shift
+        mask = mask & (ids != 0)
+        ids = ids.masked_fill(~mask, 0)
+        return (ids[:, 0], mask[:, 0]) if self.parts == 1 else (ids, mask)
+
+    def to(self, device: torch.device) -> "Sequences":
+        """The same on another device."""
+        return replace(self, values=self.values.to(device), offsets=self.offsets.to(device), labels=self.labels.to(device))

@@ -33,7 +33,7 @@ Arguments = Mapping[str, int | float | str]
 FILES = ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
 """What `datasets` writes for a set in one piece."""
 CHECKSUMS = "SHA256SUMS"
-PATIENCE = 1000
+PATIENCE = 100
 """Chunks in a row without a new row that end the search for one."""
 
 
@@ -195,8 +195,8 @@ def rows(name: str, produce: Callable[[int], Columns], features: Features, count
             idle = 0 if len(different) > before else idle + 1
             if idle == PATIENCE:
                 raise DatasetError(
-                    f"{name}: {count:,} different rows are wanted, but after {len(different):,} there were only old ones, "
-                    f"{PATIENCE} chunks long: ask for fewer, or change the arguments"
+                    f"{name}: {len(different):,} of {count:,} different rows were found, but none in the last {PATIENCE} chunks; "
+                    "ask for fewer, or change the arguments"
                 )
     columns = dict(zip(features, zip(*different.values(), strict=True), strict=True))
     return pa.Table.from_pydict(columns, schema=features.arrow_schema)

@@ -38,6 +38,9 @@ DIGITS = {str(digit): digit for digit in range(10)}
 SYMBOLS = (*OPERATORS, CLOSE, *DIGITS)
 """The 15 symbols; a symbol's place here is its value in `Sequences`, and one more its token id."""
 SPLITS = ("train", "dev", "test")
+COUNTS = (96_000, 2_000, 2_000)
+PUBLISHED = {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10}
+"""The published task: with a seed, the arguments under which `generated` caches it."""
 FEATURES = Features({"tokens": Value("binary"), "label": Value("uint8")})
 """Of a generated set: a byte a symbol, its place in SYMBOLS."""
 VERSION = 1
@@ -50,11 +53,11 @@ def listops(
     folder: Path,
     *,
     seed: int = 0,
-    counts: tuple[int, int, int] = (96_000, 2_000, 2_000),
-    min_length: int = 500,
-    max_length: int = 2000,
-    max_depth: int = 10,
-    max_args: int = 10,
+    counts: tuple[int, int, int] = COUNTS,
+    min_length: int = PUBLISHED["min_length"],
+    max_length: int = PUBLISHED["max_length"],
+    max_depth: int = PUBLISHED["max_depth"],
+    max_args: int = PUBLISHED["max_args"],
     workers: int | None = None,
 ) -> dict[str, Sequences]:
     """Expressions with their values, no two of them equal, as "train", "dev" and "test": generated once, then from the cache.

@@ -1,0 +1,338 @@
+"""ListOps: values against rewriting from the inside out, the generator against its rule and published figures, broken files."""
+
+import random
+import re
+import statistics
+from collections import Counter
+from hashlib import sha256
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mimo_benchmarks.data.listops import (
+    PUBLISHED,
+    SPLITS,
+    SYMBOLS,
+    VERSION,
+    draw,
+    evaluate,
+    expressions,
+    listops,
+    parenthesized,
+    parse,
+    read_tsv,
+)
+from mimo_benchmarks.errors import ConfigError, DatasetError
+
+SMALL = {"counts": (60, 20, 10), "min_length": 3, "max_length": 40, "max_depth": 4, "max_args": 5, "workers": 1}
+RULES = {
+    "MIN": lambda digits: sorted(digits)[0],
+    "MAX": lambda digits: sorted(digits)[-1],
+    "MED": lambda digits: int(statistics.median(digits)),
+    "SM": lambda digits: sum(digits) % 10,
+}
+INNERMOST = re.compile(r"\[(\w+)((?: \d)+) \]")
+
+
+def rewritten(source):
+    """The value, by replacing innermost brackets by theirs until none is left."""
+    while "[" in source:
+        source = INNERMOST.sub(lambda match: str(RULES[match[1]]([*map(int, match[2].split())])), source)
+    return int(source)
+
+
+def applied(tree):
+    """The published form, by its definition: an operator is applied to its arguments one by one, and then to "]"."""
+    if isinstance(tree, str):
+        return tree
+    operator, arguments = tree
+    text = operator
+    for argument in [*map(applied, arguments), "]"]:
+        text = f"( {text} {argument} )"
+    return text
+
+
+trees = st.recursive(
+    st.sampled_from("0123456789"),
+    lambda inner: st.tuples(st.sampled_from(SYMBOLS[:4]), st.lists(inner, min_size=1, max_size=10)),
+    max_leaves=60,
+)
+
+
+@given(tree=trees)
+def test_values_and_symbols_are_those_of_their_definitions(tree):
+    published = applied(tree)
+    plain = published.replace("( ", "").replace(" )", "")
+    tokens, value = parse(published)
+    assert parse(plain) == (tokens, value) == (plain.split(), rewritten(plain))
+    assert evaluate(tokens) == value
+    assert parenthesized(tokens) == published
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("7", 7),
+        ("[MED 1 2 ]", 1),  # 1.5
+        ("[MED 9 0 4 ]", 4),
+        ("[MED 9 1 8 2 ]", 5),
+        ("[SM 9 9 9 ]", 7),
+        ("[MAX 2 9 [MIN 4 7 ] 0 ]", 9),
+        ("( ( ( ( [SM 6 ) ( ( ( [MIN 9 ) 8 ) ] ) ) 1 ) ] )", 5),
+    ],
+)
+def test_values_worked_out_by_hand(source, value):
+    assert parse(source)[1] == value
+
+
+def test_deep_and_long_expressions_have_values(size=100_000):
+    deep = ["[MAX"] * size + ["3"] + ["]"] * size
+    assert parse(parenthesized(deep)) == (deep, 3)
+    assert evaluate(["[SM", *"7" * size, "]"]) == 7 * size % 10
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "there are no symbols"),
+        (" \t", "there are no symbols"),
+        ("( )", "there are no symbols"),
+        ("[MAX 1 [AVG 2 ] ]", r"symbol 3 is '\[AVG', none of \[MIN \[MAX \[MED \[SM \] 0 1 .* 9"),
+        ("[MAX 1 12 ]", "symbol 3 is '12', none of"),
+        ("[MAX 1 \u0663 ]", "symbol 3 is '\u0663', none of"),  # a digit, but not one of ours
+        ("[max 1 2 ]", r"symbol 1 is '\[max', none of"),
+        ("[MAX 1 2", r"after symbol 3, the last, 1 '\]' are missing"),
+        ("[MAX 1 [MIN 2", r"after symbol 4, the last, 2 '\]' are missing"),
+        ("[MAX", r"after symbol 1, the last, 1 '\]' are missing"),
+        ("]", r"symbol 1, '\]', closes nothing"),
+        ("[MAX 1 [MIN ] 2 ]", r"symbol 4, '\]', closes an operator without arguments"),
+        ("[MAX 1 2 ] ]", r"symbol 5, '\]', comes after the end"),
+        ("[MAX 1 2 ] 3", "symbol 5, '3', comes after the end"),
+        ("1 [MAX 1 2 ]", r"symbol 2, '\[MAX', comes after the end"),
+        ("1 xyz", "symbol 2, 'xyz', comes after the end"),
+        ("( ( [MIN 4 ) 7 ) ] )", r"word 3 is \[MIN, where the published parentheses have \("),
+        ("( ( ( [MIN 4 ) 7 ] ) )", r"word 8 is \], where the published parentheses have \)"),
+        ("( ( ( [MIN 4 ) 7 ) ]", r"word 10 is the end, where the published parentheses have \)"),
+        ("( ( ( [MIN 4 ) 7 ) ] ) )", r"word 11 is \), where the published parentheses have the end"),
+        ("( 7 )", r"word 1 is \(, where the published parentheses have 7"),
+    ],
+)
+def test_what_is_no_expression_is_refused_with_its_place(source, message):
+    with pytest.raises(DatasetError, match=message):
+        parse(source)
+
+
+def near(found, trials, chance):
+    """Within 5 standard deviations of a binomial."""
+    return abs(found - trials * chance) < 5 * sqrt(trials * chance * (1 - chance))
+
+
+def test_trees_follow_the_rule(draws=8000):
+    """Before any is rejected, with seed 0: shares of all that is drawn, each within 5 standard deviations.
+
+    How many nodes there are depends on what was drawn before; the deviations are still those of as many independent draws.
+    """
+    generator = random.Random(0)
+    nodes, operators, digits, arguments = Counter(), Counter(), Counter(), Counter()
+    for _ in range(draws):
+        open_arguments = [0]
+        for symbol in (SYMBOLS[value] for value in draw(generator.random, 10**9, 10, 10)):
+            if symbol == "]":
+                arguments[open_arguments.pop()] += 1
+                continue
+            nodes[len(open_arguments)] += 1
+            open_arguments[-1] += 1
+            if symbol.startswith("["):
+                operators[symbol, len(open_arguments)] += 1
+                open_arguments.append(0)
+            else:
+                digits[symbol] += 1
+        assert open_arguments == [1]
+    assert nodes.keys() == set(range(1, 11))
+    for depth in range(1, 10):
+        assert near(sum(operators[symbol, depth] for symbol in SYMBOLS[:4]), nodes[depth], 1 / 4)
+    for symbol in SYMBOLS[:4]:
+        assert operators[symbol, 10] == 0
+        assert near(sum(operators[symbol, depth] for depth in range(1, 10)), operators.total(), 1 / 4)
+    assert all(near(digits[str(digit)], digits.total(), 1 / 10) for digit in range(10))
+    assert arguments.keys() == set(range(2, 11))
+    assert all(near(arguments[number], operators.total(), 1 / 9) for number in range(2, 11))
+
+
+def test_kept_expressions_have_the_published_distribution(chunks=24):
+    """48,000 draws with seed 0, of which about 4,000 are kept; 5 standard errors, and half of the last digit of each figure.
+
+    The standard deviation of a length is 400. The quartiles are tested by the share of lengths below each.
+    """
+    rows = [expressions(chunk, seed=0, **PUBLISHED) for chunk in range(chunks)]
+    lengths = np.array([len(tokens) for row in rows for tokens in row["tokens"]])
+    labels = Counter(label for row in rows for label in row["label"])
+    kept = len(lengths)
+    assert abs(kept / (chunks * 2000) - 0.083) < 0.0005 + 5 * sqrt(0.083 * 0.917 / (chunks * 2000))
+    assert lengths.min() > 500
+    assert lengths.max() < 2000
+    assert abs(lengths.mean() - 1034) < 0.5 + 5 * 400 / sqrt(kept)
+    for quartile, share in ((700, 0.25), (951, 0.5), (1309, 0.75)):
+        assert abs((lengths < quartile).mean() - share) < 0.001 + 5 * sqrt(share * (1 - share) / kept)
+    for label in range(10):
+        low, high = (0.165, 0.175) if label in (0, 9) else (0.065, 0.095)
+        error = 5 * sqrt(0.17 * 0.83 / kept)
+        assert low - error < labels[label] / kept < high + error
+
+
+def plain(split):
+    """Expressions of a split as text, with their labels."""
+    tokens, mask = split.tokens(torch.arange(len(split)), int(split.lengths.max()))
+    assert torch.equal(mask, tokens > 0)
+    sources = [" ".join(SYMBOLS[token - 1] for token in row if token) for row in tokens.tolist()]
+    return [*zip(sources, split.labels.tolist(), strict=True)]
+
+
+def test_splits_are_different_expressions_with_their_values(tmp_path):
+    splits = listops(tmp_path, **SMALL)
+    rows = [plain(splits[name]) for name in SPLITS]
+    assert [*splits] == ["train", "dev", "test"]
+    assert tuple(map(len, rows)) == SMALL["counts"]
+    sources = [source for split in rows for source, _ in split]
+    assert len(set(sources)) == len(sources)
+    assert all(3 < len(source.split()) < 40 for source in sources)
+    assert all(rewritten(source) == label for split in rows for source, label in split)
+    whole = [pair for split in rows for pair in split]
+    other = listops(tmp_path, **SMALL | {"counts": (1, 88, 1)})
+    assert whole == [pair for name in SPLITS for pair in plain(other[name])]  # the splits are cut from one row
+
+
+def content(splits):
+    digest = sha256()
+    for split in splits.values():
+        for part in (split.values, split.offsets, split.labels):
+            digest.update(part.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_a_seed_gives_the_same_set_on_any_machine(tmp_path):
+    assert content(listops(tmp_path, **SMALL)) == "29faa3e5532f32511e4745e66336659bed4e7143232659e766e94f0fb25af387"
+    assert content(listops(tmp_path, **SMALL, seed=1)) != content(listops(tmp_path, **SMALL))
+
+
+@pytest.mark.once
+def test_the_files_do_not_depend_on_the_workers(tmp_path):
+    """Over more chunks than are made ahead."""
+    for workers in (1, 2):
+        listops(tmp_path / str(workers), **SMALL | {"counts": (3000, 50, 50), "workers": workers})
+    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")} for name in "12")
+    assert one == two
+    assert one.keys() > {"data-00000-of-00001.arrow", "state.json"}
+
+
+def test_the_cache_is_used_and_checked(tmp_path, monkeypatch):
+    made = content(listops(tmp_path, **SMALL))
+    monkeypatch.delattr("mimo_benchmarks.data.listops.draw")
+    assert content(listops(tmp_path, **SMALL)) == made
+    (path,) = (tmp_path / "generated").iterdir()
+    file = path / "data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes().replace(b"\x05\x06", b"\x06\x05", 1))
+    with pytest.raises(DatasetError, match=f"delete {path}"):
+        listops(tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        pytest.param({"counts": (5, 5)}, r"counts are \(5, 5\); train, dev, test need", marks=pytest.mark.unchecked),
+        ({"counts": (5, 0, 5)}, r"counts are \(5, 0, 5\); train, dev, test need at least 1"),
+        ({"min_length": -1}, "min_length is -1; it must be at least 0"),
+        ({"max_length": 4}, "max_length is 4; it must be at least 5"),
+        ({"max_depth": 0}, "max_depth is 0; it must be at least 1"),
+        ({"max_args": 1}, "max_args is 1; it must be at least 2"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, changed, message):
+    with pytest.raises(ConfigError, match=message):
+        listops(tmp_path, **SMALL | changed)
+
+
+def test_lengths_that_no_tree_has_end_the_search(tmp_path):
+    with pytest.raises(DatasetError, match=r"listops: 0 of 90 different rows were found.*ask for fewer, or change the arguments"):
+        listops(tmp_path, **SMALL | {"max_depth": 1})
+
+
+def write_tsv(path, rows, end="\r\n"):
+    path.write_bytes(end.join(["Source\tTarget", *(f"{source}\t{label}" for source, label in rows), ""]).encode())
+    return path
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n"])
+@pytest.mark.parametrize("form", [str, lambda source: parenthesized(source.split())], ids=["plain", "published"])
+def test_files_in_the_published_form_are_read(tmp_path, form, end):
+    split = listops(tmp_path, **SMALL)["train"]
+    path = write_tsv(tmp_path / "basic_train.tsv", [(form(source), label) for source, label in plain(split)], end)
+    found = read_tsv(path)
+    assert plain(found) == plain(split)
+    assert found.values.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "line 1: '', not 'Source' and 'Target'"),
+        (b"[MAX 1 2 ]\t2\n", r"line 1: '\[MAX 1 2 \]\\t2', not 'Source'"),
+        (b"Source\tTarget\n", "no line below"),
+        (b"Source\tTarget\n[MAX 1 2 ]\t2\n[MAX 1 2 ]\t1\n", "line 3: the value is 2, the file has '1'"),
+        (b"Source\tTarget\n[MAX 1 2 ]\t\n", "line 2: the value is 2, the file has ''"),
+        (b"Source\tTarget\n[MAX 1 2 ]", "line 2: the value is 2, the file has ''"),
+        (b"Source\tTarget\n[MAX 1 2 ]\t2\t2\n", r"line 2: the value is 2, the file has '2\\t2'"),
+        (b"Source\tTarget\n[MAX 1 2 ]\t2\n\n", "line 3: there are no symbols"),
+        (b"Source\tTarget\n[MAX 1 \xff ]\t2\n", r"line 2: symbol 3 is '\\udcff', none of"),
+        (b"Source\tTarget\n[MAX 1 2 ]\x00\t2\n", r"line 2: symbol 4 is '\]\\x00', none of"),
+        (b"Source\tTarget\n( [MAX 1 ) 2 ]\t2\n", r"line 2: word 2 is \[MAX, where"),
+    ],
+)
+def test_broken_files_are_refused_with_the_line(tmp_path, content, message):
+    path = tmp_path / "basic_val.tsv"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=f"{path}.*{message}"):
+        read_tsv(path)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    for path in (tmp_path / "missing.tsv", tmp_path):
+        with pytest.raises(DatasetError, match=f"{path} cannot be read"):
+            read_tsv(path)
+
+
+def test_an_altered_file_is_refused_or_still_right(tmp_path):
+    """500 alterations: a typed error, or expressions whose values are their labels."""
+    rng, messages = random.Random(0), []
+    path = tmp_path / "basic_test.tsv"
+    rows = [(parenthesized(source.split()), label) for source, label in plain(listops(tmp_path, **SMALL)["test"])]
+    intact = write_tsv(path, rows).read_bytes()
+    for _ in range(500):
+        at, byte = rng.randrange(len(intact)), bytes([rng.choice([rng.randrange(256), *b"0123456789[]() \t"])])
+        path.write_bytes(intact[:at] + rng.choice([byte + intact[at + 1 :], byte + intact[at:], intact[at + 1 :], b""]))
+        try:
+            found = plain(read_tsv(path))
+        except DatasetError as error:
+            messages.append(str(error))
+        else:
+            assert all(rewritten(source) == label for source, label in found)
+    assert len(messages) > 300
+    assert all(re.match(rf"{path}(, line \d+:| has no line)", message) for message in messages)
+
+
+def test_the_published_task_lies_where_cache_says(tmp_path, monkeypatch):
+    """Under the arguments by default, which are the published ones."""
+    asked = {}
+    monkeypatch.setattr("mimo_benchmarks.data.listops.generated", lambda *args, **kwargs: asked.update(kwargs) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        listops(tmp_path)
+    assert asked["arguments"] == {"seed": 0, **PUBLISHED}
+    assert PUBLISHED == {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10}
+    assert (asked["version"], asked["count"]) == (VERSION, 100_000)

@@ -7,7 +7,8 @@ from math import sqrt
 import pytest
 import torch
 
-from mimo_benchmarks.data.recall import VS10, associative_recall, possible, query_blind
+from mimo_benchmarks.data.recall import VS10, associative_recall, guesses, possible, query_blind, recall_splits
+from mimo_benchmarks.data.tokens import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
 FULL = {"vocab_size": 20, "pairs": 20}
@@ -90,6 +91,31 @@ def test_no_sequence_comes_twice_and_all_can_be_had(vocab_size, pairs):
     assert set(map(tuple, tokens.tolist())) == every
     with pytest.raises(ConfigError, match=rf"count is {len(every) + 1}, but there are {len(every)} different .* ask for fewer"):
         sequences(len(every) + 1, vocab_size=vocab_size, pairs=pairs)
+
+
+def test_a_large_vocabulary_does_not_wait_for_the_number_of_its_sequences():
+    """To count those of 4,000 pairs takes longer than anyone waits."""
+    assert sequences(5, vocab_size=8192, pairs=4000).shape == (5, 8003)
+
+
+def test_splits_are_those_of_the_publication():
+    train, test = recall_splits(generator=torch.Generator().manual_seed(0))
+    assert (train.inputs.shape, test.inputs.shape) == ((5000, 42), (500, 42))
+    for split in (train, test):
+        assert len(set(map(tuple, split.inputs.tolist()))) == len(split)
+        for inputs, targets in zip(split.inputs.tolist(), split.targets.tolist(), strict=True):
+            shown, arrow, query, answer = read([*inputs, targets[-1]])
+            assert (arrow, dict(shown)[query]) == (18, answer)
+            assert targets == ([*inputs[1:], answer] if split is train else [UNSCORED] * 41 + [answer])
+        tokens = torch.cat([split.inputs, split.targets[:, -1:]], 1)
+        assert guesses(split, vocab_size=20) == query_blind(tokens, vocab_size=20)
+
+
+def test_a_test_sequence_may_also_be_trained_on():
+    """Both splits hold all there are."""
+    every = possible(6, 2)
+    train, test = recall_splits(vocab_size=6, pairs=2, train=every, test=every, generator=torch.Generator().manual_seed(0))
+    assert set(map(tuple, train.inputs.tolist())) == set(map(tuple, test.inputs.tolist()))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ A sequence shows `pairs` keys, each followed by its value, then "=>" and one of 
 from math import comb
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from mimo_benchmarks.data.tokens import TokenSplit, different, next_token, right
 from mimo_benchmarks.errors import ConfigError
 
 VS10 = {"vocab_size": 10, "pairs": 10}
@@ -33,7 +34,8 @@ def associative_recall(
         count: sequences.
         vocab_size: ids, two of them special.
         pairs: keys shown with their values.
-        generator: on the CPU; the same state gives the same sequences.
+        generator: the sequences are drawn on its device and stay there. The same state gives the same ones, on any machine if it
+            is on the CPU (unless two numbers agree to the last bit of a logarithm).
 
     Raises:
         ConfigError: there are no such sequences, or fewer than `count`.
@@ -46,16 +48,13 @@ def associative_recall(
     for name, value in (("pairs", pairs), ("count", count)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
-    different = possible(vocab_size, pairs)
-    if count > different:
+    half = (vocab_size - 2) // 2
+    if count > half ** (pairs + 1) and count > possible(vocab_size, pairs):  # the first is a lower bound that takes no time
         raise ConfigError(
-            f"count is {count}, but there are {different} different sequences with vocab_size {vocab_size} and pairs {pairs}: "
-            "ask for fewer, or raise one of these"
+            f"count is {count}, but there are {possible(vocab_size, pairs)} different sequences with vocab_size {vocab_size} and "
+            f"pairs {pairs}: ask for fewer, or raise one of these"
         )
-    tokens = torch.empty(0, 2 * pairs + 3, dtype=torch.long)
-    while len(tokens) < count:
-        tokens = distinct(torch.cat([tokens, draw(count, (vocab_size - 2) // 2, pairs, generator)]))[:count]
-    return tokens
+    return different(count, lambda count: draw(count, half, pairs, generator))
 
 
 def possible(vocab_size: int, pairs: int) -> int:
@@ -71,19 +70,27 @@ def onto(places: int, keys: int) -> int:
 
 def draw(count: int, half: int, pairs: int, generator: torch.Generator) -> Int[Tensor, "count length"]:
     """Independent sequences with `half` keys and as many values."""
-    value_of = torch.randint(half, 2 * half, (count, half), generator=generator)
-    keys = torch.randint(half, (count, pairs), generator=generator)
-    shown = torch.zeros(count, half).scatter_(1, keys, 1)
+    device = generator.device
+    value_of = torch.randint(half, 2 * half, (count, half), generator=generator, device=device)
+    keys = torch.randint(half, (count, pairs), generator=generator, device=device)
+    shown = torch.zeros(count, half, device=device).scatter_(1, keys, 1)
     query = torch.multinomial(shown, 1, generator=generator)
     body = torch.stack([keys, value_of.gather(1, keys)], -1).flatten(1)
-    return torch.cat([body, torch.full((count, 1), 2 * half), query, value_of.gather(1, query)], 1)
+    return torch.cat([body, torch.full_like(query, 2 * half), query, value_of.gather(1, query)], 1)
 
 
-def distinct(tokens: Int[Tensor, "count length"]) -> Int[Tensor, "fewer length"]:
-    """The first of each, in order."""
-    different, which = tokens.unique(dim=0, return_inverse=True)
-    first = torch.full((len(different),), len(tokens)).scatter_reduce(0, which, torch.arange(len(tokens)), "amin")
-    return tokens[first.sort().values]
+def recall_splits(
+    *, vocab_size: int = 20, pairs: int = 20, train: int = 5000, test: int = 500, generator: torch.Generator
+) -> tuple[TokenSplit, TokenSplit]:
+    """Training and test sequences as H3 has them (HazyResearch/safari, configs/dataset/icl_synthetics.yaml).
+
+    The loss of training is over all positions, the accuracy of testing that of the last. No two sequences of a split are equal;
+    one of the test sequences may also be among the others. See `associative_recall` for the arguments and errors.
+    """
+    train_tokens, test_tokens = (
+        associative_recall(count, vocab_size=vocab_size, pairs=pairs, generator=generator) for count in (train, test)
+    )
+    return next_token(train_tokens, test_tokens)
 
 
 def query_blind(tokens: Int[Tensor, "count length"], *, vocab_size: int) -> dict[str, float]:
@@ -95,17 +102,17 @@ def query_blind(tokens: Int[Tensor, "count length"], *, vocab_size: int) -> dict
     """
     half = (vocab_size - 2) // 2
     keys, values, answer = tokens[:, :-3:2], tokens[:, 1:-3:2] - half, tokens[:, -1] - half
-    shown = torch.zeros(len(tokens), half * half).scatter_(1, keys * half + values, 1).unflatten(1, (half, half))
-    guesses = {
-        "chance": torch.ones(len(tokens), half),
-        "last": torch.zeros(len(tokens), half).scatter_(1, values[:, -1:], 1),
-        "frequent": torch.zeros(len(tokens), half).scatter_add_(1, values, torch.ones(values.shape)),
+    none = torch.zeros(len(tokens), half, device=tokens.device)
+    shown = none.repeat(1, half).scatter_(1, keys * half + values, 1).view(-1, half, half)
+    votes = {
+        "chance": none,
+        "last": none.scatter(1, values[:, -1:], 1),
+        "frequent": none.scatter_add(1, values, torch.ones_like(values, dtype=none.dtype)),
         "keys": shown.sum(1),
     }
-    return {name: right(votes, answer) for name, votes in guesses.items()}
+    return {name: right(most, answer) for name, most in votes.items()}
 
 
-def right(votes: Float[Tensor, "count values"], answer: Int[Tensor, " count"]) -> float:
-    """How often the value with the most votes is the answer, in expectation over ties."""
-    most = votes == votes.amax(1, keepdim=True)
-    return float((most.gather(1, answer[:, None])[:, 0] / most.sum(1)).mean())
+def guesses(split: TokenSplit, *, vocab_size: int) -> dict[str, float]:
+    """`query_blind` of a split."""
+    return query_blind(torch.cat([split.inputs, split.targets[:, -1:]], 1), vocab_size=vocab_size)

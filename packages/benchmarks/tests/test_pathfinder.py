@@ -1,0 +1,495 @@
+"""Pathfinder: pictures drawn again with Pillow, and read without the generator's tables; LRA's files, whole and damaged."""
+
+import hashlib
+import math
+import zlib
+from collections import Counter
+from functools import cache
+from io import BytesIO
+from itertools import combinations
+from math import sqrt
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from scipy.ndimage import grey_dilation
+
+from mimo_benchmarks.data.pathfinder import CHUNK, pathfinder, pictures
+from mimo_benchmarks.data.pathfinder_files import decode, read_original
+from mimo_benchmarks.data.pathfinder_scenes import Contour, Field, paint, place, position, scene
+from mimo_benchmarks.data.pathfinder_strokes import BRUSHES, SEEDS
+from mimo_benchmarks.errors import ConfigError, DatasetError
+
+# --- The rule once more, with Pillow as published: a paddle is (row, column, direction), a direction an end in half pixels.
+
+
+def up(length, angle):
+    """Rows and columns, rounded up."""
+    return math.ceil(length * math.sin(angle) - 1e-9), math.ceil(length * math.cos(angle) - 1e-9)
+
+
+def shrunk(image, size):
+    return np.array(Image.fromarray(image.astype(np.uint8)).resize((size, size), Image.Resampling.LANCZOS)).astype(int)
+
+
+@cache
+def stroke(end):
+    """A paddle's levels, 9 x 9 around its start, and its footprint's: a pixel more on all sides."""
+    image = Image.new("L", (17, 17))
+    ImageDraw.Draw(image).line([(8, 8), (8 + end[1], 8 + end[0])], fill=255, width=1)
+    rows, columns = np.mgrid[-2:3, -2:3]
+    wide = grey_dilation(np.array(image), footprint=rows**2 + columns**2 <= 4)
+    return shrunk(np.array(image), 9), shrunk(wide, 9)
+
+
+@cache
+def disc(row, column):
+    rows, columns = np.mgrid[:64, :64]
+    return shrunk(255 * ((rows - 2 * row) ** 2 + (columns - 2 * column) ** 2 <= 9), 32)
+
+
+def laid(paddles, which, contrast=1):
+    """Strokes (0) or footprints (1) in the window."""
+    canvas = np.zeros((48, 48))
+    for row, column, end in paddles:
+        window = canvas[row + 4 : row + 13, column + 4 : column + 13]
+        np.maximum(window, contrast * stroke(end)[which], out=window)
+    return canvas[8:40, 8:40]
+
+
+CIRCLE = sorted({(math.floor(3 * math.sin(i / 3) + 1e-9), math.floor(3 * math.cos(i / 3) + 1e-9)) for i in range(19)})
+ANGLES = [math.atan2(*step) for step in CIRCLE]
+
+
+def likely(angle, step):
+    """The squared cosine of the turn to a step, 0 from a right angle on."""
+    return max(math.cos(math.remainder(math.atan2(*step) - angle, 2 * math.pi)), 0) ** 2
+
+
+def ways(angle):
+    """From one pivot to the ends of the next paddle: its end and direction, and the next pivot's place."""
+    ahead = up(4, angle)
+    return [
+        (ahead[0] + step[0], ahead[1] + step[1], up(4, way + math.pi), ahead, way)
+        for step, way in zip(CIRCLE, ANGLES, strict=True)
+        if likely(angle, step) > 1e-6
+    ]
+
+
+ONWARD = {angle: ways(angle) for angle in ANGLES}
+
+
+def first_paddles():
+    """Directions of a first paddle, from its start to the pivot before it, and the ways on; 360 of them, few different."""
+    found = {}
+    for angle in map(math.radians, range(360)):
+        head, back = up(2, angle), up(3, angle + math.pi)
+        found[up(4, angle), head[0] + back[0], head[1] + back[1], tuple(ways(angle))] = None
+    return list(found)
+
+
+FIRST = first_paddles()
+
+
+def ends(tip, paddles, there):
+    """Where contours of so many paddles end that start at a tip, by the rule, and are there."""
+    states = {(tip[0] + row, tip[1] + column, on) for end, row, column, on in FIRST if there(*tip, end)}
+    heads = set()
+    for _ in range(paddles - 1):
+        after = set()
+        heads = set()
+        for row, column, on in states:
+            for down, right, end, ahead, way in on:
+                if there(row + down, column + right, end):
+                    heads.add((row + down, column + right))
+                    after.add((row + ahead[0], column + ahead[1], way))
+        states = {(row, column, tuple(ONWARD[way])) for row, column, way in after}
+    return heads
+
+
+# --- Pictures
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """200 of one seed."""
+    random = Random(1).random
+    return [scene(random) for _ in range(200)]
+
+
+def plain(contour):
+    return [(*position(paddle.start), paddle.brush.end) for paddle in contour]
+
+
+def picture(shown):
+    return np.frombuffer(paint(shown), np.uint8).reshape(32, 32).astype(int)
+
+
+def find_markers(image):
+    """Pixels around which there is a whole disc at their own level, and this level; no stroke is so wide."""
+    bright = [(int(row), int(column)) for row, column in np.argwhere(image > 200) if 2 <= row < 30 and 2 <= column < 30]
+    return [(spot, image[spot]) for spot in bright if (image >= disc(*spot) * image[spot] / 255 - 1).all()]
+
+
+def connected(image):
+    """Whether a contour of 14 paddles, each of them in the picture at least as bright as it should be, joins the markers.
+
+    What is white follows from the level of the markers, whose contrast is 1.
+    """
+    (first, level), (second, _) = find_markers(image)
+
+    @cache
+    def there(row, column, end):
+        if not (0 <= row < 32 and 0 <= column < 32):
+            return False
+        padded = np.pad(image, 4, constant_values=255)
+        return bool((padded[row : row + 9, column : column + 9] >= 1.5 * stroke(end)[0] * level / 255 - 1).all())
+
+    return second in ends(first, 14, there) or first in ends(second, 14, there)
+
+
+def test_the_label_can_be_read_off_the_picture(scenes, count=80):
+    """By a reader that knows the rule and sees the picture alone: it finds both markers and the label of every one.
+
+    Accuracy 1 is no bound of the rule: strokes of others might happen to look like a contour between the markers. With this
+    seed, and 1,000 pictures of another, none did.
+    """
+    shown = scenes[:count]
+    found = [(sorted(spot for spot, _ in find_markers(image)), connected(image)) for image in map(picture, shown)]
+    assert found == [(sorted(map(position, one.markers)), bool(one.label)) for one in shown]
+    assert {one.label for one in shown} == {0, 1}
+
+
+def test_a_picture_shows_its_scene(scenes):
+    """Drawn again in floating point with Pillow and stretched as scipy.misc did."""
+    for shown in scenes:
+        image = np.zeros((32, 32))
+        for contrast, contours in ((1.5, shown.targets), (2, shown.distractors)):
+            for contour in contours:
+                image = np.maximum(image, laid(plain(contour), 0, contrast))
+        for tip in shown.markers:
+            image = np.maximum(image, disc(*position(tip)))
+        assert np.array_equal(picture(shown), np.floor((image - image.min()) * 255 / (image.max() - image.min()) + 0.5))
+
+
+def test_scenes_have_the_published_parts(scenes):
+    """Two contours of 14 paddles, five distractors of 4 or fewer distractors; markers where the label says; all by the rule."""
+    distractors = Counter()
+    for shown in scenes:
+        assert [len(contour) for contour in shown.targets] == [14, 14]
+        assert {len(contour) for contour in shown.distractors} <= {4}
+        distractors[len(shown.distractors)] += 1
+        near, far = zip(*((contour[0].start, contour[-1].start) for contour in shown.targets), strict=True)
+        marked = near.index(shown.markers[0])
+        assert shown.markers[1] == far[marked if shown.label else 1 - marked]
+        for contour in (*shown.targets, *shown.distractors):
+            paddles = plain(contour)
+            assert paddles[-1][:2] in ends(paddles[0][:2], len(paddles), lambda *paddle, all=paddles: paddle in all)
+        (row, column), (row2, column2) = map(position, near)
+        assert 14 <= row < 18
+        assert 14 <= column < 18
+        assert abs(math.dist((row, column), (row2, column2)) - 7) <= sqrt(0.5)
+    assert max(distractors) == 5
+    # five in 68 % of 3,000 pictures: within 5 standard deviations
+    assert abs(distractors[5] - 0.68 * len(scenes)) < 5 * sqrt(0.68 * 0.32 * len(scenes))
+
+
+def test_no_contour_touches_another_or_itself_or_the_edge(scenes, count=100):
+    """Footprints, each a margin of a pixel wider than its paddle, share no pixel that both fill: their sum is below 1.8 of full.
+
+    A paddle may come near the one before it in its own contour.
+    """
+    edge = np.pad(np.zeros((30, 30)), 1, constant_values=255)
+    for shown in scenes[:count]:
+        contours = [plain(contour) for contour in (*shown.targets, *shown.distractors)]
+        footprints = [laid(contour, 1) for contour in contours]
+        assert all((one + other).max() < 1.8 * 255 for one, other in combinations([edge, *footprints], 2))
+        for contour in contours:
+            for number, paddle in enumerate(contour):
+                assert (laid(contour[: max(number - 1, 0)], 1) + laid([paddle], 1)).max() < 1.8 * 255
+
+
+def test_turns_are_as_likely_as_the_square_of_their_cosine(count=4000):
+    """In the middle of an empty picture. Each of 18 ends within 5 standard deviations of a binomial, for 8 directions."""
+    random = Random(5).random
+    for degrees in range(10, 360, 45):
+        found = Counter()
+        for _ in range(count):
+            contour = Contour(SEEDS[degrees], place(16, 16))
+            assert contour.grow(Field(), random)
+            found[contour.paddles[1]] += 1
+        pivot = position(contour.pivot)
+        weights = [likely(math.radians(degrees), step) for step in CIRCLE]
+        for step, way, weight, brush in zip(CIRCLE, ANGLES, weights, BRUSHES, strict=True):
+            chance = weight / sum(weights)
+            assert brush.end == up(4, way + math.pi)
+            number = found[place(pivot[0] + step[0], pivot[1] + step[1]), brush]
+            assert abs(number - count * chance) <= 5 * sqrt(count * chance * (1 - chance))
+
+
+def test_pictures_are_the_same_everywhere_and_use_all_grey_levels():
+    """Bytes are those of the machine and the versions that they were first made with."""
+    made = pictures(0, seed=0, single_paddles=False)
+    assert len(made["image"]) == len(made["label"]) == len(set(made["image"])) == CHUNK
+    assert {(len(image), min(image), max(image)) for image in made["image"]} == {(1024, 0, 255)}
+    assert digest(made) == "ced6ca4de95b69c9b0e7d9cb50e6a074661c761df150c4bafbb5a370378ae8aa"
+
+
+def digest(made):
+    return hashlib.sha256(b"".join(made["image"]) + bytes(made["label"])).hexdigest()
+
+
+def test_pictures_follow_seed_and_chunk_alone(monkeypatch):
+    monkeypatch.setattr("mimo_benchmarks.data.pathfinder.CHUNK", 5)
+    made = [pictures(chunk, seed=seed, single_paddles=False) for chunk, seed in ((0, 0), (1, 0), (0, 1), (0, 0))]
+    assert digest(made[0]) == digest(made[3])
+    assert len({digest(one) for one in made}) == 3
+
+
+def test_half_of_the_pictures_are_positive(scenes):
+    """A fair coin: within 5 standard deviations, for the label and for the contour whose first tip is marked."""
+    for number in (sum(one.label for one in scenes), sum(one.markers[0] == one.targets[0][0].start for one in scenes)):
+        assert abs(number - len(scenes) / 2) < 5 * sqrt(len(scenes)) / 2
+
+
+def test_single_paddles_fill_the_picture(monkeypatch):
+    monkeypatch.setattr("mimo_benchmarks.data.pathfinder_scenes.SINGLES", 30)
+    shown = scene(Random(7).random, single_paddles=True)
+    sizes = Counter(map(len, shown.distractors))
+    assert set(sizes) == {1, 4}
+    assert 10 < sizes[1] <= 30
+    footprints = [laid(plain(contour), 1) for contour in (*shown.targets, *shown.distractors)]
+    assert all((one + other).max() < 1.8 * 255 for one, other in combinations(footprints, 2))
+
+
+@pytest.mark.once
+def test_the_set_does_not_depend_on_the_number_of_workers(tmp_path, count=210):
+    one, two = (pathfinder(tmp_path / str(workers), count=count, workers=workers) for workers in (1, 2))
+    assert [(name, len(part)) for name, part in one.items()] == [("train", 168), ("dev", 21), ("test", 21)]
+    for name in one:
+        assert torch.equal(one[name].values, two[name].values)
+        assert torch.equal(one[name].labels, two[name].labels)
+    made = [pictures(chunk, seed=0, single_paddles=False) for chunk in range(3)]
+    images = [image for chunk in made for image in chunk["image"]][:count]
+    assert b"".join(bytes(part.values.numpy()) for part in one.values()) == b"".join(images)
+    assert torch.cat([part.labels for part in one.values()]).tolist() == [x for chunk in made for x in chunk["label"]][:count]
+
+
+def test_black_pixels_are_padding_only_where_this_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("mimo_benchmarks.data.pathfinder.CHUNK", 10)
+    index = torch.arange(8)
+    ours, published = (pathfinder(tmp_path, count=10, workers=1, published=asked)["train"] for asked in (False, True))
+    levels = ours.values.view(8, 1024).long()
+    ids, mask = ours.tokens(index, 1024)
+    assert torch.equal(ids, levels + 1)
+    assert mask.all()
+    ids, mask = published.tokens(index, 1024)
+    assert torch.equal(ids, levels)
+    assert torch.equal(mask, levels > 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"seed": -1}, "seed is -1; it must be at least 0"), ({"count": 9}, "count is 9; it must be at least 10")],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, changed, named):
+    with pytest.raises(ConfigError, match=named):
+        pathfinder(tmp_path, **changed)
+
+
+# --- LRA's files
+
+
+def png(image):
+    file = BytesIO()
+    Image.fromarray(np.frombuffer(image, np.uint8).reshape(32, 32)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def published(tmp_path, scenes):
+    """The folder of 20 pictures as LRA has them, in two files of ten, their levels and labels."""
+    images, labels = [paint(one) for one in scenes[:20]], [one.label for one in scenes[:20]]
+    level = tmp_path / "curv_contour_length_14"
+    (level / "metadata").mkdir(parents=True)
+    for batch in (2, 10):
+        (level / "imgs" / str(batch)).mkdir(parents=True)
+        rows = []
+        for number in range(10):
+            which = number + (10 if batch == 10 else 0)
+            (level / f"imgs/{batch}/sample_{number}.png").write_bytes(png(images[which]))
+            rows.append(f"imgs/{batch} sample_{number}.png {number} {labels[which]} 1.0 14 4 2 0.5 1 1\n")
+        (level / f"metadata/{batch}.npy").write_text("".join(rows))
+    return level, images, labels
+
+
+def content(original):
+    values, labels = ([getattr(part, name) for part in original.splits.values()] for name in ("values", "labels"))
+    return torch.cat(values).view(-1, 1024), torch.cat(labels)
+
+
+def test_published_files_are_read_in_order(published):
+    level, images, labels = published
+    original = read_original(level.parent)
+    values, found = content(original)
+    assert [bytes(row.numpy()) for row in values] == images
+    assert found.tolist() == labels
+    assert [len(part) for part in original.splits.values()] == [16, 2, 2]
+    assert original.empty == ()
+    assert {part.shift for part in original.splits.values()} == {1}
+    assert {part.shift for part in read_original(level.parent, published=True).splits.values()} == {0}
+
+
+def test_empty_pictures_are_left_out_and_named(published):
+    level, images, labels = published
+    path = level / "imgs/2/sample_3.png"
+    path.write_bytes(b"")
+    original = read_original(level.parent)
+    values, found = content(original)
+    assert original.empty == (path,)
+    assert [bytes(row.numpy()) for row in values] == images[:3] + images[4:]
+    assert found.tolist() == labels[:3] + labels[4:]
+
+
+LINE = "imgs/2 sample_3.png 3 1 1.0 14 4 2 0.5 1 1\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("\n", "column 1 is b'', not the folder imgs/NUMBER"),
+        (LINE.replace("imgs/2", "../2"), "column 1 is b'../2', not the folder imgs/NUMBER"),
+        (LINE.replace("sample_3.png", "/etc/passwd"), "column 2 is b'/etc/passwd', not a name sample_NUMBER.png"),
+        (LINE.replace("png 3", "png x"), "column 3 is b'x', not the number in that name"),
+        (LINE.replace("png 3", "png 4"), "column 2 is b'sample_3.png', but column 3 b'4'"),
+        (LINE.replace("3 1", "3 2"), "column 4 is b'2', not a label 0 or 1"),
+        (LINE.replace("3 1", "3 -1"), "column 4 is b'-1', not a label 0 or 1"),
+        ("imgs/2 sample_3.png 3\n", "column 4 is b'', not a label 0 or 1"),
+        (LINE.replace("_3", "_2").replace("png 3", "png 2"), "imgs/2/sample_2.png comes a second time"),
+    ],
+)
+def test_a_wrong_line_is_named(published, wrong, named):
+    level, _, _ = published
+    table = level / "metadata/2.npy"
+    rows = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([*rows[:3], wrong, *rows[4:]]))
+    with pytest.raises(DatasetError) as error:
+        read_original(level.parent)
+    assert str(error.value).startswith(f"{table}, line 4: {named}")
+    assert str(error.value).endswith("unpack LRA's lra_release.gz anew, or generate a set")
+
+
+def test_arrays_in_place_of_text_are_not_unpickled(published):
+    """As the generator itself writes them; the remedy that the error names is tried, too."""
+    level, images, _ = published
+    table = level / "metadata/2.npy"
+    rows = np.array([row.split(" ") for row in table.read_text().splitlines()])
+    np.save(table, rows)
+    with pytest.raises(DatasetError, match=r"2\.npy is an array, .* numpy\.savetxt"):
+        read_original(level.parent)
+    np.savetxt(table, np.load(table, allow_pickle=False), fmt="%s")
+    assert [bytes(row.numpy()) for row in content(read_original(level.parent))[0]] == images
+
+
+def saved(image, **options):
+    file = BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (saved(Image.new("L", (32, 31)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("RGB", (32, 32)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("1", (32, 32)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("L", (32, 32)), format="gif"), "is no PNG"),
+        (png(bytes(1024)) + b"\n", "has 1 bytes after its end"),
+        (png(bytes(1024))[:60], "is damaged: the part at byte 33 is cut off, or its checksum is wrong"),
+    ],
+)
+def test_a_wrong_picture_is_named(published, wrong, named):
+    level, _, _ = published
+    path = level / "imgs/2/sample_3.png"
+    path.write_bytes(wrong)
+    with pytest.raises(DatasetError) as error:
+        read_original(level.parent)
+    assert str(error.value).startswith(f"{path} {named}: ")
+
+
+def test_pixels_that_cannot_be_had_though_checksums_match():
+    """A PNG without pixels, and one whose pixels end early."""
+    whole = png(bytes(1024))
+    start = whole.index(b"IDAT") - 4
+    with pytest.raises(DatasetError, match="has no pixels that can be read"):
+        decode(whole[:start] + whole[-12:])
+    body = b"IDAT" + zlib.compress(bytes(500))
+    part = (len(body) - 4).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
+    with pytest.raises(DatasetError, match="has no pixels that can be read"):
+        decode(whole[:start] + part + whole[-12:])
+
+
+def test_missing_files_are_named(published):
+    level, _, _ = published
+    path = level / "imgs/10/sample_0.png"
+    path.unlink()
+    with pytest.raises(DatasetError) as error:
+        read_original(level.parent)
+    assert str(error.value).startswith(f"{path}, of {level / 'metadata/10.npy'}, line 1, cannot be read (No such file")
+    with pytest.raises(DatasetError, match=r"metadata has no file such as 0\.npy: unpack"):
+        read_original(level)
+    (level / "metadata/11.npy").mkdir()
+    with pytest.raises(DatasetError, match=r"cannot be read"):
+        read_original(level.parent)
+
+
+def test_a_set_of_empty_files_is_refused(published):
+    level, _, _ = published
+    for path in level.glob("imgs/*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(DatasetError, match="has no picture that is not empty"):
+        read_original(level.parent)
+
+
+def mutated(whole, random):
+    """One byte changed, put in or taken out, or some cut off the end; never the same as before."""
+    while True:
+        spot, byte = int(random() * len(whole)), bytes([int(random() * 256)])
+        changed = [
+            whole[:spot] + byte + whole[spot + 1 :],
+            whole[:spot] + byte + whole[spot:],
+            whole[:spot] + whole[spot + 1 :],
+            whole[: max(spot, 1)],
+        ][int(random() * 4)]
+        if changed != whole:
+            return changed
+
+
+def test_no_damaged_picture_is_read(scenes, count=500):
+    random = Random(9).random
+    whole = png(paint(scenes[0]))
+    for _ in range(count):
+        with pytest.raises(DatasetError):
+            decode(mutated(whole, random))
+
+
+def test_damaged_metadata_is_refused_or_still_names_pictures(published, count=500):
+    """A label or an argument of the generator that changed to another possible one cannot be seen; nothing else slips through."""
+    level, images, labels = published
+    table, random = level / "metadata/2.npy", Random(10).random
+    whole = table.read_bytes()
+    silent = 0
+    for _ in range(count):
+        table.write_bytes(mutated(whole, random))
+        try:
+            values, found = content(read_original(level.parent))
+        except DatasetError:
+            continue
+        silent += 1
+        which = [images.index(bytes(row.numpy())) for row in values]
+        assert len(set(which)) == len(which)
+        assert set(found.tolist()) <= {0, 1}
+        assert sum(labels[place] != label for place, label in zip(which, found.tolist(), strict=True)) <= 1
+    assert 0 < silent < count

@@ -6,7 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from mimo_benchmarks import evaluate
-from mimo_benchmarks.tasks import Split, Task
+from mimo_benchmarks.data.images import Split
+from mimo_benchmarks.tasks import ImageTask
 from mimoconv import MIMOConv, MIMOConvConfig
 
 
@@ -31,7 +32,7 @@ class Known(nn.Module):
 def task():
     labels = torch.arange(30) % 10
     split = Split(images=labels.to(torch.uint8)[:, None, None, None], labels=labels)
-    return Task(name="known", train=split, test=split, classes=10, scale=1)
+    return ImageTask(name="known", train=split, test=split, classes=10, scale=1)
 
 
 def predict(model, images, n):

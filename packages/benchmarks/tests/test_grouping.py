@@ -4,68 +4,101 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
-from mimo_benchmarks.config import AugmentConfig, OptimConfig
-from mimo_benchmarks.grouping import STREAMS, batch, generator, inputs_per_pass
+from mimo_benchmarks.config import OptimConfig
+from mimo_benchmarks.data.augment import NONE
+from mimo_benchmarks.data.images import Split
+from mimo_benchmarks.grouping import batch, inputs_per_step
 from mimo_benchmarks.presets import quickstart
-from mimo_benchmarks.tasks import Split, Task
+from mimo_benchmarks.sampling import Batches
+from mimo_benchmarks.tasks import ImageTask
 
 CPU = torch.device("cpu")
-STILL = AugmentConfig(rotate=0, shift=0, scale=0)
+ALL = replace(NONE, rotate=3, crop=1, flip=True, mixup=1)
 
 
-def numbered(count: int) -> Task:
+def numbered(count: int) -> ImageTask:
     """Images whose pixels and labels both tell their place in the set."""
     index = torch.arange(count)
     split = Split(images=index.to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8), labels=index)
-    return Task(name="numbered", train=split, test=split, classes=count, scale=1)
+    return ImageTask(name="numbered", train=split, test=split, classes=count, scale=1)
 
 
-def config(seed=0, groups=5, augment=STILL):
+def config(seed=0, groups=5, augment=NONE):
     return replace(quickstart(), seed=seed, optim=OptimConfig(groups=groups), augment=augment)
 
 
-@pytest.mark.parametrize("stream", STREAMS)
-def test_generators_differ_by_seed_step_and_stream_alone(stream):
-    def draw(seed, step, stream):
-        return torch.rand(4, generator=generator(seed, step, stream)).tolist()
-
-    assert draw(1, 2, stream) == draw(1, 2, stream)
-    others = [draw(2, 2, stream), draw(1, 3, stream), draw(2, 1, stream)]
-    others += [draw(1, 2, other) for other in STREAMS if other != stream]
-    assert draw(1, 2, stream) not in others
+def step_of(settings, step, n, count=100, task=None, **processes):
+    """A step of a run in which every step has n inputs a pass."""
+    batches = Batches(count, [settings.optim.groups * n] * 20, settings.seed)
+    return batch(task or numbered(count), settings, batches, step, n, CPU, **processes)
 
 
 def test_a_step_is_the_same_whatever_came_before():
-    task, settings = numbered(100), config(augment=AugmentConfig())
-    whole = [batch(task, settings, step, inputs_per_pass(settings, step), CPU) for step in range(1, 6)]
-    alone = batch(task, settings, 4, inputs_per_pass(settings, 4), CPU)
-    assert all(torch.equal(a, b) for a, b in zip(whole[3], alone, strict=True))
+    settings = config(augment=ALL)
+    whole = [step_of(settings, step, 2) for step in range(1, 6)]
     torch.rand(7)  # the global generator does not matter
-    assert torch.equal(batch(task, settings, 4, 2, CPU)[0], batch(task, settings, 4, 2, CPU)[0])
-    assert not torch.equal(batch(task, config(seed=1), 4, 2, CPU)[1], batch(task, config(), 4, 2, CPU)[1])
+    alone = step_of(settings, 4, 2)
+    assert all(torch.equal(a, b) for a, b in zip(whole[3], alone, strict=True))
+    assert not torch.equal(step_of(config(seed=1, augment=ALL), 4, 2)[1], alone[1])
+    assert not torch.equal(whole[2][1], alone[1])
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_images_keep_their_labels_and_none_comes_twice(n):
-    x, y = batch(numbered(100), config(), 3, n, CPU)
+def test_images_keep_their_labels(n):
+    x, y = step_of(config(), 3, n)
     assert x.shape == (5, n, 1, 8, 8)
-    assert torch.allclose(x[..., 4, 4].squeeze(2), y.float())
-    assert len(set(y.flatten().tolist())) == 5 * n
+    assert y.shape == (5, n, 100)
+    assert torch.equal(y.sum(-1), torch.ones(5, n))
+    assert torch.equal(x[..., 4, 4].squeeze(2), y.argmax(-1).float())
+
+
+def test_targets_are_mixed_as_the_images_are():
+    """With pixels that count the images, the mean of the targets is the mixed pixel."""
+    x, y = step_of(config(augment=replace(NONE, mixup=1)), 3, 2)
+    assert_close(x[..., 0, 0].squeeze(2), (y * torch.arange(100)).sum(-1), rtol=1e-5, atol=1e-4)
+    assert (y.amax(-1) < 1).all()
+    assert_close(y.sum(-1), torch.ones(5, 2))
 
 
 def test_more_images_than_the_set_holds():
-    _, y = batch(numbered(8), config(groups=5), 1, 4, CPU)
-    counts = torch.bincount(y.flatten(), minlength=8)
+    _, y = step_of(config(), 1, 4, count=8)
+    counts = y.sum((0, 1))
     assert counts.min() >= 2
     assert counts.max() <= 3
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_processes_share_what_one_process_would_see(n):
+    settings = config(groups=6, augment=ALL)
+    whole = step_of(settings, 2, n)
+    for rank in (0, 1, 2):
+        part = step_of(settings, 2, n, rank=rank, world=3)
+        for tensor, own in zip(whole, part, strict=True):
+            assert_close(tensor[rank::3], own)
+
+
+def test_images_are_normalised():
+    task = replace(numbered(100), scale=255, mean=(0.5,), std=(0.25,))
+    x, y = step_of(config(), 1, 2, task=task)
+    assert_close(x[..., 0, 0].squeeze(2), (y.argmax(-1) / 255 - 0.5) / 0.25)
+    assert_close(task.pixels(task.train.images[[0, 51]])[:, 0, 0, 0], torch.tensor([-2.0, -1.2]))
+
+
 def test_n_follows_its_odds():
     """1,000 draws with odds 1:1:2, each within 5 standard deviations."""
-    settings = replace(quickstart(), n_odds=(1, 1, 2))
-    drawn = torch.tensor([inputs_per_pass(settings, step) for step in range(1000)])
+    settings = replace(quickstart(), n_odds=(1, 1, 2), optim=OptimConfig(steps=1000))
+    drawn = torch.tensor(inputs_per_step(settings))
     for n, share in ((1, 0.25), (2, 0.25), (4, 0.5)):
         assert abs((drawn == n).double().mean() - share) < 5 * (share * (1 - share) / 1000) ** 0.5
-    never = replace(quickstart(), n_odds=(0, 1, 0))
-    assert {inputs_per_pass(never, step) for step in range(50)} == {2}
+    never = replace(settings, n_odds=(0, 1, 0))
+    assert set(inputs_per_step(never)) == {2}
+
+
+def test_n_of_a_step_depends_on_seed_and_step_alone():
+    def drawn(steps, seed):
+        return inputs_per_step(replace(quickstart(), seed=seed, optim=OptimConfig(steps=steps)))
+
+    assert drawn(1000, 0)[:10] == drawn(10, 0)
+    assert drawn(100, 0) != drawn(100, 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mimo_benchmarks.data import mqar as module
-from mimo_benchmarks.data.mqar import MQAR_64, MQAR_128, MQAR_256, MQAR_512, guesses, mqar, mqar_splits
+from mimo_benchmarks.data.mqar import MQAR, guesses, mqar, mqar_splits
 from mimo_benchmarks.data.tokens import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
@@ -150,7 +150,7 @@ def test_sequences_are_drawn_a_thousand_at_a_time(monkeypatch):
     assert len(set(map(tuple, many.inputs.tolist()))) == 2500
 
 
-PUBLISHED = [MQAR_64, MQAR_128, MQAR_256, MQAR_512]
+PUBLISHED = list(MQAR.values())
 MQARS = [{"length": setting.length, "pairs": setting.pairs} for setting in PUBLISHED]
 
 

@@ -1,17 +1,18 @@
 """The training step against torch's parts put together by hand, and what each process takes of a batch."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mimo_benchmarks.config import OptimConfig, RunConfig
-from mimo_benchmarks.grouping import batch, inputs_per_pass
+from mimo_benchmarks.grouping import batch, inputs_per_step
 from mimo_benchmarks.presets import quickstart
+from mimo_benchmarks.sampling import Batches
 from mimo_benchmarks.tasks import load
 from mimo_benchmarks.train import train
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
@@ -26,9 +27,18 @@ def setting(tmp_path):
     return task, RunConfig(model=MIMOConvConfig(**MODEL), optim=optim, log_every=1)
 
 
+def steps(task, config):
+    """What the steps of a run see: n, images and targets."""
+    inputs = inputs_per_step(config)
+    batches = Batches(len(task.train.labels), [config.optim.groups * n for n in inputs], config.seed)
+    return [(n, *batch(task, config, batches, step, n, torch.device("cpu"))) for step, n in enumerate(inputs, 1)]
+
+
+@pytest.mark.parametrize("mixup", [0, 1])
 @pytest.mark.parametrize("superposed", [True, False])
-def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(setting, superposed):
+def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(setting, superposed, mixup):
     task, config = setting
+    config = replace(config, augment=replace(config.augment, mixup=mixup))
     network = MIMOConv(config.model) if superposed else WideResNet(WideResNetConfig(**MODEL))
     reference = copy.deepcopy(network).train()
     lines = []
@@ -38,17 +48,16 @@ def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(setting, superposed):
     optimizer = torch.optim.AdamW(reference.parameters(), lr=8e-3, weight_decay=0.2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=5, pct_start=0.1, cycle_momentum=False)
     count = 0
-    for step, line in enumerate(lines, 1):
-        n = inputs_per_pass(config, step)
-        x, y = batch(task, config, step, n, torch.device("cpu"))
-        x = x if superposed else x.flatten(0, 1)
-        loss = F.cross_entropy(reference(x).reshape(-1, 10), y.flatten(), label_smoothing=0.2)
+    for step, (line, (n, images, targets)) in enumerate(zip(lines, steps(task, config), strict=True), 1):
+        x, y = images if superposed else images.flatten(0, 1), targets.flatten(0, 1)
+        log_likelihood = reference(x).reshape(-1, 10).log_softmax(-1)
+        loss = -((0.8 * y + 0.02) * log_likelihood).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
         optimizer.step()
         schedule.step()
-        count += y.numel()
+        count += len(y)
         assert line["step"] == step
         assert line["n"] == n
         assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
@@ -83,8 +92,7 @@ def test_each_process_takes_every_kth_group(setting):
     network, taken = MIMOConv(config.model), []
     network.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))
     train(network, task, config, Second(), name="x", log=lambda **_: None)
-    for step, x in enumerate(taken, 1):
-        whole, _ = batch(task, config, step, inputs_per_pass(config, step), torch.device("cpu"))
+    for x, (_, whole, _) in zip(taken, steps(task, config), strict=True):
         assert torch.equal(x, whole[1::2])
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Literal
 
 from mimo_benchmarks.errors import ConfigError
 from mimoconv import MIMOConvConfig
@@ -46,7 +47,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """A random affine map for every training image; 0 everywhere turns it off."""
+    """How every training image is varied; 0 leaves a step out."""
 
     rotate: float = 3.0
     """Most degrees either way."""
@@ -54,12 +55,23 @@ class AugmentConfig:
     """Most pixels along either axis."""
     scale: float = 0.03
     """Most relative growth or shrinkage of either axis."""
+    crop: int = 0
+    """Pixels of padding on every side, before a crop of the image's own size is taken at random."""
+    border: Literal["reflect", "zero"] = "reflect"
+    """What the padding shows: the image mirrored at its outermost pixels, or black."""
+    flip: bool = False
+    """Mirror every other image left to right."""
+    mixup: float = 0.0
+    """The alpha of mixup (Zhang et al., 2018): images are mixed in shares from Beta(alpha, alpha) with others of other passes."""
+    mixup_each: bool = True
+    """A share of its own for every image, not one for a whole step."""
 
     def __post_init__(self) -> None:
-        for name in ("rotate", "shift", "scale"):
+        for name in ("rotate", "shift", "scale", "mixup"):
             value = getattr(self, name)
             require(0 <= value < inf, f"augment.{name} must be finite and not negative, got {value}")
         require(self.scale < 1, f"augment.scale must be below 1, got {self.scale}")
+        require(0 <= self.crop < 2**15, f"augment.crop must be from 0 to 2^15 - 1, got {self.crop}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +79,7 @@ class RunConfig:
     """One experiment: a dynamic MIMOConv, evaluated with each n, and plain networks of equal cost beside it."""
 
     task: str = "digits"
-    """The data: digits (bundled with scikit-learn), mnist or cifar10 (in the data folder)."""
+    """The data: digits, bundled with scikit-learn, or an image set of the data folder; `run.py data list` shows them."""
     model: MIMOConvConfig = field(default_factory=MIMOConvConfig)
     """The superposed network; its channels, classes and image size must be the task's."""
     n: tuple[int, ...] = (1, 2, 4)
@@ -100,6 +112,10 @@ class RunConfig:
         require(len(odds) == len(self.n), f"n_odds must hold one number for each of n = {self.n}, got {odds}")
         require(all(0 <= odd < inf for odd in odds), f"n_odds must be finite and not negative, got {odds}")
         require(0 < sum(odds) < inf, f"n_odds must have a finite sum above 0, got {odds}")
+        alone = self.augment.mixup > 0 and self.optim.groups < 2
+        require(
+            not alone, "augment.mixup mixes images of different passes, and optim.groups = 1: there must be at least 2 a step"
+        )
         require(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")
         require(self.threads is None or self.threads >= 1, f"threads must be at least 1, got {self.threads}")
         require(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")

@@ -4,13 +4,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mimo_benchmarks.tasks import Split, Task
+from mimo_benchmarks.data.images import Split
+from mimo_benchmarks.tasks import ImageTask
 from mimo_benchmarks.train import Network
 from mimoconv import MIMOConv, predict
 from vsa_core import interference
 
 
-def classify(network: Network, task: Task, split: Split, n: int) -> Int[Tensor, " count"]:
+def classify(network: Network, task: ImageTask, split: Split, n: int) -> Int[Tensor, " count"]:
     """The class of every image of a split with n a pass, in their order.
 
     Raises:
@@ -29,7 +30,9 @@ def accuracy_per_slot(right: Bool[Tensor, " count"], n: int) -> list[float]:
     return [right[place::n].double().mean().item() for place in range(n)]
 
 
-def regrouped_share(network: Network, task: Task, n: int, classes: Int[Tensor, " count"], generator: torch.Generator) -> float:
+def regrouped_share(
+    network: Network, task: ImageTask, n: int, classes: Int[Tensor, " count"], generator: torch.Generator
+) -> float:
     """Share of test images whose class is another than in `classes` when they share their passes in a random order."""
     order = torch.randperm(len(classes), generator=generator).to(classes.device)
     shuffled = Split(images=task.test.images[order], labels=task.test.labels[order])

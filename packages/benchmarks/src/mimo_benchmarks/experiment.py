@@ -38,6 +38,10 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
     """
     start = time.perf_counter()
     task = tasks.load(config.task, data_folder(config.data_dir))
+    require(
+        isinstance(task, tasks.ImageTask), f"task {config.task} has no images, and this program trains networks for images only"
+    )
+    assert isinstance(task, tasks.ImageTask)
     check_fit(config, task, accelerator)
     set_seed(config.seed)
     network = build(config.model)
@@ -134,12 +138,13 @@ def controls(network: MIMOConv, inputs: set[int]) -> dict[str, WideResNetConfig]
     return names
 
 
-def check_fit(config: RunConfig, task: tasks.Task, accelerator: Accelerator) -> None:
+def check_fit(config: RunConfig, task: tasks.ImageTask, accelerator: Accelerator) -> None:
     """Raise ConfigError unless the network's input and output are the task's, and the groups can be shared by the processes."""
     world = accelerator.num_processes
     require(config.optim.groups % world == 0, f"optim.groups = {config.optim.groups} cannot be shared by {world} processes")
     channels, size = task.train.images.shape[1:3]
     needed = {"in_channels": channels, "image_size": size, "num_classes": task.classes}
+    require(config.augment.crop < size, f"augment.crop = {config.augment.crop}, but the images of {task.name} have {size} pixels")
     require(config.model.mean is None, "each task scales its images itself: leave out --model.mean and --model.std")
     for name, value in needed.items():
         given = getattr(config.model, name)

@@ -1,40 +1,75 @@
-"""What each training step sees, as a function of (seed, step): nothing here has a state, so a run can start at any step."""
+"""What each training step sees: its n, its items in groups, and how they are varied, as functions of (seed, step)."""
+
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from mimo_benchmarks.config import RunConfig
-from mimo_benchmarks.data.augment import random_affine
-from mimo_benchmarks.tasks import Task
+from mimo_benchmarks.data.augment import augment, draw
+from mimo_benchmarks.data.sequences import Sequences
+from mimo_benchmarks.sampling import Batches, entropy, generator
+from mimo_benchmarks.tasks import ImageTask
 from vsa_core.slots import group
 
-STREAMS = ("n", "order", "augment")
-"""One stream of random numbers for each choice, so that a change to one leaves the others alone."""
+
+def inputs_per_step(config: RunConfig) -> list[int]:
+    """The n of every training step: the i-th depends on the seed, the odds and i alone, since Philox is counter-based."""
+    uniform = (np.random.Philox(entropy(config.seed, 0, "n")).random_raw(config.optim.steps) >> 11) * 2.0**-53
+    odds = np.cumsum(config.n_odds)
+    return [config.n[place] for place in np.searchsorted(odds / odds[-1], uniform, side="right")]
 
 
-def generator(seed: int, step: int, stream: str) -> torch.Generator:
-    """A CPU generator that depends on its three arguments and on nothing else."""
-    state = np.random.SeedSequence((seed, step, STREAMS.index(stream))).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
-def inputs_per_pass(config: RunConfig, step: int) -> int:
-    """The n of a training step."""
-    odds = torch.tensor(config.n_odds, dtype=torch.float64)
-    return config.n[int(torch.multinomial(odds, 1, generator=generator(config.seed, step, "n")))]
+@cache
+def compiled(device: str) -> Callable[..., Float[Tensor, "b c h w"]]:
+    """`augment` as one compiled function on a GPU; as it stands on a CPU, where that is as fast."""
+    return torch.compile(augment) if device == "cuda" else augment
 
 
 def batch(
-    task: Task, config: RunConfig, step: int, n: int, device: torch.device
-) -> tuple[Float[Tensor, "groups n c h w"], Int[Tensor, "groups n"]]:
-    """Images of a step, augmented and grouped, with their labels: no image twice in a pass over the set.
+    task: ImageTask, config: RunConfig, batches: Batches, step: int, n: int, device: torch.device, rank: int = 0, world: int = 1
+) -> tuple[Float[Tensor, "groups n c h w"], Float[Tensor, "groups n classes"]]:
+    """Images of a step, varied and grouped, with their classes' shares: 1 for the label, less where another image is mixed in.
 
-    More images than the set holds are drawn as several passes, each in an order of its own.
+    Of `world` processes each takes every world-th group of a batch that does not depend on their number.
     """
-    count, size = len(task.train.labels), config.optim.groups * n
-    order = generator(config.seed, step, "order")
-    index = torch.cat([torch.randperm(count, generator=order) for _ in range(-(-size // count))])[:size].to(device)
-    images = random_affine(task.pixels(task.train.images[index]), config.augment, generator(config.seed, step, "augment"))
-    return group(images, n), group(task.train.labels[index], n)
+    index = batches.at(step).to(device)
+    draws = draw(config.augment, config.optim.groups, n, generator(config.seed, step, "augment")).to(device)
+    rows = torch.arange(len(index), device=device).view(-1, n)[rank::world].flatten()
+    images = compiled(device.type)(
+        task.train.images, index, draws, rows, config.augment, task.scale, *(stat.to(device) for stat in task.statistics)
+    )
+    labels = F.one_hot(task.train.labels[index], task.classes).float()
+    share = draws.share[:, None]
+    targets = (share * labels + (1 - share) * labels[draws.partner])[rows]
+    return group(images, n), group(targets, n)
+
+
+def grid(items: Shaped[Tensor, "size *item"], m: int, n: int) -> Shaped[Tensor, "b m n *item"]:
+    """A flat batch as grids of m x n, in order; the last grid is filled by repeating items from the front."""
+    return group(items, m * n).unflatten(1, (m, n))
+
+
+def sequence_batch(
+    split: Sequences, index: Int[Tensor, " size"], m: int, n: int, *, length: int, rank: int = 0, world: int = 1
+) -> tuple[Int[Tensor, "b m n *parts l"], Bool[Tensor, "b m n *parts l"], Int[Tensor, "b m n"]]:
+    """Sequences of a step in grids of m x n: token ids padded to `length`, where they are real, and labels.
+
+    Of `world` processes each takes every world-th grid of a batch that does not depend on their number.
+
+    Args:
+        split: on the device.
+        index: the batch, such as `Batches.at` gives it, on the device.
+        m: rows of a grid.
+        n: columns of a grid.
+        length: at least that of the longest sequence, which the lengths on the CPU tell without waiting for a GPU.
+        rank: number of this process.
+        world: of all processes.
+    """
+    own = grid(index, m, n)[rank::world]
+    tokens, mask = split.tokens(own.flatten(), length)
+    return tokens.unflatten(0, own.shape), mask.unflatten(0, own.shape), split.labels[own]

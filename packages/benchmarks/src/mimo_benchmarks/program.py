@@ -9,7 +9,7 @@ import torch
 import tyro
 from accelerate import Accelerator
 
-from mimo_benchmarks import experiment
+from mimo_benchmarks import data_program, experiment
 from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.errors import ConfigError, DatasetError
 from mimo_benchmarks.presets import PRESETS
@@ -60,6 +60,9 @@ def use_cores(config: RunConfig, accelerator: Accelerator) -> None:
 def execute(arguments: Sequence[str]) -> None:
     """Run the program; exit code 2 for settings or data that cannot work, 1 for a failed run."""
     try:
+        if arguments and arguments[0] == "data":
+            data_program.execute(arguments[1:])
+            return
         preset, config = parse(arguments)
         accelerator = Accelerator()
         use_cores(config, accelerator)

@@ -1,121 +1,242 @@
-"""The tasks: real images as two splits of uint8 tensors, and how they become inputs of a network."""
+"""The tasks: data sets as their networks see them, by name."""
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.catalogue import RELEASE, remedy
+from mimo_benchmarks.data import images
+from mimo_benchmarks.data.images import Split
+from mimo_benchmarks.data.sequences import Sequences
+from mimo_benchmarks.data.tokens import TokenSplit
+from mimo_benchmarks.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """Images with their labels."""
-
-    images: UInt8[Tensor, "count c h w"]
-    labels: Int[Tensor, " count"]
-
-    def to(self, device: torch.device) -> "Split":
-        """The same on another device."""
-        return Split(images=self.images.to(device), labels=self.labels.to(device))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """Training and test images of one data set; `scale` is the value of a white pixel."""
+class ImageTask:
+    """Images to classify, as uint8; a network sees them normalised."""
 
     name: str
     train: Split
     test: Split
     classes: int
-    scale: float
+    scale: float = 255
+    """The value of a white pixel."""
+    mean: tuple[float, ...] = (0,)
+    """Of each channel, on a scale from 0 to 1; taken off."""
+    std: tuple[float, ...] = (1,)
+    """Likewise; divided by."""
+
+    @property
+    def statistics(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        """Mean and standard deviation of the channels."""
+        return torch.tensor(self.mean), torch.tensor(self.std)
 
     def pixels(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Grey levels from 0 to 1."""
-        return images / self.scale
+        """What a network sees of these images."""
+        mean, std = (statistic.to(images.device)[:, None, None] for statistic in self.statistics)
+        return (images / self.scale - mean) / std
 
-    def to(self, device: torch.device) -> "Task":
+    def to(self, device: torch.device) -> "ImageTask":
         """The whole set on another device."""
-        return Task(**{**vars(self), "train": self.train.to(device), "test": self.test.to(device)})
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def digits(folder: Path) -> Task:
-    """1,797 handwritten digits of 8 x 8 pixels, bundled with scikit-learn: 1,437 to train on, 360 to test, stratified.
+@dataclass(frozen=True, kw_only=True)
+class SequenceTask:
+    """Sequences to classify, or pairs of them."""
 
-    The split is fixed: it does not follow the seed of a run.
+    name: str
+    train: Sequences
+    dev: Sequences
+    test: Sequences
+    classes: int
+    vocab_size: int
+    """Token ids are below this; 0 is padding."""
+    max_length: int
+    """No sequence is longer."""
+
+    def to(self, device: torch.device) -> "SequenceTask":
+        """The whole set on another device."""
+        return replace(self, train=self.train.to(device), dev=self.dev.to(device), test=self.test.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTask:
+    """Sequences of which some tokens are to be predicted from those before."""
+
+    name: str
+    train: TokenSplit
+    test: TokenSplit
+    vocab_size: int
+    guesses: dict[str, float] = field(default_factory=dict)
+    """Shares of the test tokens that guesses get right which need no look at the question."""
+
+    def to(self, device: torch.device) -> "TokenTask":
+        """The whole set on another device."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+Task = ImageTask | SequenceTask | TokenTask
+
+
+def digits(folder: Path) -> ImageTask:
+    """scikit-learn's handwritten digits, 8 x 8 pixels, bundled with it."""
+    train, test = images.digits()
+    return ImageTask(name="digits", train=train, test=test, classes=10, scale=16)
+
+
+def mnist(folder: Path) -> ImageTask:
+    """MNIST: handwritten digits of 28 x 28 pixels."""
+    train, test = images.mnist(folder, remedy("mnist", folder))
+    return ImageTask(name="mnist", train=train, test=test, classes=10, mean=(0.1307,), std=(0.3081,))
+
+
+def mnist20(folder: Path) -> ImageTask:
+    """Their inner 20 x 20 pixels, as in Figure 4 of Menet et al. (2023)."""
+    task = mnist(folder)
+    return replace(task, name="mnist20", train=images.centre(task.train, 20), test=images.centre(task.test, 20))
+
+
+def cifar10(folder: Path) -> ImageTask:
+    """CIFAR-10: colour photographs of 32 x 32 pixels in ten classes."""
+    train, test = images.cifar10(folder, remedy("cifar10", folder))
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    return ImageTask(name="cifar10", train=train, test=test, classes=10, mean=mean, std=std)
+
+
+def cifar100(folder: Path) -> ImageTask:
+    """CIFAR-100: such photographs in a hundred classes; normalised as Menet et al. (2023) do."""
+    train, test = images.cifar100(folder, remedy("cifar100", folder))
+    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    return ImageTask(name="cifar100", train=train, test=test, classes=100, mean=mean, std=std)
+
+
+def svhn(folder: Path) -> ImageTask:
+    """SVHN: house numbers' digits of 32 x 32 pixels in colour; normalised as Menet et al. (2023) do."""
+    train, test = images.svhn(folder, remedy("svhn", folder))
+    mean, std = (109.9 / 255, 109.7 / 255, 113.8 / 255), (50.1 / 255, 50.6 / 255, 50.8 / 255)
+    return ImageTask(name="svhn", train=train, test=test, classes=10, mean=mean, std=std)
+
+
+def listops(folder: Path) -> SequenceTask:
+    """ListOps: nested minima, maxima, medians and sums, generated by the long range arena's rule."""
+    from mimo_benchmarks.data.listops import listops as splits
+
+    return SequenceTask(name="listops", **splits(folder), classes=10, vocab_size=16, max_length=2000)
+
+
+def text(folder: Path, *, published: bool = False) -> SequenceTask:
+    """Text: the sentiment of IMDb's reviews, byte by byte; 10 % of the training reviews are held out to choose by.
+
+    As published, the test reviews are those to choose by, too.
     """
-    from sklearn.datasets import load_digits  # here, because the import takes seconds
-    from sklearn.model_selection import train_test_split
+    from mimo_benchmarks.data.text import text as splits
 
-    images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(images.reshape(-1, 1, 8, 8), labels, test_size=360, stratify=labels, random_state=0)
-    train_x, test_x, train_y, test_y = (torch.from_numpy(part) for part in parts)
-    return Task(
-        name="digits",
-        train=Split(images=train_x.to(torch.uint8), labels=train_y.long()),
-        test=Split(images=test_x.to(torch.uint8), labels=test_y.long()),
-        classes=10,
-        scale=16,
-    )
+    name = "text_published" if published else "text"
+    return SequenceTask(name=name, **splits(folder, published=published), classes=2, vocab_size=257, max_length=4000)
 
 
-MNIST_FILES = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-"""SHA-256 of the four unpacked files."""
+def retrieval(folder: Path) -> SequenceTask:
+    """Retrieval: whether one paper of the AAN cites another, byte by byte."""
+    from mimo_benchmarks.data.retrieval import retrieval as splits
+
+    return SequenceTask(name="retrieval", **splits(folder), classes=2, vocab_size=257, max_length=4000)
 
 
-def mnist(folder: Path) -> Task:
-    """70,000 handwritten digits of 28 x 28 pixels, from FOLDER/MNIST/raw as torchvision lays it out.
+def image(folder: Path, *, published: bool = False) -> SequenceTask:
+    """Image: CIFAR-10 in grey levels, pixel by pixel; the last 5,000 training images are held out to choose by.
 
-    Raises:
-        DatasetError: a file is missing, or not the published one.
+    As published, black pixels are padding.
     """
-    for name, digest in MNIST_FILES.items():
-        path = folder / "MNIST" / "raw" / name
-        if not path.is_file():
-            raise DatasetError(
-                f"{path} is missing: put MNIST's four unpacked files there, or name another folder with --data-dir"
-            )
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise DatasetError(f"{path} is not the published file, by its SHA-256: fetch it again")
-    from torchvision.datasets import MNIST  # here, because the import takes seconds
-
-    parts = [MNIST(folder, train=train) for train in (True, False)]
-    train, test = (Split(images=part.data[:, None], labels=part.targets) for part in parts)
-    return Task(name="mnist", train=train, test=test, classes=10, scale=255)
-
-
-def cifar10(folder: Path) -> Task:
-    """60,000 colour photographs of 32 x 32 pixels in ten classes, from FOLDER/cifar-10-batches-py as torchvision lays it out.
-
-    Raises:
-        DatasetError: the files are missing, or not the published ones by torchvision's checksums.
-    """
-    from torchvision.datasets import CIFAR10  # here, because the import takes seconds
-
-    try:
-        parts = [CIFAR10(folder, train=train) for train in (True, False)]
-    except RuntimeError as error:
-        raise DatasetError(
-            f"{folder / CIFAR10.base_folder} is missing or not the published CIFAR-10: put its unpacked batches there, "
-            "or name another folder with --data-dir"
-        ) from error
+    colour = cifar10(folder)
     train, test = (
-        Split(images=torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), labels=torch.tensor(part.targets))
-        for part in parts
+        Sequences.rows(split.images.flatten(1), split.labels, shift=0 if published else 1)
+        for split in (images.grey(colour.train), images.grey(colour.test))
     )
-    return Task(name="cifar10", train=train, test=test, classes=10, scale=255)
+    name = "image_published" if published else "image"
+    parts = {"train": train.part(0, 45_000), "dev": train.part(45_000, 50_000), "test": test}
+    return SequenceTask(name=name, **parts, classes=10, vocab_size=257, max_length=1024)
 
 
-TASKS: dict[str, Callable[[Path], Task]] = {task.__name__: task for task in (digits, mnist, cifar10)}
+def pathfinder(folder: Path, *, published: bool = False) -> SequenceTask:
+    """Pathfinder32: whether two markers lie on the same dashed line, pixel by pixel, generated by the published rule.
+
+    As published, black pixels are padding.
+    """
+    from mimo_benchmarks.data.pathfinder import pathfinder as splits
+
+    name = "pathfinder_published" if published else "pathfinder"
+    return SequenceTask(name=name, **splits(folder, published=published), classes=2, vocab_size=257, max_length=1024)
+
+
+def listops_lra(folder: Path) -> SequenceTask:
+    """ListOps as the long range arena released it."""
+    from mimo_benchmarks.data.listops import read_tsv
+
+    place = folder / RELEASE / "listops-1000"
+    splits = {
+        name: read_tsv(place / f"basic_{file}.tsv") for name, file in (("train", "train"), ("dev", "val"), ("test", "test"))
+    }
+    return SequenceTask(name="listops_lra", **splits, classes=10, vocab_size=16, max_length=2000)
+
+
+def pathfinder_lra(folder: Path) -> SequenceTask:
+    """Pathfinder32 as the long range arena released it."""
+    from mimo_benchmarks.data.pathfinder import read_original
+
+    splits = read_original(folder / RELEASE / "pathfinder32")
+    return SequenceTask(name="pathfinder_lra", **splits, classes=2, vocab_size=257, max_length=1024)
+
+
+def recall(folder: Path, *, name: str = "recall", vocab_size: int = 20, pairs: int = 20) -> TokenTask:
+    """Associative recall as in H3: which value belonged to the key."""
+    from mimo_benchmarks.data.recall import guesses, recall_splits
+
+    train, test = recall_splits(vocab_size=vocab_size, pairs=pairs, generator=portable())
+    return TokenTask(name=name, train=train, test=test, vocab_size=vocab_size, guesses=guesses(test, vocab_size=vocab_size))
+
+
+def induction(folder: Path) -> TokenTask:
+    """The induction head as in H3: which symbol followed "=>" the first time."""
+    from mimo_benchmarks.data.induction import guesses, induction_splits
+
+    train, test = induction_splits(generator=portable())
+    return TokenTask(name="induction", train=train, test=test, vocab_size=20, guesses=guesses(test, vocab_size=20))
+
+
+def mqar(folder: Path, *, length: int) -> TokenTask:
+    """Multi-query associative recall as in Zoology's figure 2, with sequences of this many tokens."""
+    from mimo_benchmarks.data.mqar import MQAR, guesses, mqar_splits
+
+    setting = MQAR[length]
+    train, test = mqar_splits(setting, generator=portable())
+    blind = guesses(test, vocab_size=setting.vocab_size)
+    return TokenTask(name=f"mqar_{length}", train=train, test=test, vocab_size=setting.vocab_size, guesses=blind)
+
+
+def portable() -> torch.Generator:
+    """What the sequences of these tasks come from: a CPU's, so that they are the same everywhere, whatever a run's seed."""
+    return torch.Generator().manual_seed(0)
+
+
+Load = Callable[[Path], Task]
+PLAIN: tuple[Load, ...] = (
+    *(digits, mnist, mnist20, cifar10, cifar100, svhn),
+    *(listops, listops_lra, text, retrieval, image, pathfinder, pathfinder_lra, recall, induction),
+)
+TASKS: dict[str, Load] = {
+    **{task.__name__: task for task in PLAIN},
+    **{f"{task.__name__}_published": partial(task, published=True) for task in (text, image, pathfinder)},
+    "recall_vs10": partial(recall, name="recall_vs10", vocab_size=10, pairs=10),
+    **{f"mqar_{length}": partial(mqar, length=length) for length in (64, 128, 256, 512)},
+}
+"""How each task is loaded from the data folder, by name."""
 
 
 def load(name: str, folder: Path) -> Task:

@@ -27,11 +27,13 @@ class MQARSetting:
     random_non_queries: bool = False
 
 
-MQAR_64 = MQARSetting(length=64, pairs=4, batch_size=512)
-MQAR_128 = MQARSetting(length=128, pairs=8, batch_size=512)
-MQAR_256 = MQARSetting(length=256, pairs=16, batch_size=256)
-MQAR_512 = MQARSetting(length=512, pairs=64, batch_size=128)
-"""The four of the paper's figure 2, as iclr24_zoology_figure2/configs.py of HazyResearch/zoology sets them."""
+MQAR = {
+    64: MQARSetting(length=64, pairs=4, batch_size=512),
+    128: MQARSetting(length=128, pairs=8, batch_size=512),
+    256: MQARSetting(length=256, pairs=16, batch_size=256),
+    512: MQARSetting(length=512, pairs=64, batch_size=128),
+}
+"""The four of the paper's figure 2 by length, as iclr24_zoology_figure2/configs.py of HazyResearch/zoology sets them."""
 
 ROWS = 1000
 """Sequences drawn at a time: 33 MB for each choice among 4096 values. Another number would give other sequences."""

@@ -28,6 +28,18 @@ class Sequences:
         offsets = torch.from_numpy(np.cumsum([0, *map(len, strings)], dtype=np.int64))
         return cls(values=values, offsets=offsets, labels=torch.tensor(labels, dtype=torch.long), parts=parts, shift=shift)
 
+    @classmethod
+    def rows(cls, values: UInt8[Tensor, "count l"], labels: Int[Tensor, " count"], *, shift: int = 1) -> "Sequences":
+        """From sequences of equal length."""
+        count, length = values.shape
+        return cls(values=values.flatten(), offsets=torch.arange(count + 1) * length, labels=labels, shift=shift)
+
+    def part(self, start: int, stop: int) -> "Sequences":
+        """Items from `start` to before `stop`."""
+        offsets = self.offsets[start * self.parts : stop * self.parts + 1]
+        values = self.values[int(offsets[0]) : int(offsets[-1])]
+        return replace(self, values=values, offsets=offsets - offsets[0], labels=self.labels[start:stop])
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -44,7 +56,7 @@ class Sequences:
         start, end = (bounds.unflatten(0, (-1, self.parts))[index, :, None] for bounds in (self.offsets[:-1], self.offsets[1:]))
         position = start + torch.arange(length, device=index.device)
         mask = position < end
-        ids = self.values[position.clamp(max=max(len(self.values) - 1, 0))].long() + self.shift
+        ids = self.values[position.clamp(max=len(self.values) - 1)].long() + self.shift
         mask = mask & (ids != 0)
         ids = ids.masked_fill(~mask, 0)
         return (ids[:, 0], mask[:, 0]) if self.parts == 1 else (ids, mask)

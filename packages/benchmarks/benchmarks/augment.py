@@ -1,0 +1,86 @@
+"""Augmented CIFAR-10 images a second, on this machine's GPU or CPU: checked first, then the median of timed rounds.
+
+python packages/benchmarks/benchmarks/augment.py [FOLDER]
+
+What is timed is everything a training step does for its images: order, draws, crop, mirror, mixup, normalisation, targets.
+Without CIFAR-10 in the data folder the images are random: they cost the same.
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mimo_benchmarks import grouping
+from mimo_benchmarks.config import OptimConfig, RunConfig
+from mimo_benchmarks.data.augment import CORRECTED, NONE, PUBLISHED
+from mimo_benchmarks.data.folder import data_folder
+from mimo_benchmarks.data.images import Split
+from mimo_benchmarks.errors import DatasetError
+from mimo_benchmarks.sampling import Batches
+from mimo_benchmarks.tasks import ImageTask, cifar10
+from mimoconv import MIMOConvConfig
+
+ROUNDS, STEPS, N = 15, 40, 4
+
+
+def task(folder: Path) -> ImageTask:
+    """CIFAR-10, or as many random images."""
+    try:
+        return cifar10(folder)
+    except DatasetError as error:
+        print(f"random images: {error}")
+        images = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8)
+        split = Split(images=images, labels=torch.randint(10, (50_000,)))
+        return ImageTask(name="random", train=split, test=split, classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def main() -> None:
+    """Print a line for each pipeline and size of batch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    host = task(data_folder(Path(sys.argv[1]) if sys.argv[1:] else None))
+    data = host.to(device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}, torch {torch.__version__}")
+    for pipeline, augment in (
+        ("crop and mirror", replace(NONE, crop=4, flip=True)),
+        ("corrected", CORRECTED["cifar10"]),
+        ("published", PUBLISHED["cifar10"]),
+    ):
+        for groups in (128, 1024):
+            config = RunConfig(
+                task="cifar10", model=MIMOConvConfig(), n=(1,), n_odds=(1,), augment=augment, optim=OptimConfig(groups=groups)
+            )
+            size = groups * N
+            batches = Batches(len(data.train.labels), [size] * (ROUNDS * STEPS + 10), 0)
+            for step in (1, 2):
+                ours, reference = (
+                    grouping.batch(where, config, batches, step, N, on)
+                    for where, on in ((data, device), (host, torch.device("cpu")))
+                )
+                for x, y in zip(ours, reference, strict=True):
+                    torch.testing.assert_close(x.cpu(), y, rtol=1e-4, atol=1e-4)
+            rates = []
+            for round_ in range(ROUNDS):
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                for step in range(STEPS):
+                    grouping.batch(data, config, batches, 3 + round_ * STEPS + step, N, device)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                rates.append(size * STEPS / (time.perf_counter() - start))
+            rate = statistics.median(rates)
+            views = 2 if augment.mixup else 1
+            moved = rate * 3072 * (views + 4)  # pixels read as bytes, written as float32
+            print(
+                f"{pipeline:16} batch {size:5}: {rate:12,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f}), "
+                f"at least {moved / 1e12:.4f} TB/s"
+            )
+
+
+if __name__ == "__main__":
+    main()

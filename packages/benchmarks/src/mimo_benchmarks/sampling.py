@@ -1,0 +1,96 @@
+"""Which items each training step sees, as a function of (seed, step): there is no state, so a run can start at any step."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Sampler
+
+STREAMS = ("n", "order", "augment", "window")
+"""One stream of random numbers for each choice, so that a change to one leaves the others alone."""
+WINDOW = 64
+"""Steps whose sequences are sorted by length together: enough for batches of like length, few beside a pass over the set."""
+
+
+def entropy(seed: int, step: int, stream: str) -> np.random.SeedSequence:
+    """What such a choice of a step depends on."""
+    return np.random.SeedSequence((seed, step, STREAMS.index(stream)))
+
+
+def generator(seed: int, step: int, stream: str) -> torch.Generator:
+    """A CPU generator that depends on its three arguments and on nothing else."""
+    return torch.Generator().manual_seed(int(entropy(seed, step, stream).generate_state(1, np.uint64)[0]))
+
+
+@lru_cache(maxsize=4)
+def permutation(count: int, seed: int, epoch: int) -> Int[Tensor, " count"]:
+    """The order of one pass over the set."""
+    return torch.randperm(count, generator=generator(seed, epoch, "order"))
+
+
+class Batches(Sampler[list[int]]):
+    """The items of every training step, by its number from 1: what comes after the set's last item is another pass over it.
+
+    Sequences are sorted by length within windows of `WINDOW` steps and cut into batches, which are then shuffled: a batch, and
+    each superposition in it, holds sequences of like length. Every item still comes once a pass.
+
+    Iterates from step `start` on, as `batch_sampler` of a torch DataLoader; what workers and processes there are makes no
+    difference.
+
+    Args:
+        count: items in the set.
+        sizes: how many items each step takes.
+        seed: of the order.
+        lengths: of the items, in tokens, on the CPU; none for images.
+        start: the first step to iterate from.
+    """
+
+    def __init__(
+        self, count: int, sizes: Sequence[int], seed: int, *, lengths: Int[Tensor, " count"] | None = None, start: int = 1
+    ) -> None:
+        self.count, self.sizes, self.seed, self.lengths, self.start = count, sizes, seed, lengths, start
+        self.places = np.cumsum([0, *sizes])
+        self.sorted = lru_cache(maxsize=2)(self._sorted)
+
+    def __len__(self) -> int:
+        return len(self.sizes) - self.start + 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.at(step).tolist() for step in range(self.start, len(self.sizes) + 1))
+
+    def at(self, step: int) -> Int[Tensor, " size"]:
+        """The items of one step."""
+        if self.lengths is None:
+            return self._stream(int(self.places[step - 1]), int(self.places[step]))
+        window, place = divmod(step - 1, WINDOW)
+        return self.sorted(window)[place]
+
+    def _stream(self, start: int, stop: int) -> Int[Tensor, " size"]:
+        """Places `start` to `stop` of all passes over the set, one after the other."""
+        first, last = start // self.count, (stop - 1) // self.count
+        passes = torch.cat([permutation(self.count, self.seed, epoch) for epoch in range(first, last + 1)])
+        return passes[start - first * self.count : stop - first * self.count]
+
+    def _sorted(self, window: int) -> list[Int[Tensor, " size"]]:
+        """The batches of a window of steps."""
+        assert self.lengths is not None
+        first, last = window * WINDOW, min((window + 1) * WINDOW, len(self.sizes))
+        items = self._stream(int(self.places[first]), int(self.places[last]))
+        items = items[self.lengths[items].argsort(stable=True)]
+        order = torch.randperm(last - first, generator=generator(self.seed, window, "window")).tolist()
+        cut = items.split([self.sizes[first + step] for step in order])
+        return [cut[place] for place in np.argsort(order)]
+
+
+def by_length(lengths: Int[Tensor, " count"], size: int) -> list[Int[Tensor, " size"]]:
+    """All items once, in batches of like length, for evaluation: the last batch is smaller where `size` does not divide."""
+    return list(lengths.argsort(stable=True).split(size))
+
+
+def padding(lengths: Int[Tensor, " count"], batches: Sequence[Int[Tensor, " size"]]) -> float:
+    """The share of tokens in these batches that is padding, each padded to its longest sequence."""
+    real = sum(int(lengths[batch].sum()) for batch in batches)
+    return 1 - real / sum(len(batch) * int(lengths[batch].max()) for batch in batches)

@@ -51,7 +51,8 @@ def generated(
     """The first `count` different rows of produce(0), produce(1), ..: from the cache, else made in parallel and cached.
 
     Rows differ if their first column does. They are the same whatever the number of workers. A run that is interrupted leaves no
-    cache; of two that make the same set at once, the later one takes over what the earlier one wrote.
+    cache, and if it is killed an unfinished-* beside, to be deleted. Of two that make the same set at once, the later one takes
+    over what the earlier one wrote.
 
     Args:
         folder: the data folder; the cache lies where `cache` says.
@@ -215,8 +216,8 @@ def chunks(produce: Callable[[int], Columns], workers: int) -> Generator[Columns
             ahead.append(pool.submit(produce, chunk))
     except BrokenProcessPool as error:
         raise DatasetError(
-            "a process that generates data died, perhaps for lack of memory: try again with fewer workers; with 1, "
-            "no processes are started"
+            "a process that generates data died, perhaps for lack of memory, or because other processes cannot import this program "
+            '(it lacks `if __name__ == "__main__":`): try again with fewer workers; with 1, no processes are started'
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

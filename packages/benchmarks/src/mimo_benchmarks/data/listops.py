@@ -116,7 +116,8 @@ def sequences(tokens: pa.BinaryArray, labels: pa.UInt8Array) -> Sequences:
 
 def expressions(chunk: int, *, seed: int, min_length: int, max_length: int, max_depth: int, max_args: int) -> Columns:
     """Those of a fixed number of draws that are of the lengths asked for: a function of the arguments."""
-    random = Random(seed << 32 | chunk).random  # the one method whose numbers no version of Python may change
+    # Strings are hashed; of integers, different ones can seed alike. The numbers of this method stay the same in all versions.
+    random = Random(f"{seed} {chunk}").random
     drawn = (draw(random, max_length, max_depth, max_args) for _ in range(DRAWS))
     tokens = [expression for expression in drawn if min_length < len(expression) < max_length]
     return {"tokens": tokens, "label": [evaluate([SYMBOLS[value] for value in expression]) for expression in tokens]}

@@ -216,7 +216,7 @@ def chunks(produce: Callable[[int], Columns], workers: int) -> Generator[Columns
             ahead.append(pool.submit(produce, chunk))
     except BrokenProcessPool as error:
         raise DatasetError(
-            "a process that generates data died, perhaps for lack of memory, or because other processes cannot import this program "
+            "a process that generates data died, perhaps for lack of memory, or because others cannot import this program "
             '(it lacks `if __name__ == "__main__":`): try again with fewer workers; with 1, no processes are started'
         ) from error
     finally:

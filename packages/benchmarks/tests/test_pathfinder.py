@@ -219,13 +219,13 @@ def test_turns_are_as_likely_as_the_square_of_their_cosine(count=4000):
         for _ in range(count):
             contour = Contour(SEEDS[degrees], place(16, 16))
             assert contour.grow(Field(), random)
-            found[contour.paddles[1]] += 1
+            found[contour.paddles[1].start, contour.paddles[1].brush.end] += 1
         pivot = position(contour.pivot)
         weights = [likely(math.radians(degrees), step) for step in CIRCLE]
         for step, way, weight, brush in zip(CIRCLE, ANGLES, weights, BRUSHES, strict=True):
             chance = weight / sum(weights)
             assert brush.end == up(4, way + math.pi)
-            number = found[place(pivot[0] + step[0], pivot[1] + step[1]), brush]
+            number = found[place(pivot[0] + step[0], pivot[1] + step[1]), brush.end]
             assert abs(number - count * chance) <= 5 * sqrt(count * chance * (1 - chance))
 
 

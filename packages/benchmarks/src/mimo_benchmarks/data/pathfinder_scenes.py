@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from mimo_benchmarks.data.pathfinder_strokes import (
     BRUSHES,
@@ -109,6 +110,14 @@ def framed(width: int, *, edge: int, inner: int) -> bytes:
     return np.pad(inside, ROOM).astype(np.uint8).tobytes()
 
 
+def overlay(field: bytearray, start: int, patch: UInt8[np.ndarray, "size size"], combine: np.ufunc) -> None:
+    """Combine a field with a patch around a place."""
+    (row, column), reach = divmod(start, STRIDE), len(patch) // 2
+    whole = np.frombuffer(field, np.uint8).reshape(STRIDE, STRIDE)  # the same memory
+    window = whole[row - reach : row + reach + 1, column - reach : column + reach + 1]
+    combine(window, patch, out=window)
+
+
 class Field:
     """Where paddles lie; at first, none."""
 
@@ -122,14 +131,9 @@ class Field:
         """How welcome the end of another one is."""
 
     def add(self, paddle: Paddle) -> None:
-        """Have it lie there. With plain comparisons a picture takes half the time that it takes with max and min."""
-        (start, brush), taken, free = paddle, self.taken, self.free
-        for offset, level in brush.footprint:
-            if taken[start + offset] < level:  # noqa: PLR1730
-                taken[start + offset] = level
-        for offset, level in brush.halo:
-            if free[start + offset] > level:  # noqa: PLR1730
-                free[start + offset] = level
+        """Have it lie there."""
+        overlay(self.taken, paddle.start, paddle.brush.footprint, np.maximum)
+        overlay(self.free, paddle.start, paddle.brush.halo, np.minimum)
 
     def fits(self, paddle: Paddle) -> bool:
         """Whether it would touch no other, nor the edge."""

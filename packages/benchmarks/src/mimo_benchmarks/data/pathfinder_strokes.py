@@ -12,7 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 WINDOW = 32
 LENGTH, MARGIN, RADIUS = 2, 1, 1.5
@@ -41,10 +41,10 @@ class Brush(NamedTuple):
     """Rows and columns from its start to its end, in half pixels."""
     ink: Pixels
     """Grey levels."""
-    footprint: Pixels
-    """Grey levels of the paddle made thicker by the margin."""
-    halo: Pixels
-    """What it leaves free: FULL less the footprint, where this is grown by a pixel up, down, left and right."""
+    footprint: UInt8[np.ndarray, "size size"]
+    """Grey levels of the paddle made thicker by the margin, with its start in the middle."""
+    halo: UInt8[np.ndarray, "size+2 size+2"]
+    """What that leaves free: FULL less the footprint, where this is grown by a pixel up, down, left and right."""
     limits: Pixels
     """The least levels of a mask that touch the footprint, where there are any."""
 
@@ -110,8 +110,8 @@ def brush(end: tuple[int, int]) -> Brush:
     return Brush(
         end=end,
         ink=pixels(drawn(0)),
-        footprint=pixels(footprint),
-        halo=tuple((place, FULL - level) for place, level in pixels(halo)),
+        footprint=footprint.astype(np.uint8),
+        halo=(FULL - halo).astype(np.uint8),
         limits=tuple((place, TOUCH - level) for place, level in pixels(footprint) if TOUCH - level <= FULL),
     )
 

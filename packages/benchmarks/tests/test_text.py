@@ -122,6 +122,14 @@ def test_byte_order_marks_and_empty_lines_are_no_rows(tmp_path):
         assert read_table(tmp_path / name) == ([b"a", b"b"], [0, 1])
 
 
+def test_only_line_feeds_end_a_line_of_json(tmp_path):
+    """Strings of JSON may hold all the characters that Python's splitlines splits at, but for control characters."""
+    rows = [("a\u2028b\u2029c\x85d", 0), ("e", 1)]
+    lines = [json.dumps({"text": content, "label": label}, ensure_ascii=False) for content, label in rows]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert read_table(tmp_path / "t.jsonl") == table(rows)
+
+
 @each_format
 def test_nothing_is_fetched_cached_or_left(suffix, tmp_path, monkeypatch):
     asked = []
@@ -389,6 +397,7 @@ def test_held_out_rows_are_a_tenth_of_each_label_and_follow_the_seed():
         assert Counter(labels) == {0: 90, 1: 85, 2: 4}
         assert sorted(zip(texts + held, labels + held_labels, strict=True)) == sorted(zip(*table(rows), strict=True))
         assert texts == [content for content in table(rows)[0] if content not in held]  # in order
+        assert held == [content for content in table(rows)[0] if content in held]
     assert len({tuple(held) for _, (held, _) in splits}) == 20
     assert hold_out(*table(rows), seed=3) == splits[3]
 

@@ -17,6 +17,9 @@ from mimo_benchmarks.data.files import File
 from mimo_benchmarks.data.web import CHUNK, Refused, is_web, receive
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
+BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, MemoryError)
+"""What reading a broken archive raises: the last three come of numbers in its headers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ByContent:
@@ -225,7 +228,7 @@ def unpack(source: Source, archive: Path, folder: Path) -> None:
                 while left and (member := tar.next()):
                     if member.name in left and member.isreg() and (packed := tar.extractfile(member)):
                         put(packed.read, left.pop(member.name), folder)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+    except BROKEN as error:
         raise DatasetError(
             f"{archive} cannot be unpacked ({error}), so its published checksum is that of a broken file"
         ) from error

@@ -211,6 +211,23 @@ def test_no_contour_touches_another_or_itself_or_the_edge(scenes, count=100):
                 assert (laid(contour[: max(number - 1, 0)], 1) + laid([paddle], 1)).max() < 1.8 * 255
 
 
+def test_a_field_knows_what_is_taken_and_what_is_free(scenes, count=20):
+    """The footprints of all, and the edge; free is what these leave when they grow by a pixel up, down, left and right."""
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
+    for shown in scenes[:count]:
+        field = Field()
+        for paddle in shown.targets[0]:
+            field.add(paddle)
+        taken = np.maximum(laid(plain(shown.targets[0]), 1), np.pad(np.zeros((30, 30)), 1, constant_values=255))
+        found = [np.frombuffer(part, np.uint8).reshape(48, 48) for part in (field.taken, field.free, Field(field).free)]
+        assert np.array_equal(found[0][8:40, 8:40], taken)
+        assert np.array_equal(found[1][8:40, 8:40], 255 - grey_dilation(taken, footprint=cross, mode="constant"))
+        assert found[1].sum() == found[1][8:40, 8:40].sum()
+        assert np.array_equal(found[1], found[2])
+        assert not any(map(field.fits, shown.targets[0]))
+        assert all(map(field.fits, shown.targets[1]))
+
+
 def test_turns_are_as_likely_as_the_square_of_their_cosine(count=4000):
     """In the middle of an empty picture. Each of 18 ends within 5 standard deviations of a binomial, for 8 directions."""
     random = Random(5).random
@@ -381,6 +398,15 @@ def test_a_wrong_line_is_named(published, wrong, named):
     assert str(error.value).endswith("unpack LRA's lra_release.gz anew, or generate a set")
 
 
+@pytest.mark.parametrize("left", [0, 30, -1])
+def test_a_cut_off_table_is_named(published, left):
+    level, _, _ = published
+    table = level / "metadata/2.npy"
+    table.write_bytes(table.read_bytes()[:left])
+    with pytest.raises(DatasetError, match=r"2\.npy is empty or ends in the middle of a line: unpack"):
+        read_original(level.parent)
+
+
 def test_arrays_in_place_of_text_are_not_unpickled(published):
     """As the generator itself writes them; the remedy that the error names is tried, too."""
     level, images, _ = published
@@ -407,8 +433,9 @@ def saved(image, **options):
         (saved(Image.new("1", (32, 32)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
         (saved(Image.new("L", (32, 32)), format="gif"), "is no PNG"),
         (png(bytes(1024)) + b"\n", "has 1 bytes after its end"),
-        (png(bytes(1024))[:60], "is damaged: the part at byte 33 is cut off, or its checksum is wrong"),
+        (png(bytes(1024))[:45], "is damaged: the part at byte 33 is cut off, or its checksum is wrong"),
     ],
+    ids=["height", "colour", "bits", "gif", "longer", "shorter"],
 )
 def test_a_wrong_picture_is_named(published, wrong, named):
     level, _, _ = published

@@ -66,6 +66,8 @@ def test_a_set_is_made_once_and_then_found_where_cache_says(tmp_path):
     found = obtain(tmp_path, produce=never)
     assert (found[:], found.features) == (first[:], first.features)
     assert [path.name for path in (tmp_path / "generated").iterdir()] == [place(tmp_path).name]
+    obtain(tmp_path / "elsewhere")
+    assert contents(place(tmp_path / "elsewhere")) == contents(place(tmp_path))
 
 
 def test_another_recipe_is_another_cache():

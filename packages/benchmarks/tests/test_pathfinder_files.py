@@ -1,0 +1,224 @@
+"""LRA's Pathfinder files, whole and damaged."""
+
+import zlib
+from io import BytesIO
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimo_benchmarks.data.pathfinder_files import decode, read_original
+from mimo_benchmarks.data.pathfinder_scenes import paint, scene
+from mimo_benchmarks.errors import DatasetError
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """20 of one seed."""
+    random = Random(8).random
+    return [scene(random) for _ in range(20)]
+
+
+def png(image):
+    file = BytesIO()
+    Image.fromarray(np.frombuffer(image, np.uint8).reshape(32, 32)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def published(tmp_path, scenes):
+    """The folder of 20 pictures as LRA has them, in two files of ten, their levels and labels."""
+    images, labels = [paint(one) for one in scenes], [one.label for one in scenes]
+    level = tmp_path / "curv_contour_length_14"
+    (level / "metadata").mkdir(parents=True)
+    for batch in (2, 10):
+        (level / "imgs" / str(batch)).mkdir(parents=True)
+        rows = []
+        for number in range(10):
+            which = number + (10 if batch == 10 else 0)
+            (level / f"imgs/{batch}/sample_{number}.png").write_bytes(png(images[which]))
+            rows.append(f"imgs/{batch} sample_{number}.png {number} {labels[which]} 1.0 14 4 2 0.5 1 1\n")
+        (level / f"metadata/{batch}.npy").write_text("".join(rows))
+    return level, images, labels
+
+
+def content(original):
+    values, labels = ([getattr(part, name) for part in original.splits.values()] for name in ("values", "labels"))
+    return torch.cat(values).view(-1, 1024), torch.cat(labels)
+
+
+def test_published_files_are_read_in_order(published):
+    level, images, labels = published
+    original = read_original(level.parent)
+    values, found = content(original)
+    assert [bytes(row.numpy()) for row in values] == images
+    assert found.tolist() == labels
+    assert [len(part) for part in original.splits.values()] == [16, 2, 2]
+    assert original.empty == ()
+    assert {part.shift for part in original.splits.values()} == {1}
+    assert {part.shift for part in read_original(level.parent, published=True).splits.values()} == {0}
+
+
+def test_empty_pictures_are_left_out_and_named(published):
+    level, images, labels = published
+    path = level / "imgs/2/sample_3.png"
+    path.write_bytes(b"")
+    original = read_original(level.parent)
+    values, found = content(original)
+    assert original.empty == (path,)
+    assert [bytes(row.numpy()) for row in values] == images[:3] + images[4:]
+    assert found.tolist() == labels[:3] + labels[4:]
+
+
+LINE = "imgs/2 sample_3.png 3 1 1.0 14 4 2 0.5 1 1\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("\n", "column 1 is b'', not the folder imgs/NUMBER"),
+        (LINE.replace("imgs/2", "../2"), "column 1 is b'../2', not the folder imgs/NUMBER"),
+        (LINE.replace("sample_3.png", "/etc/passwd"), "column 2 is b'/etc/passwd', not a name sample_NUMBER.png"),
+        (LINE.replace("png 3", "png x"), "column 3 is b'x', not the number in that name"),
+        (LINE.replace("png 3", "png 4"), "column 2 is b'sample_3.png', but column 3 b'4'"),
+        (LINE.replace("3 1", "3 2"), "column 4 is b'2', not a label 0 or 1"),
+        (LINE.replace("3 1", "3 -1"), "column 4 is b'-1', not a label 0 or 1"),
+        ("imgs/2 sample_3.png 3\n", "column 4 is b'', not a label 0 or 1"),
+        (LINE.replace("_3", "_2").replace("png 3", "png 2"), "imgs/2/sample_2.png comes a second time"),
+    ],
+)
+def test_a_wrong_line_is_named(published, wrong, named):
+    level, _, _ = published
+    table = level / "metadata/2.npy"
+    rows = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([*rows[:3], wrong, *rows[4:]]))
+    with pytest.raises(DatasetError) as error:
+        read_original(level.parent)
+    assert str(error.value).startswith(f"{table}, line 4: {named}")
+    assert str(error.value).endswith("unpack LRA's lra_release.gz anew, or generate a set")
+
+
+@pytest.mark.parametrize("left", [0, 30, -1])
+def test_a_cut_off_table_is_named(published, left):
+    level, _, _ = published
+    table = level / "metadata/2.npy"
+    table.write_bytes(table.read_bytes()[:left])
+    with pytest.raises(DatasetError, match=r"2\.npy is empty or ends in the middle of a line: unpack"):
+        read_original(level.parent)
+
+
+def test_arrays_in_place_of_text_are_not_unpickled(published):
+    """As the generator itself writes them; the remedy that the error names is tried, too."""
+    level, images, _ = published
+    table = level / "metadata/2.npy"
+    rows = np.array([row.split(" ") for row in table.read_text().splitlines()])
+    np.save(table, rows)
+    with pytest.raises(DatasetError, match=r"2\.npy is an array, .* numpy\.savetxt"):
+        read_original(level.parent)
+    np.savetxt(table, np.load(table, allow_pickle=False), fmt="%s")
+    assert [bytes(row.numpy()) for row in content(read_original(level.parent))[0]] == images
+
+
+def saved(image, **options):
+    file = BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (saved(Image.new("L", (32, 31)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("RGB", (32, 32)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("1", (32, 32)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("L", (32, 32)), format="gif"), "is no PNG"),
+        (png(bytes(1024)) + b"\n", "has 1 bytes after its end"),
+        (png(bytes(1024))[:45], "is damaged: the part at byte 33 is cut off, or its checksum is wrong"),
+    ],
+    ids=["height", "colour", "bits", "gif", "longer", "shorter"],
+)
+def test_a_wrong_picture_is_named(published, wrong, named):
+    level, _, _ = published
+    path = level / "imgs/2/sample_3.png"
+    path.write_bytes(wrong)
+    with pytest.raises(DatasetError) as error:
+        read_original(level.parent)
+    assert str(error.value).startswith(f"{path} {named}: ")
+
+
+def test_pixels_that_cannot_be_had_though_checksums_match():
+    """A PNG without pixels, and one whose pixels end early."""
+    whole = png(bytes(1024))
+    start = whole.index(b"IDAT") - 4
+    with pytest.raises(DatasetError, match="has no pixels that can be read"):
+        decode(whole[:start] + whole[-12:])
+    body = b"IDAT" + zlib.compress(bytes(500))
+    part = (len(body) - 4).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
+    with pytest.raises(DatasetError, match="has no pixels that can be read"):
+        decode(whole[:start] + part + whole[-12:])
+
+
+def test_missing_files_are_named(published):
+    level, _, _ = published
+    path = level / "imgs/10/sample_0.png"
+    path.unlink()
+    with pytest.raises(DatasetError) as error:
+        read_original(level.parent)
+    assert str(error.value).startswith(f"{path}, of {level / 'metadata/10.npy'}, line 1, cannot be read (No such file")
+    with pytest.raises(DatasetError, match=r"metadata has no file such as 0\.npy: unpack"):
+        read_original(level)
+    (level / "metadata/11.npy").mkdir()
+    with pytest.raises(DatasetError, match=r"cannot be read"):
+        read_original(level.parent)
+
+
+def test_a_set_of_empty_files_is_refused(published):
+    level, _, _ = published
+    for path in level.glob("imgs/*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(DatasetError, match="has no picture that is not empty"):
+        read_original(level.parent)
+
+
+def mutated(whole, random):
+    """One byte changed, put in or taken out, or some cut off the end; never the same as before."""
+    while True:
+        spot, byte = int(random() * len(whole)), bytes([int(random() * 256)])
+        changed = [
+            whole[:spot] + byte + whole[spot + 1 :],
+            whole[:spot] + byte + whole[spot:],
+            whole[:spot] + whole[spot + 1 :],
+            whole[: max(spot, 1)],
+        ][int(random() * 4)]
+        if changed != whole:
+            return changed
+
+
+def test_no_damaged_picture_is_read(scenes, count=500):
+    random = Random(9).random
+    whole = png(paint(scenes[0]))
+    for _ in range(count):
+        with pytest.raises(DatasetError):
+            decode(mutated(whole, random))
+
+
+def test_damaged_metadata_is_refused_or_still_names_pictures(published, count=500):
+    """A label or an argument of the generator that changed to another possible one cannot be seen; nothing else slips through."""
+    level, images, labels = published
+    table, random = level / "metadata/2.npy", Random(10).random
+    whole = table.read_bytes()
+    silent = 0
+    for _ in range(count):
+        table.write_bytes(mutated(whole, random))
+        try:
+            values, found = content(read_original(level.parent))
+        except DatasetError:
+            continue
+        silent += 1
+        which = [images.index(bytes(row.numpy())) for row in values]
+        assert len(set(which)) == len(which)
+        assert set(found.tolist()) <= {0, 1}
+        assert sum(labels[place] != label for place, label in zip(which, found.tolist(), strict=True)) <= 1
+    assert 0 < silent < count

@@ -9,13 +9,28 @@ import torch
 from torch.testing import assert_close
 
 from mimo_benchmarks.config import AugmentConfig
-from mimo_benchmarks.data.augment import CORRECTED, NONE, PUBLISHED, Draws, affine, augment, beta, crop, draw, partners
+from mimo_benchmarks.data.augment import (
+    CORRECTED,
+    NONE,
+    PUBLISHED,
+    affine,
+    augment,
+    beta_quantiles,
+    crop,
+    draw,
+    partners,
+    varied_batch,
+)
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.tasks import TASKS
 
 
-def generator(seed=5):
-    return torch.Generator().manual_seed(seed)
+def key(seed=5):
+    return torch.tensor([seed, 4_000_000_000])
+
+
+def drawn(config, groups, n, seed=5):
+    return draw(config, groups, n, key(seed), beta_quantiles(config.mixup, torch.device("cpu")))
 
 
 def affine_loops(images, uniform, config):
@@ -71,7 +86,7 @@ def test_crop_and_flip_equal_the_loop(shape, pixels, border):
     images = torch.randint(1, 256, shape, dtype=torch.uint8)
     config = replace(NONE, crop=pixels, border=border, flip=True)
     for seed in range(5):
-        draws = draw(config, shape[0], 1, generator(seed))
+        draws = drawn(config, shape[0], 1, seed)
         out = crop(images, draws.corner, draws.flip, config)
         for place, image in enumerate(images):
             assert np.array_equal(out[place].numpy(), cropped(image, draws.corner[place], draws.flip[place], config))
@@ -79,25 +94,25 @@ def test_crop_and_flip_equal_the_loop(shape, pixels, border):
 
 def test_every_corner_and_both_mirror_images_come_alike():
     """2,500 draws of 9 x 9 corners and a coin, each within 5 standard deviations."""
-    draws = draw(replace(NONE, crop=4, flip=True), 2500, 1, generator())
+    draws = drawn(replace(NONE, crop=4, flip=True), 2500, 1)
     for axis in draws.corner.T:
         counts = torch.bincount(axis, minlength=9).double()
         assert (counts - 2500 / 9).abs().max() < 5 * (2500 * 8 / 81) ** 0.5
     assert abs(draws.flip.double().mean() - 0.5) < 5 * 0.5 / 50
-    assert not draw(NONE, 2500, 1, generator()).flip.any()
+    assert not drawn(NONE, 2500, 1).flip.any()
 
 
 @pytest.mark.parametrize(("groups", "n"), [(2, 1), (2, 4), (3, 2), (7, 4), (32, 1)])
 def test_partners_are_a_permutation_that_leaves_every_group(groups, n):
     for seed in range(20):
-        partner = partners(groups, n, generator(seed))
+        partner = partners(groups, n, key(seed))
         assert sorted(partner.tolist()) == list(range(groups * n))
         assert all(place // n != other // n for place, other in enumerate(partner.tolist()))
 
 
 def test_every_place_of_every_other_group_is_as_likely_a_partner():
     """6,000 draws for 4 groups of 3: each of 9 partners of each place within 5 standard deviations of 1/9."""
-    draws = torch.stack([partners(4, 3, generator(seed)) for seed in range(6000)])
+    draws = torch.stack([partners(4, 3, key(seed)) for seed in range(6000)])
     for place in range(12):
         share = torch.bincount(draws[:, place], minlength=12).double() / 6000
         others = [other for other in range(12) if other // 3 != place // 3]
@@ -106,38 +121,37 @@ def test_every_place_of_every_other_group_is_as_likely_a_partner():
 
 def test_one_group_has_no_partners():
     with pytest.raises(ConfigError, match="there is 1 group"):
-        draw(replace(NONE, mixup=1), 1, 4, generator())
+        drawn(replace(NONE, mixup=1), 1, 4)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_shares_follow_beta(alpha):
     """Mean 1/2 and variance 1 / (8 alpha + 4), of 20,000 draws; 5 standard deviations, those of the variance at most 1/4."""
-    shares = beta(alpha, 20_000, generator()).double()
+    shares = drawn(replace(NONE, mixup=alpha), 20_000, 1).share.double()
     variance = 1 / (8 * alpha + 4)
     assert abs(shares.mean() - 0.5) < 5 * (variance / 20_000) ** 0.5
     assert abs(shares.var() - variance) < 5 * (variance / 4 / 20_000) ** 0.5
-    assert beta(alpha, 3, generator()).tolist() == beta(alpha, 3, generator()).tolist()
 
 
 def test_a_share_for_each_image_or_one_for_all():
-    each, one = (draw(replace(NONE, mixup=1, mixup_each=each), 8, 2, generator()).share for each in (True, False))
+    each, one = (drawn(replace(NONE, mixup=1, mixup_each=each), 8, 2).share for each in (True, False))
     assert len(set(each.tolist())) == 16
     assert len(set(one.tolist())) == 1
-    assert draw(NONE, 8, 2, generator()).share.tolist() == [1] * 16
+    assert drawn(NONE, 8, 2).share.tolist() == [1] * 16
 
 
-def augment_loop(images, index, draws, config, scale, mean, std):
+def loop(images, index, draws, config):
     """The whole, image by image in float64."""
     varied = []
     for place, item in enumerate(index.tolist()):
-        image = torch.from_numpy(cropped(images[item], draws.corner[place], draws.flip[place], config).copy()).double() / scale
-        if config.rotate:
-            image = affine_loops(image[None], draws.affine[place : place + 1], config)[0]
-        varied.append(np.stack([(image[c] - mean[c]) / std[c] for c in range(len(mean))]))
-    return [
-        float(share) * varied[place] + (1 - float(share)) * varied[partner]
-        for place, (share, partner) in enumerate(zip(draws.share, draws.partner.tolist(), strict=True))
-    ]
+        image = torch.from_numpy(cropped(images[item], draws.corner[place], draws.flip[place], config).copy()).double()
+        varied.append(affine_loops(image[None], draws.affine[place : place + 1], config)[0] if config.rotate else image)
+    return torch.stack(
+        [
+            float(share) * varied[place] + (1 - float(share)) * varied[partner]
+            for place, (share, partner) in enumerate(zip(draws.share, draws.partner.tolist(), strict=True))
+        ]
+    )
 
 
 CONFIGS = {
@@ -152,21 +166,55 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_whole_equals_the_loop(name):
     config, images = CONFIGS[name], torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
-    index, draws = torch.randperm(20)[:12], draw(config, 6, 2, generator())
-    mean, std = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.2, 1.0, 2.0])
+    index, draws = torch.randperm(20)[:12], drawn(config, 6, 2)
     rows = torch.tensor([4, 5, 0, 11])
-    out = augment(images, index, draws, rows, config, 255, mean, std)
-    loop = augment_loop(images, index, draws, config, 255, mean.double(), std.double())
-    assert_close(out.double(), torch.from_numpy(np.stack([loop[row] for row in rows])), rtol=1e-4, atol=2e-4)
+    assert_close(
+        augment(images, index, draws, rows, config).double(), loop(images, index, draws, config)[rows], rtol=1e-4, atol=0.05
+    )
+
+
+def batch_of(name, device="cpu"):
+    """The arguments of a batch of 6 groups of 2, as one of two processes."""
+    config = CONFIGS[name]
+    images, index = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8), torch.randperm(20)[:12]
+    quantiles = beta_quantiles(config.mixup, torch.device("cpu"))
+    gain, offset = torch.tensor([0.5, 1.0, 2.0])[:, None, None] / 255, torch.tensor([0.1, 0.0, -1.0])[:, None, None]
+    tensors = images, torch.arange(20) % 7, index, key(), quantiles, gain, offset
+    return [tensor.to(device) for tensor in tensors], {"config": config, "n": 2, "classes": 7, "rank": 1, "world": 2}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_is_normalised_and_its_targets_are_mixed_alike(name):
+    tensors, options = batch_of(name)
+    images, labels, index, _, _, gain, offset = tensors
+    draws, rows = drawn(CONFIGS[name], 6, 2), torch.tensor([2, 3, 6, 7, 10, 11])
+    x, y = varied_batch(*tensors, **options)
+    assert_close(x.double(), (loop(images, index, draws, CONFIGS[name]) * gain + offset)[rows], rtol=1e-4, atol=1e-3)
+    expected = torch.zeros(6, 7)
+    for place, row in enumerate(rows.tolist()):
+        expected[place, labels[index[row]]] += draws.share[row]
+        expected[place, labels[index[draws.partner[row]]]] += 1 - draws.share[row]
+    assert_close(y, expected)
 
 
 @pytest.mark.unchecked
+@pytest.mark.once
 def test_compiled_equals_eager():
     """As it runs on a GPU: one graph, without a break."""
-    config, images = CONFIGS["cifar"], torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
-    draws, stats = draw(config, 6, 2, generator()), (torch.full((3,), 0.5), torch.full((3,), 0.2))
-    arguments = images, torch.randperm(20)[:12], draws, torch.arange(12), config, 255.0, *stats
-    assert_close(torch.compile(augment, fullgraph=True)(*arguments), augment(*arguments))
+    tensors, options = batch_of("all")
+    compiled = torch.compile(varied_batch, fullgraph=True)
+    for ours, theirs in zip(compiled(*tensors, **options), varied_batch(*tensors, **options), strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_gpu_gives_the_same_pictures(name):
+    torch.manual_seed(0)
+    tensors, options = batch_of(name)
+    moved = [tensor.cuda() for tensor in tensors]
+    for ours, theirs in zip(torch.compile(varied_batch)(*moved, **options), varied_batch(*tensors, **options), strict=True):
+        assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_published_and_corrected_differ_in_the_two_defects():
@@ -177,9 +225,3 @@ def test_published_and_corrected_differ_in_the_two_defects():
         assert replace(theirs, mixup_each=True, flip=ours.flip) == ours
         assert (theirs.flip != ours.flip) == (name == "mnist20")
     assert [(CORRECTED[name].crop, CORRECTED[name].border) for name in ("cifar10", "svhn")] == [(4, "reflect"), (2, "zero")]
-
-
-def test_draws_move_to_a_device():
-    draws = draw(CONFIGS["all"], 2, 2, generator()).to(torch.device("meta"))
-    assert isinstance(draws, Draws)
-    assert {value.device.type for value in vars(draws).values()} == {"meta"}

@@ -61,37 +61,34 @@ def state(name: str, wanted: DataSet, folder: Path) -> str:
     return f"missing {', '.join(missing)}: {catalogue.remedy(name, folder)}" if missing else "ready"
 
 
-def prepare(name: Name, *, data_dir: Path | None = None, download: bool = False, workers: int | None = None) -> None:
+def prepare(name: Name, *, data_dir: Path | None = None, download: bool = False) -> None:
     """Get a data set ready, by its name or that of a task: fetch or generate what is missing, and check all of it.
 
     Args:
         name: of a data set or a task.
         data_dir: where to put it; else the variable MIMO_DATA, else the platform's cache folder.
         download: fetch missing files from where they are published.
-        workers: processes that generate; all cores unless given.
     """
     folder = data_folder(data_dir)
-    _, wanted = find(name)
+    tasks, wanted = find(name)
     if wanted is not None and download:
         fetch(wanted.sources, folder)
-    if wanted is not None and wanted.generate is not None:
-        wanted.generate(folder, workers=workers)
-    verify(name, data_dir=data_dir)
+    for task in tasks:
+        print(f"{task}: {describe(load(task, folder))}")
 
 
 def verify(name: Name, *, data_dir: Path | None = None) -> None:
-    """Read and check everything of a data set, by its name or that of a task, and say what is in it.
+    """Read and check everything of a data set, by its name or that of a task, and say what is in it; fetch and generate nothing.
 
     Args:
         name: of a data set or a task.
         data_dir: where it is; else the variable MIMO_DATA, else the platform's cache folder.
     """
     folder = data_folder(data_dir)
-    tasks, wanted = find(name)
-    if wanted is not None and wanted.cache is not None and not wanted.cache(folder).exists():
-        raise DatasetError(f"{wanted.cache(folder)} is missing: generate it with `{catalogue.command('prepare', name, folder)}`")
-    for task in tasks:
-        print(f"{task}: {describe(load(task, folder))}")
+    _, wanted = find(name)
+    if wanted is not None and wanted.cache is not None and not (cache := wanted.cache(folder)).exists():
+        raise DatasetError(f"{cache} is missing: generate it with `{catalogue.command('prepare', name, folder)}`")
+    prepare(name, data_dir=data_dir)
 
 
 def find(name: str) -> tuple[tuple[str, ...], DataSet | None]:

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 from mimo_benchmarks.config import RunConfig
-from mimo_benchmarks.data.augment import augment, draw
+from mimo_benchmarks.data.augment import beta_quantiles, varied_batch
 from mimo_benchmarks.data.sequences import Sequences
-from mimo_benchmarks.sampling import Batches, entropy, generator
+from mimo_benchmarks.sampling import Batches, entropy
 from mimo_benchmarks.tasks import ImageTask
 from vsa_core.slots import group
 
@@ -25,9 +24,9 @@ def inputs_per_step(config: RunConfig) -> list[int]:
 
 
 @cache
-def compiled(device: str) -> Callable[..., Float[Tensor, "b c h w"]]:
-    """`augment` as one compiled function on a GPU; as it stands on a CPU, where that is as fast."""
-    return torch.compile(augment) if device == "cuda" else augment
+def compiled(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`varied_batch` as one compiled function on a GPU; as it stands on a CPU, where it is fast enough."""
+    return torch.compile(varied_batch) if device == "cuda" else varied_batch
 
 
 def batch(
@@ -37,15 +36,20 @@ def batch(
 
     Of `world` processes each takes every world-th group of a batch that does not depend on their number.
     """
-    index = batches.at(step).to(device)
-    draws = draw(config.augment, config.optim.groups, n, generator(config.seed, step, "augment")).to(device)
-    rows = torch.arange(len(index), device=device).view(-1, n)[rank::world].flatten()
-    images = compiled(device.type)(
-        task.train.images, index, draws, rows, config.augment, task.scale, *(stat.to(device) for stat in task.statistics)
+    key = entropy(config.seed, step, "augment").generate_state(2).astype(np.int64)
+    images, targets = compiled(device.type)(
+        task.train.images,
+        task.train.labels,
+        batches.at(step).to(device, non_blocking=True),
+        torch.from_numpy(key).to(device, non_blocking=True),
+        beta_quantiles(config.augment.mixup, device),
+        *task.normaliser(device),
+        config=config.augment,
+        n=n,
+        classes=task.classes,
+        rank=rank,
+        world=world,
     )
-    labels = F.one_hot(task.train.labels[index], task.classes).float()
-    share = draws.share[:, None]
-    targets = (share * labels + (1 - share) * labels[draws.partner])[rows]
     return group(images, n), group(targets, n)
 
 

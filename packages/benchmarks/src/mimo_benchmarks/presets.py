@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from mimo_benchmarks.config import AugmentConfig, OptimConfig, RunConfig
+from mimo_benchmarks.config import OptimConfig, RunConfig
+from mimo_benchmarks.data.augment import NONE
 from mimoconv import MIMOConvConfig
 
 
@@ -24,7 +25,7 @@ def cifar10() -> RunConfig:
     """CIFAR-10, 32 x 32 pixels in colour, from the data folder: a few minutes on a GPU."""
     model = MIMOConvConfig(capacity=4, depth=16, width=4)
     optim = OptimConfig(steps=5000, groups=64, lr=2e-3, weight_decay=0.05, label_smoothing=0.1)
-    return RunConfig(task="cifar10", model=model, optim=optim, augment=AugmentConfig(rotate=0, shift=4, scale=0))
+    return RunConfig(task="cifar10", model=model, optim=optim, augment=replace(NONE, crop=4, flip=True))
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {preset.__name__: preset for preset in (quickstart, mnist, cifar10)}

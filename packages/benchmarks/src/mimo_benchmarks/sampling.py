@@ -71,8 +71,9 @@ class Batches(Sampler[list[int]]):
     def _stream(self, start: int, stop: int) -> Int[Tensor, " size"]:
         """Places `start` to `stop` of all passes over the set, one after the other."""
         first, last = start // self.count, (stop - 1) // self.count
-        passes = torch.cat([permutation(self.count, self.seed, epoch) for epoch in range(first, last + 1)])
-        return passes[start - first * self.count : stop - first * self.count]
+        passes = [permutation(self.count, self.seed, epoch) for epoch in range(first, last + 1)]
+        whole = passes[0] if len(passes) == 1 else torch.cat(passes)
+        return whole[start - first * self.count : stop - first * self.count]
 
     def _sorted(self, window: int) -> list[Int[Tensor, " size"]]:
         """The batches of a window of steps."""

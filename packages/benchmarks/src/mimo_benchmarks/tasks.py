@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -15,6 +15,16 @@ from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.data.tokens import TokenSplit
 from mimo_benchmarks.errors import ConfigError
+
+
+@lru_cache
+def normaliser(
+    scale: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+    """See `ImageTask.normaliser`."""
+    deviation = torch.tensor(std, dtype=torch.float64)
+    gain, offset = 1 / (scale * deviation), -torch.tensor(mean) / deviation
+    return gain.float()[:, None, None].to(device), offset.float()[:, None, None].to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +42,14 @@ class ImageTask:
     std: tuple[float, ...] = (1,)
     """Likewise; divided by."""
 
-    @property
-    def statistics(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """Mean and standard deviation of the channels."""
-        return torch.tensor(self.mean), torch.tensor(self.std)
+    def normaliser(self, device: torch.device) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+        """What grey levels are multiplied with, and what is added then."""
+        return normaliser(self.scale, self.mean, self.std, device)
 
     def pixels(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """What a network sees of these images."""
-        mean, std = (statistic.to(images.device)[:, None, None] for statistic in self.statistics)
-        return (images / self.scale - mean) / std
+        gain, offset = self.normaliser(images.device)
+        return images * gain + offset
 
     def to(self, device: torch.device) -> "ImageTask":
         """The whole set on another device."""

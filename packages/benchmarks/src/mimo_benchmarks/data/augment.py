@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mimo_benchmarks.config import AugmentConfig, require
+from mimo_benchmarks.data.chance import below, permutation, uniform
 
 NONE = AugmentConfig(rotate=0, shift=0, scale=0)
 CIFAR = replace(NONE, crop=4, flip=True, mixup=1)
@@ -38,71 +40,109 @@ class Draws:
     share: Float[Tensor, " b"]
     """Weight of the image itself beside its partner."""
 
-    def to(self, device: torch.device) -> "Draws":
-        """The same on another device."""
-        return Draws(**{name: draw.to(device, non_blocking=True) for name, draw in vars(self).items()})
 
+def draw(config: AugmentConfig, groups: int, n: int, key: Int[Tensor, "2"], quantiles: Float[Tensor, " points"]) -> Draws:
+    """Draws for a batch of groups x n images, on the device of the key; the same key gives the same ones on any.
 
-def draw(config: AugmentConfig, groups: int, n: int, generator: torch.Generator) -> Draws:
-    """Draws for a batch of groups x n images: on the CPU, so that a seed gives the same pictures on any device.
+    Args:
+        config: what is done.
+        groups: those that share a pass.
+        n: images of a group.
+        key: see `chance.scattered`.
+        quantiles: of the shares of mixup, from `beta_quantiles`.
 
     Raises:
-        ConfigError: mixup of a single group, which has no other to mix with.
+        ConfigError: mixup of a single group.
     """
     b = groups * n
-    affine = 2 * torch.rand(b, 5, generator=generator) - 1
-    corner = torch.randint(2 * config.crop + 1, (b, 2), generator=generator)
-    flip = torch.rand(b, generator=generator) < config.flip / 2
-    partner = partners(groups, n, generator) if config.mixup else torch.arange(b)
-    share = beta(config.mixup, b if config.mixup_each else 1, generator).expand(b) if config.mixup else torch.ones(b)
-    return Draws(affine=affine, corner=corner, flip=flip, partner=partner, share=share)
+    affine = torch.stack([2 * uniform(key, stream, b) - 1 for stream in range(5)], 1)
+    corner = torch.stack([below(2 * config.crop + 1, key, stream, b) for stream in (5, 6)], 1)
+    flip = uniform(key, 7, b) < config.flip / 2
+    if not config.mixup:
+        whole = torch.ones(b, device=key.device)
+        return Draws(affine=affine, corner=corner, flip=flip, partner=torch.arange(b, device=key.device), share=whole)
+    position = uniform(key, 8, b if config.mixup_each else 1) * (len(quantiles) - 1)
+    left = position.long()
+    share = torch.lerp(quantiles[left], quantiles[left + 1], position - left).expand(b)
+    return Draws(affine=affine, corner=corner, flip=flip, partner=partners(groups, n, key), share=share)
 
 
-def beta(alpha: float, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
-    """Draws from Beta(alpha, alpha), by numpy, because torch's own take no generator."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count)).float()
+@lru_cache
+def beta_quantiles(alpha: float, device: torch.device) -> Float[Tensor, " points"]:
+    """What 0, 1, .. 2^14 in 2^14 of all shares from Beta(alpha, alpha) lie below; straight lines between will do."""
+    if alpha in (0, 1):  # not asked for, or all shares alike
+        return torch.tensor([0.0, 1.0], device=device)
+    from scipy.special import betaincinv  # here, because the import takes long
+
+    return torch.from_numpy(betaincinv(alpha, alpha, np.linspace(0, 1, 2**14 + 1))).float().to(device)
 
 
-def partners(groups: int, n: int, generator: torch.Generator) -> Int[Tensor, " b"]:
+def partners(groups: int, n: int, key: Int[Tensor, "2"]) -> Int[Tensor, " b"]:
     """A permutation of groups x n places that leaves no image in its own group, where the two would share a pass.
 
     Slot s of a group gets slot t(s) of another, so many places further in a random circle of the groups: every place in any other
     group is as likely as the next.
     """
     require(groups > 1, f"mixup takes partners from other groups, and there is {groups} group")
-    circle, slots = torch.randperm(groups, generator=generator), torch.randperm(n, generator=generator)
-    steps = torch.randint(1, groups, (n,), generator=generator)
-    place = (torch.arange(groups)[:, None] + steps) % groups
-    partner = torch.empty(groups, n, dtype=torch.long)
-    partner[circle] = circle[place] * n + slots
-    return partner.flatten()
+    circle, slots = permutation(key, 9, groups), permutation(key, 10, n)
+    steps = 1 + below(groups - 1, key, 11, n)
+    place = (torch.arange(groups, device=key.device)[:, None] + steps) % groups
+    return torch.empty_like(place).index_copy(0, circle, circle[place] * n + slots).flatten()
+
+
+def varied_batch(
+    images: UInt8[Tensor, "count c h w"],
+    labels: Int[Tensor, " count"],
+    index: Int[Tensor, " b"],
+    key: Int[Tensor, "2"],
+    quantiles: Float[Tensor, " points"],
+    gain: Float[Tensor, "c 1 1"],
+    offset: Float[Tensor, "c 1 1"],
+    *,
+    config: AugmentConfig,
+    n: int,
+    classes: int,
+    rank: int,
+    world: int,
+) -> tuple[Float[Tensor, "own c h w"], Float[Tensor, "own classes"]]:
+    """The images of a batch as a network sees them and their classes' shares: one function, so that it compiles to few kernels.
+
+    Args:
+        images: the whole set; all tensors are on its device.
+        labels: likewise.
+        index: the batch, as places in the set.
+        key: see `draw`.
+        quantiles: see `draw`.
+        gain: what grey levels are multiplied with,
+        offset: and what is added then.
+        config: what is done.
+        n: images that share a pass.
+        classes: of all labels.
+        rank: number of this process, which gets every world-th group of a batch that does not depend on their number.
+        world: of all processes.
+    """
+    draws = draw(config, len(index) // n, n, key, quantiles)
+    rows = torch.arange(len(index), device=key.device).view(-1, n)[rank::world].flatten()
+    targets = F.one_hot(labels[index[rows]], classes).float()
+    if config.mixup:
+        targets = torch.lerp(F.one_hot(labels[index[draws.partner[rows]]], classes).float(), targets, draws.share[rows, None])
+    return torch.addcmul(offset, augment(images, index, draws, rows, config), gain), targets
 
 
 def augment(
-    images: UInt8[Tensor, "count c h w"],
-    index: Int[Tensor, " b"],
-    draws: Draws,
-    rows: Int[Tensor, " own"],
-    config: AugmentConfig,
-    scale: float,
-    mean: Float[Tensor, " c"],
-    std: Float[Tensor, " c"],
+    images: UInt8[Tensor, "count c h w"], index: Int[Tensor, " b"], draws: Draws, rows: Int[Tensor, " own"], config: AugmentConfig
 ) -> Float[Tensor, "own c h w"]:
-    """Some images of a batch, varied, normalised and mixed: one function, so that it compiles to few kernels.
+    """Some images of a batch, varied and mixed, as grey levels.
 
     In the order of the published code: mirror, pad and crop; then rotate, stretch and shift, which is ours; mix with the partner,
-    varied likewise; normalise, which may come after mixing because both are affine.
+    varied likewise. Normalisation comes after it, where theirs is before mixing: both are affine.
 
     Args:
         images: the whole set.
         index: the batch, as places in the set.
-        draws: for the whole batch, on the device of the images, like all tensors here.
-        rows: which of the batch are wanted, so that processes can share the work.
+        draws: for the whole batch.
+        rows: which of the batch are wanted.
         config: what is done; 0 leaves a step out.
-        scale: the value of a white pixel.
-        mean: of each channel, on a scale from 0 to 1.
-        std: likewise.
     """
 
     def varied(rows: Int[Tensor, " own"]) -> Float[Tensor, "own c h w"]:
@@ -116,7 +156,7 @@ def augment(
     pixels = varied(rows)
     if config.mixup:
         pixels = torch.lerp(varied(draws.partner[rows]), pixels, draws.share[rows, None, None, None])
-    return torch.addcmul(-(mean / std)[:, None, None], pixels, (1 / (scale * std))[:, None, None])
+    return pixels
 
 
 def crop(

@@ -1,0 +1,159 @@
+"""`run.py data` as its users meet it: through the command line."""
+
+import shlex
+import socket
+
+import pytest
+
+from mimo_benchmarks import catalogue, data_program
+from mimo_benchmarks.__main__ import main
+from mimo_benchmarks.data.folder import data_folder
+from mimo_benchmarks.tasks import TASKS
+
+SETS = catalogue.sets()
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+
+
+def printed(capsys, *arguments):
+    """What it prints when all is well."""
+    main(["data", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments):
+    """What it says when it refuses with exit code 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["data", *map(str, arguments)])
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    return captured.err + captured.out
+
+
+def test_list_tells_size_terms_source_and_what_is_missing(capsys, tmp_path):
+    told = printed(capsys, "list", "--data-dir", tmp_path)
+    blocks = {block.split(" ", 1)[0]: block for block in told.split("\n\n")}
+    for name, wanted in SETS.items():
+        block = blocks[name]
+        assert wanted.terms in block
+        assert wanted.origin in block
+        assert all(file in block for file in wanted.files)
+        assert ("bundled" if name == "digits" else " MB") in block
+        if wanted.sources:
+            assert f"`python benchmarks/run.py data prepare {name} --data-dir {tmp_path} --download`" in block
+        elif wanted.cache:
+            assert f"not generated yet: `python benchmarks/run.py data prepare {name} --data-dir {tmp_path}`" in block
+        else:
+            assert ("state: ready" if name == "digits" else "lra_release.gz") in block
+    assert not list(tmp_path.iterdir())
+    assert set(told.rsplit(":", 1)[1].replace(",", "").split()) == TASKS.keys() - {
+        task for wanted in SETS.values() for task in wanted.tasks
+    }
+
+
+def test_list_tells_what_is_there(capsys, tmp_path):
+    for name in ("svhn", "listops_lra"):
+        for file in SETS[name].files:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).touch()
+    SETS["listops"].cache(tmp_path).mkdir(parents=True)
+    (tmp_path / SETS["listops_lra"].files[1]).unlink()
+    blocks = {block.split(" ", 1)[0]: block for block in printed(capsys, "list", "--data-dir", tmp_path).split("\n\n")}
+    assert "state: ready" in blocks["svhn"]
+    assert "state: ready" in blocks["listops"]
+    assert f"missing {SETS['listops_lra'].files[1]}: fetch" in blocks["listops_lra"]
+
+
+def test_the_command_leaves_out_the_folder_that_is_meant_anyway(monkeypatch, tmp_path):
+    monkeypatch.setenv("MIMO_DATA", str(tmp_path / "a b"))
+    assert catalogue.command("prepare", "mnist", data_folder()) == "python benchmarks/run.py data prepare mnist"
+    elsewhere = catalogue.command("verify", "mnist", tmp_path / "c d")
+    assert shlex.split(elsewhere)[-2:] == ["--data-dir", str(tmp_path / "c d")]
+
+
+def test_verify_says_what_is_in_it(capsys, tmp_path):
+    told = printed(capsys, "verify", "digits", "--data-dir", tmp_path)
+    assert "digits: images 1 x 8 x 8" in told
+    assert "train: 1,437, from 139 to 146 of a class" in told
+    assert "test: 360, from 35 to 37 of a class" in told
+
+
+def test_verify_prints_guesses_beside_chance(capsys, tmp_path):
+    told = printed(capsys, "verify", "recall_vs10", "--data-dir", tmp_path)
+    assert "5,000 + 500 sequences of 22 tokens" in told
+    assert "chance: 25.0%" in told
+    assert "keys: 5" in told  # 54 % by the published rule
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
+def test_verify_tells_the_share_of_padding(capsys):
+    if not (data_folder() / "imdb" / "train.parquet").is_file():
+        pytest.skip(f"IMDb is not in {data_folder()}")
+    told = printed(capsys, "verify", "text")
+    assert "train: 22,500, from 11,250 to 11,250 of a class; 1301 tokens on average" in told
+    line = next(line for line in told.splitlines() if "train" in line)
+    like, chance = (float(part.split("%")[0].split()[-1]) for part in (line, line[line.index("%") + 1 :]))
+    assert like < 5
+    assert chance > 50
+
+
+@pytest.mark.parametrize("verb", ["prepare", "verify"])
+def test_an_unknown_name_is_refused_with_those_that_there_are(verb, capsys, tmp_path):
+    told = refused(capsys, verb, "cifar", "--data-dir", tmp_path)
+    assert "there is no data set or task 'cifar'; choose one of digits, mnist, cifar10" in told
+
+
+@pytest.mark.parametrize("verb", ["prepare", "verify"])
+@pytest.mark.parametrize("name", ["mnist", "image", "svhn", "text", "retrieval", "listops_lra", "pathfinder_lra"])
+def test_what_is_missing_is_refused_with_the_way_to_get_it(verb, name, capsys, tmp_path):
+    told = refused(capsys, verb, name, "--data-dir", tmp_path)
+    (wanted,) = (wanted for wanted in SETS.values() if name in wanted.tasks)
+    assert str(tmp_path / wanted.files[0]) in told
+    assert ("lra_release.gz" if wanted.by_hand else "--download") in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["listops", "pathfinder_published"])
+def test_verify_generates_nothing(name, capsys, tmp_path):
+    told = refused(capsys, "verify", name, "--data-dir", tmp_path)
+    assert f"generate it with `python benchmarks/run.py data prepare {name}" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_download_fetches_the_sources_of_the_set_alone(capsys, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(data_program, "fetch", lambda sources, folder: fetched.append((sources, folder)))
+    refused(capsys, "prepare", "mnist20", "--download", "--data-dir", tmp_path)
+    assert {file.path for source in fetched[0][0] for file in source.files} == set(SETS["mnist"].files)
+    assert fetched[0][1] == tmp_path
+    printed(capsys, "prepare", "digits", "--download", "--data-dir", tmp_path)
+    assert fetched[1:] == [((), tmp_path)]
+
+
+def test_a_flag_that_is_none_is_refused(capsys):
+    assert "--dowload" in refused(capsys, "prepare", "mnist", "--dowload")
+    refused(capsys, "fetch", "mnist")
+
+
+def test_all_but_text_and_hand_made_sets_are_checked_by_published_checksums():
+    for name, wanted in SETS.items():
+        for source in wanted.sources:
+            assert all(url.startswith(("https://", "http://")) for url in source.urls)
+            assert name == "imdb" or all(file.digest.startswith("sha256:") for file in source.files)
+
+
+def test_every_set_says_all_of_it():
+    for wanted in SETS.values():
+        assert wanted.about
+        assert wanted.tasks
+        assert wanted.terms
+        assert wanted.origin
+        assert bool(wanted.sources) + bool(wanted.by_hand) + bool(wanted.cache) == (wanted != SETS["digits"])

@@ -20,8 +20,9 @@ from mimo_benchmarks.data.augment import CORRECTED, NONE, PUBLISHED
 from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.errors import DatasetError
+from mimo_benchmarks.kinds import ImageTask
 from mimo_benchmarks.sampling import Batches
-from mimo_benchmarks.tasks import ImageTask, cifar10
+from mimo_benchmarks.tasks import cifar10
 from mimoconv import MIMOConvConfig
 
 ROUNDS, N = 15, 4

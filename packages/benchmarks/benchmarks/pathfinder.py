@@ -86,7 +86,7 @@ def main() -> None:
 
 def drawn(chunk: int) -> list[Scene]:
     """The scenes of `pictures(chunk, seed=0, single_paddles=False)`."""
-    random = Random(chunk).random
+    random = Random(f"0 {chunk}").random
     return [scene(random) for _ in range(CHUNK)]
 
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from mimo_benchmarks import evaluate
 from mimo_benchmarks.data.images import Split
-from mimo_benchmarks.tasks import ImageTask
+from mimo_benchmarks.kinds import ImageTask
 from mimoconv import MIMOConv, MIMOConvConfig
 
 

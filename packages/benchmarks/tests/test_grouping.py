@@ -10,9 +10,9 @@ from mimo_benchmarks.config import OptimConfig
 from mimo_benchmarks.data.augment import NONE
 from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.grouping import batch, inputs_per_step
+from mimo_benchmarks.kinds import ImageTask
 from mimo_benchmarks.presets import quickstart
 from mimo_benchmarks.sampling import Batches
-from mimo_benchmarks.tasks import ImageTask
 
 CPU = torch.device("cpu")
 ALL = replace(NONE, rotate=3, crop=1, flip=True, mixup=1)

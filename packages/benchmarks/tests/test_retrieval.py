@@ -30,10 +30,9 @@ def made(count, seed):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """5, 4 and 3 pairs, which are as many as expected."""
-    (tmp_path / "aan").mkdir()
     for number, (split, count) in enumerate([("train", 5), ("dev", 4), ("test", 3)]):
         monkeypatch.setitem(module.COUNTS, split, count)
-        (tmp_path / "aan" / FILES[split]).write_text("\n".join(made(count, number)) + "\n")
+        (tmp_path / FILES[split]).write_text("\n".join(made(count, number)) + "\n")
     return tmp_path
 
 
@@ -56,7 +55,7 @@ def test_pairs_are_those_of_the_files(folder, length):
     splits = retrieval(folder, length=length)
     assert list(splits) == ["train", "dev", "test"]
     for split, part in splits.items():
-        assert read(part) == fields(folder / "aan" / FILES[split], length)
+        assert read(part) == fields(folder / FILES[split], length)
         assert (len(part), part.parts) == (module.COUNTS[split], 2)
 
 
@@ -66,7 +65,7 @@ def test_the_published_counts():
 
 
 def test_tokens_of_a_pair_are_its_bytes_and_one(folder):
-    (folder / "aan" / FILES["test"]).write_bytes(b"0.0\tA\tB\tb'a'\tb''\r\n1\tA\tB\t\"x\tyz\n1.0\tA\tB\t\"\tb'abc'")
+    (folder / FILES["test"]).write_bytes(b"0.0\tA\tB\tb'a'\tb''\r\n1\tA\tB\t\"x\tyz\n1.0\tA\tB\t\"\tb'abc'")
     part = retrieval(folder)["test"]
     tokens, mask = part.tokens(torch.tensor([2, 0, 1]), 5)
     expected = [[b'"', b"b'abc"], [b"b'a'", b"b''"], [b'"x', b"yz"]]
@@ -77,7 +76,7 @@ def test_tokens_of_a_pair_are_its_bytes_and_one(folder):
 
 @pytest.mark.parametrize("split", FILES)
 def test_another_number_of_pairs_is_refused_unless_allowed(folder, split):
-    path = folder / "aan" / FILES[split]
+    path = folder / FILES[split]
     count = module.COUNTS[split]
     for other in (count - 1, count + 1):
         path.write_text("\n".join(made(other, 0)) + "\n")
@@ -105,7 +104,7 @@ def test_another_number_of_pairs_is_refused_unless_allowed(folder, split):
     ids=str,
 )
 def test_lines_of_another_form_are_named_with_the_remedy(folder, second, named):
-    path = folder / "aan" / FILES["dev"]
+    path = folder / FILES["dev"]
     path.write_bytes(line("1.0", "a", "b").encode() + b"\n" + second + b"\n" + line("1.0", "c", "d").encode() + b"\n")
     for complete in (False, True):
         with pytest.raises(
@@ -115,7 +114,7 @@ def test_lines_of_another_form_are_named_with_the_remedy(folder, second, named):
 
 
 def test_files_that_are_missing_or_empty_or_none_are_named(folder):
-    path = folder / "aan" / FILES["dev"]
+    path = folder / FILES["dev"]
     path.write_bytes(b"")
     with pytest.raises(DatasetError, match=r"eval\.tsv cannot be read \(it is empty\): put"):
         retrieval(folder, complete=False)
@@ -135,7 +134,7 @@ def test_lengths_that_cannot_be_are_refused(folder, length):
 
 def test_damaged_files_are_refused_or_still_pairs(folder, tries=500):
     """Some bytes changed, or an end cut off too. There is no checksum to notice all of it, but no line is lost silently."""
-    path, rng, refused = folder / "aan" / FILES["train"], random.Random(0), 0
+    path, rng, refused = folder / FILES["train"], random.Random(0), 0
     content = path.read_bytes()
     for _ in range(tries):
         damaged = bytearray(content)
@@ -158,7 +157,7 @@ def test_damaged_files_are_refused_or_still_pairs(folder, tries=500):
 def test_what_is_cut_off_is_never_all_in_memory(folder, count=300, size=100_000, length=100):
     """30 MB a text in the file, of which 60 KB are kept: the peak is a few lines."""
     row = ("1.0\tA\tB\t" + "x" * size + "\t" + "y" * size + "\n").encode()
-    (folder / "aan" / FILES["test"]).write_bytes(row * count)
+    (folder / FILES["test"]).write_bytes(row * count)
     tracemalloc.start()
     part = retrieval(folder, length=length, complete=False)["test"]
     peak = tracemalloc.get_traced_memory()[1]

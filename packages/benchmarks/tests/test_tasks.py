@@ -10,7 +10,8 @@ from mimo_benchmarks.data import images
 from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.errors import ConfigError, DatasetError
-from mimo_benchmarks.tasks import TASKS, ImageTask, SequenceTask, TokenTask, load
+from mimo_benchmarks.kinds import ImageTask, SequenceTask, TokenTask
+from mimo_benchmarks.tasks import TASKS, load
 
 
 def present(name) -> ImageTask | SequenceTask | TokenTask:

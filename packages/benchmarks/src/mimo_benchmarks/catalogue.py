@@ -191,7 +191,7 @@ def sets() -> dict[str, DataSet]:
             origin="https://github.com/google-research/long-range-arena",
             megabytes=900,
             by_hand=UNPACK,
-            expected=(f"{RELEASE}/pathfinder32/curv_contour_length_14",),
+            expected=tuple(f"{RELEASE}/pathfinder32/curv_contour_length_14/{part}" for part in ("imgs", "metadata")),
         ),
     }
 

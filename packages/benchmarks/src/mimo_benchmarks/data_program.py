@@ -13,8 +13,9 @@ from mimo_benchmarks.data.download import fetch
 from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task
 from mimo_benchmarks.sampling import Batches, padding
-from mimo_benchmarks.tasks import TASKS, ImageTask, SequenceTask, Task, load
+from mimo_benchmarks.tasks import TASKS, load
 
 BATCH = 32
 """Sequences of a batch whose padding is told."""

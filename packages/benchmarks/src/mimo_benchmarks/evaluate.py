@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mimo_benchmarks.data.images import Split
-from mimo_benchmarks.tasks import ImageTask
+from mimo_benchmarks.kinds import ImageTask
 from mimo_benchmarks.train import Network
 from mimoconv import MIMOConv, predict
 from vsa_core import interference

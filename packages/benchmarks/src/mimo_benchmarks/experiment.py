@@ -16,6 +16,7 @@ from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.evaluate import accuracy_per_slot, classify, crosstalk_by_depth, regrouped_share
+from mimo_benchmarks.kinds import ImageTask
 from mimo_benchmarks.log import RunDirectory, new_directory
 from mimo_benchmarks.report import Row
 from mimo_benchmarks.throughput import images_per_second
@@ -38,10 +39,8 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
     """
     start = time.perf_counter()
     task = tasks.load(config.task, data_folder(config.data_dir))
-    require(
-        isinstance(task, tasks.ImageTask), f"task {config.task} has no images, and this program trains networks for images only"
-    )
-    assert isinstance(task, tasks.ImageTask)
+    require(isinstance(task, ImageTask), f"task {config.task} has no images, and this program trains networks for images only")
+    assert isinstance(task, ImageTask)
     check_fit(config, task, accelerator)
     set_seed(config.seed)
     network = build(config.model)
@@ -138,7 +137,7 @@ def controls(network: MIMOConv, inputs: set[int]) -> dict[str, WideResNetConfig]
     return names
 
 
-def check_fit(config: RunConfig, task: tasks.ImageTask, accelerator: Accelerator) -> None:
+def check_fit(config: RunConfig, task: ImageTask, accelerator: Accelerator) -> None:
     """Raise ConfigError unless the network's input and output are the task's, and the groups can be shared by the processes."""
     world = accelerator.num_processes
     require(config.optim.groups % world == 0, f"optim.groups = {config.optim.groups} cannot be shared by {world} processes")

@@ -11,8 +11,8 @@ from torch import Tensor
 from mimo_benchmarks.config import RunConfig
 from mimo_benchmarks.data.augment import beta_quantiles, varied_batch
 from mimo_benchmarks.data.sequences import Sequences
+from mimo_benchmarks.kinds import ImageTask
 from mimo_benchmarks.sampling import Batches, entropy
-from mimo_benchmarks.tasks import ImageTask
 from vsa_core.slots import group
 
 

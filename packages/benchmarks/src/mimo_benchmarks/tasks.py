@@ -1,97 +1,18 @@
-"""The tasks: data sets as their networks see them, by name."""
+"""The tasks, by name: each is loaded from the data folder by a function of its own."""
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
-from mimo_benchmarks.catalogue import RELEASE, remedy
+from mimo_benchmarks.catalogue import RELEASE, remedy, sets
 from mimo_benchmarks.data import images
-from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.data.sequences import Sequences
-from mimo_benchmarks.data.tokens import TokenSplit
-from mimo_benchmarks.errors import ConfigError
-
-
-@lru_cache
-def normaliser(
-    scale: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
-    """See `ImageTask.normaliser`."""
-    deviation = torch.tensor(std, dtype=torch.float64)
-    gain, offset = 1 / (scale * deviation), -torch.tensor(mean) / deviation
-    return gain.float()[:, None, None].to(device), offset.float()[:, None, None].to(device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTask:
-    """Images to classify, as uint8; a network sees them normalised."""
-
-    name: str
-    train: Split
-    test: Split
-    classes: int
-    scale: float = 255
-    """The value of a white pixel."""
-    mean: tuple[float, ...] = (0,)
-    """Of each channel, on a scale from 0 to 1; taken off."""
-    std: tuple[float, ...] = (1,)
-    """Likewise; divided by."""
-
-    def normaliser(self, device: torch.device) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
-        """What grey levels are multiplied with, and what is added then."""
-        return normaliser(self.scale, self.mean, self.std, device)
-
-    def pixels(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """What a network sees of these images."""
-        gain, offset = self.normaliser(images.device)
-        return images * gain + offset
-
-    def to(self, device: torch.device) -> "ImageTask":
-        """The whole set on another device."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceTask:
-    """Sequences to classify, or pairs of them."""
-
-    name: str
-    train: Sequences
-    dev: Sequences
-    test: Sequences
-    classes: int
-    vocab_size: int
-    """Token ids are below this; 0 is padding."""
-    max_length: int
-    """No sequence is longer."""
-
-    def to(self, device: torch.device) -> "SequenceTask":
-        """The whole set on another device."""
-        return replace(self, train=self.train.to(device), dev=self.dev.to(device), test=self.test.to(device))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenTask:
-    """Sequences of which some tokens are to be predicted from those before."""
-
-    name: str
-    train: TokenSplit
-    test: TokenSplit
-    vocab_size: int
-    guesses: dict[str, float] = field(default_factory=dict)
-    """Shares of the test tokens that guesses get right which need no look at the question."""
-
-    def to(self, device: torch.device) -> "TokenTask":
-        """The whole set on another device."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
-
-
-Task = ImageTask | SequenceTask | TokenTask
+from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, TokenTask
 
 
 def digits(folder: Path) -> ImageTask:
@@ -147,6 +68,7 @@ def text(folder: Path, *, published: bool = False) -> SequenceTask:
     """
     from mimo_benchmarks.data.text import text as splits
 
+    complete("imdb", folder)
     name = "text_published" if published else "text"
     return SequenceTask(name=name, **splits(folder, published=published), classes=2, vocab_size=257, max_length=4000)
 
@@ -155,7 +77,8 @@ def retrieval(folder: Path) -> SequenceTask:
     """Retrieval: whether one paper of the AAN cites another, byte by byte."""
     from mimo_benchmarks.data.retrieval import retrieval as splits
 
-    return SequenceTask(name="retrieval", **splits(folder), classes=2, vocab_size=257, max_length=4000)
+    complete("aan", folder)
+    return SequenceTask(name="retrieval", **splits(folder / RELEASE / "tsv_data"), classes=2, vocab_size=257, max_length=4000)
 
 
 def image(folder: Path, *, published: bool = False) -> SequenceTask:
@@ -188,6 +111,7 @@ def listops_lra(folder: Path) -> SequenceTask:
     """ListOps as the long range arena released it."""
     from mimo_benchmarks.data.listops import read_tsv
 
+    complete("listops_lra", folder)
     place = folder / RELEASE / "listops-1000"
     splits = {
         name: read_tsv(place / f"basic_{file}.tsv") for name, file in (("train", "train"), ("dev", "val"), ("test", "test"))
@@ -197,10 +121,20 @@ def listops_lra(folder: Path) -> SequenceTask:
 
 def pathfinder_lra(folder: Path) -> SequenceTask:
     """Pathfinder32 as the long range arena released it."""
-    from mimo_benchmarks.data.pathfinder import read_original
+    from mimo_benchmarks.data.pathfinder_files import read_original
 
-    splits = read_original(folder / RELEASE / "pathfinder32")
-    return SequenceTask(name="pathfinder_lra", **splits, classes=2, vocab_size=257, max_length=1024)
+    complete("pathfinder_lra", folder)
+    original = read_original(folder / RELEASE / "pathfinder32")
+    if original.empty:
+        warnings.warn(f"left out, because they are empty: {', '.join(map(str, original.empty))}", stacklevel=2)
+    return SequenceTask(name="pathfinder_lra", **original.splits, classes=2, vocab_size=257, max_length=1024)
+
+
+def complete(name: str, folder: Path) -> None:
+    """Raise DatasetError unless all files of that data set are in the folder."""
+    for file in sets()[name].files:
+        if not (folder / file).exists():
+            raise DatasetError(f"{folder / file} is missing: {remedy(name, folder)}")
 
 
 def recall(folder: Path, *, name: str = "recall", vocab_size: int = 20, pairs: int = 20) -> TokenTask:

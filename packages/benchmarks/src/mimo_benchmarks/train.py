@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from mimo_benchmarks.config import RunConfig
 from mimo_benchmarks.grouping import batch, inputs_per_step
+from mimo_benchmarks.kinds import ImageTask
 from mimo_benchmarks.sampling import Batches
-from mimo_benchmarks.tasks import ImageTask
 from mimoconv import MIMOConv, WideResNet
 
 Network = MIMOConv | WideResNet

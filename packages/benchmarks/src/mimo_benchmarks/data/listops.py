@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from datasets import Features, Value
 
-from mimo_benchmarks.data.generated import Columns, generated
+from mimo_benchmarks.data.generated import Columns, cache, generated
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
@@ -101,6 +101,11 @@ def listops(
         split: sequences(tokens[start:end], labels[start:end])
         for split, start, end in zip(SPLITS, bounds[:-1], bounds[1:], strict=True)
     }
+
+
+def cached(folder: Path) -> Path:
+    """Where `listops` keeps the task as published, whether it is there or not."""
+    return cache(folder, "listops", version=VERSION, arguments={"seed": 0, **PUBLISHED}, count=sum(COUNTS))
 
 
 def sequences(tokens: pa.BinaryArray, labels: pa.UInt8Array) -> Sequences:

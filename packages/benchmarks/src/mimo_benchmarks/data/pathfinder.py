@@ -23,7 +23,7 @@ from random import Random
 
 from datasets import Features, Value
 
-from mimo_benchmarks.data.generated import Columns, generated
+from mimo_benchmarks.data.generated import Columns, cache, generated
 from mimo_benchmarks.data.pathfinder_scenes import paint, scene
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError
@@ -34,6 +34,7 @@ FEATURES = Features({"image": Value("binary"), "label": Value("uint8")})
 """Of a generated set: a byte a pixel, row by row."""
 VERSION = 1
 """Of the generator: to be raised when the same arguments would give other pictures."""
+COUNT = 200_000
 CHUNK = 100
 """Pictures; about half a second of work."""
 
@@ -42,7 +43,7 @@ def pathfinder(
     folder: Path,
     *,
     seed: int = 0,
-    count: int = 200_000,
+    count: int = COUNT,
     single_paddles: bool = False,
     published: bool = False,
     workers: int | None = None,
@@ -83,6 +84,11 @@ def pathfinder(
     return splits(Sequences.of(columns["image"].to_pylist(), columns["label"].to_pylist(), shift=0 if published else 1))
 
 
+def cached(folder: Path) -> Path:
+    """Where `pathfinder` keeps the set that it makes by default, whether it is there or not."""
+    return cache(folder, "pathfinder", version=VERSION, arguments={"seed": 0, "single_paddles": False}, count=COUNT)
+
+
 def splits(whole: Sequences) -> dict[str, Sequences]:
     """The first 8 tenths to train on, one for choices, one to test."""
     bounds = [tenths * len(whole) // 10 for tenths in accumulate(SHARES.values(), initial=0)]
@@ -91,6 +97,6 @@ def splits(whole: Sequences) -> dict[str, Sequences]:
 
 def pictures(chunk: int, *, seed: int, single_paddles: bool) -> Columns:
     """CHUNK pictures with their labels: a function of the arguments."""
-    random = Random(seed << 32 | chunk).random  # the one method whose numbers no version of Python may change
+    random = Random(f"{seed} {chunk}").random  # the one method whose numbers no version of Python may change
     scenes = [scene(random, single_paddles=single_paddles) for _ in range(CHUNK)]
     return {"image": [paint(shown) for shown in scenes], "label": [shown.label for shown in scenes]}

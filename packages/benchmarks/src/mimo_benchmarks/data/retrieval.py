@@ -36,7 +36,7 @@ def retrieval(folder: Path, *, length: int = 4000, complete: bool = True) -> dic
     A file is read line by line: what stays in memory is a byte for every byte kept, 1.2 GB for train at 4000.
 
     Args:
-        folder: holds aan/new_aan_pairs.train.tsv, aan/new_aan_pairs.eval.tsv (dev) and aan/new_aan_pairs.test.tsv.
+        folder: holds new_aan_pairs.train.tsv, new_aan_pairs.eval.tsv (dev) and new_aan_pairs.test.tsv.
         length: bytes kept of a text.
         complete: refuse files with another number of pairs than published, 147,086, 18,090 and 17,437.
 
@@ -45,7 +45,7 @@ def retrieval(folder: Path, *, length: int = 4000, complete: bool = True) -> dic
         DatasetError: a file is missing, cannot be read, is of another form, or has too few or too many pairs; names the line.
     """
     positive(length)
-    return {split: pairs(folder / "aan" / name, length, COUNTS[split] if complete else None) for split, name in FILES.items()}
+    return {split: pairs(folder / name, length, COUNTS[split] if complete else None) for split, name in FILES.items()}
 
 
 def pairs(path: Path, length: int, count: int | None) -> Sequences:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.data.tables import Table, read_table
@@ -98,6 +99,18 @@ def reviews(path: Path, expected: str) -> Table:
     if digest(*table) != expected:
         raise DatasetError(f"{path}: its {len(table[0]):,} texts and labels are not those published: {REMEDY}")
     return table
+
+
+def check_imdb(content: bytes, split: str) -> None:
+    """Whether this is a Parquet file of a split's published reviews.
+
+    Raises:
+        DatasetError: it is not.
+    """
+    with TemporaryDirectory() as place:
+        path = Path(place) / f"{split}.parquet"
+        path.write_bytes(content)
+        reviews(path, IMDB[split])
 
 
 def digest(texts: list[bytes], labels: list[int]) -> str:

@@ -2,6 +2,9 @@
 
 import shlex
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +14,15 @@ from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.tasks import TASKS
 
 SETS = catalogue.sets()
+RUN = Path(__file__).parent.parent / "run.py"
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     def refuse(*_, **__):
-        raise AssertionError("a socket was opened")
+        raise AssertionError("something was asked of a server")
 
-    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def printed(capsys, *arguments):
@@ -81,14 +85,14 @@ def test_the_command_leaves_out_the_folder_that_is_meant_anyway(monkeypatch, tmp
 def test_verify_says_what_is_in_it(capsys, tmp_path):
     told = printed(capsys, "verify", "digits", "--data-dir", tmp_path)
     assert "digits: images 1 x 8 x 8" in told
-    assert "train: 1,437, from 139 to 146 of a class" in told
-    assert "test: 360, from 35 to 37 of a class" in told
+    assert "train: 1,437, 139 to 146 of each class" in told
+    assert "test: 360, 35 to 37 of each class" in told
 
 
 def test_verify_prints_guesses_beside_chance(capsys, tmp_path):
     told = printed(capsys, "verify", "recall_vs10", "--data-dir", tmp_path)
     assert "5,000 + 500 sequences of 22 tokens" in told
-    assert "chance: 25.0%" in told
+    assert "chance: 25.00%" in told
     assert "keys: 5" in told  # 54 % by the published rule
     assert not list(tmp_path.iterdir())
 
@@ -98,7 +102,7 @@ def test_verify_tells_the_share_of_padding(capsys):
     if not (data_folder() / "imdb" / "train.parquet").is_file():
         pytest.skip(f"IMDb is not in {data_folder()}")
     told = printed(capsys, "verify", "text")
-    assert "train: 22,500, from 11,250 to 11,250 of a class; 1301 tokens on average" in told
+    assert "train: 22,500, 11,250 to 11,250 of each class; 1294 tokens on average" in told
     line = next(line for line in told.splitlines() if "train" in line)
     like, chance = (float(part.split("%")[0].split()[-1]) for part in (line, line[line.index("%") + 1 :]))
     assert like < 5
@@ -157,3 +161,13 @@ def test_every_set_says_all_of_it():
         assert wanted.terms
         assert wanted.origin
         assert bool(wanted.sources) + bool(wanted.by_hand) + bool(wanted.cache) == (wanted != SETS["digits"])
+
+
+@pytest.mark.once
+def test_a_reader_that_has_seen_enough_is_no_error():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, RUN, "data", "list"], text=True, **pipes) as program:
+        program.stdout.readline()
+        program.stdout.close()
+        assert program.stderr.read() == ""
+        assert program.wait() in (0, 1)

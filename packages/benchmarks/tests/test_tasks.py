@@ -102,7 +102,7 @@ def test_text_tasks_are_imdbs_reviews(imdb):
         assert torch.bincount(split.labels).tolist() == [len(split) // 2] * 2
 
 
-@pytest.mark.parametrize("name", ["recall", "recall_vs10", "induction", "mqar_64"])
+@pytest.mark.parametrize("name", ["recall", "recall_vs10", "induction", pytest.param("mqar_64", marks=pytest.mark.once)])
 def test_token_tasks_are_the_same_every_time(name):
     task, again = load(name, Path()), load(name, Path())
     assert task.name == name

@@ -118,7 +118,7 @@ def describe(task: Task) -> str:
             lines = [shares(name, part.labels, task.classes) + f"; {spread(part)}" for name, part in parts.items()]
             return f"sequences of up to {task.max_length} tokens, ids below {task.vocab_size}\n" + "\n".join(lines)
         case _:
-            lines = [f"    {guess}: {share:.1%}" for guess, share in task.guesses.items()]
+            lines = [f"    {guess}: {share:.2%}" for guess, share in task.guesses.items()]
             head = f"{len(task.train):,} + {len(task.test):,} sequences of {task.train.inputs.shape[1]} tokens, ids below "
             return f"{head}{task.vocab_size}; right without a look at the question:\n" + "\n".join(lines)
 
@@ -126,7 +126,7 @@ def describe(task: Task) -> str:
 def shares(name: str, labels: torch.Tensor, classes: int) -> str:
     """How many there are, and of the classes."""
     counts = torch.bincount(labels, minlength=classes)
-    return f"    {name}: {len(labels):,}, from {int(counts.min()):,} to {int(counts.max()):,} of a class"
+    return f"    {name}: {len(labels):,}, {int(counts.min()):,} to {int(counts.max()):,} of each class"
 
 
 def spread(part: Sequences) -> str:

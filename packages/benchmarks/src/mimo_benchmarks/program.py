@@ -33,6 +33,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     description = (
         "Train one network in superposition and plain ones of equal cost on the same images, then compare accuracy and "
         f"throughput.\n\nusage: run.py [PRESET] [--flags]; a preset comes first, and flags change it:\n\n{presets}\n\n"
+        "`run.py data --help` tells of the data sets.\n\n"
         f"The defaults below are those of {name}."
     )
     try:

@@ -102,6 +102,14 @@ def test_every_corner_and_both_mirror_images_come_alike():
     assert not drawn(NONE, 2500, 1).flip.any()
 
 
+def test_rotation_scales_and_shifts_are_drawn_apart():
+    """2,500 draws: uniform from -1 to 1, and uncorrelated, within 5 standard deviations."""
+    draws = drawn(NONE, 2500, 1).affine.double()
+    assert (draws.mean(0)).abs().max() < 5 * (1 / 3 / 2500) ** 0.5
+    assert (draws.var(0) - 1 / 3).abs().max() < 5 * (4 / 45 / 2500) ** 0.5
+    assert (torch.corrcoef(draws.T) - torch.eye(5)).abs().max() < 5 / 50
+
+
 @pytest.mark.parametrize(("groups", "n"), [(2, 1), (2, 4), (3, 2), (7, 4), (32, 1)])
 def test_partners_are_a_permutation_that_leaves_every_group(groups, n):
     for seed in range(20):

@@ -45,6 +45,15 @@ def test_a_step_is_the_same_whatever_came_before():
     assert not torch.equal(whole[2][1], alone[1])
 
 
+def test_every_step_draws_anew():
+    """The same image, turned by other angles."""
+    task = replace(
+        numbered(1), train=Split(images=torch.randint(256, (1, 1, 8, 8), dtype=torch.uint8), labels=torch.zeros(1).long())
+    )
+    first, second = (step_of(config(augment=replace(NONE, rotate=30)), step, 1, count=1, task=task)[0] for step in (1, 2))
+    assert len({tuple(image.flatten().tolist()) for image in torch.cat([first, second])}) == 10
+
+
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_images_keep_their_labels(n):
     x, y = step_of(config(), 3, n)

@@ -88,6 +88,14 @@ def test_batches_are_of_like_length_and_in_no_order_of_length():
         assert torch.equal(inside, inside.sort().values)
 
 
+def test_the_order_of_lengths_follows_the_seed():
+    """Also where all steps hold the same lengths."""
+    real = torch.arange(64).repeat_interleave(4)
+    orders = [[int(real[batch[0]]) for batch in Batches(256, [4] * 64, seed, lengths=real)] for seed in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(64))
+    assert orders[0] != orders[1]
+
+
 def test_padding_by_hand():
     assert padding(torch.tensor([1, 4, 2, 2]), [torch.tensor([0, 1]), torch.tensor([2, 3])]) == pytest.approx(3 / 12)
 

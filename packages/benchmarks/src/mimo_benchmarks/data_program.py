@@ -1,6 +1,6 @@
 """`run.py data`: what data sets there are, and getting and checking them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +30,7 @@ def execute(arguments: Sequence[str]) -> None:
         DatasetError: it is missing, or not as it should be.
         SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
     """
-    verbs = {"list": list_, "prepare": prepare, "verify": verify}
+    verbs: dict[str, Callable[..., None]] = {"list": list_, "prepare": prepare, "verify": verify}
     tyro.extras.subcommand_cli_from_dict(verbs, args=arguments, prog="run.py data", description=__doc__)
 
 
@@ -114,8 +114,8 @@ def describe(task: Task) -> str:
             parts = {"train": task.train.labels, "test": task.test.labels}
             return f"images {c} x {h} x {w}\n" + "\n".join(shares(name, labels, task.classes) for name, labels in parts.items())
         case SequenceTask():
-            parts = {"train": task.train, "dev": task.dev, "test": task.test}
-            lines = [shares(name, part.labels, task.classes) + f"; {spread(part)}" for name, part in parts.items()]
+            splits = {"train": task.train, "dev": task.dev, "test": task.test}
+            lines = [shares(name, part.labels, task.classes) + f"; {spread(part)}" for name, part in splits.items()]
             return f"sequences of up to {task.max_length} tokens, ids below {task.vocab_size}\n" + "\n".join(lines)
         case _:
             lines = [f"    {guess}: {share:.2%}" for guess, share in task.guesses.items()]

@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def drawn(chunk: int) -> list[Scene]:
-    """The scenes of `pictures(chunk, seed=0, single_paddles=False)`."""
+    """The scenes of `pictures(chunk, seed=0)`."""
     random = Random(f"0 {chunk}").random
     return [scene(random) for _ in range(CHUNK)]
 

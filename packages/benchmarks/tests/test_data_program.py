@@ -62,17 +62,46 @@ def test_list_tells_size_terms_source_and_what_is_missing(capsys, tmp_path):
     }
 
 
-def test_list_tells_what_is_there(capsys, tmp_path):
-    for name in ("svhn", "listops_lra"):
+def blocks(capsys, folder):
+    """What it lists, by name."""
+    return {block.split(" ", 1)[0]: block for block in printed(capsys, "list", "--data-dir", folder).split("\n\n")}
+
+
+def test_list_tells_what_is_there_of_the_right_size(capsys, tmp_path):
+    for name in ("svhn", "listops_lra", "imdb"):
         for file in SETS[name].files:
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).touch()
-    SETS["listops"].cache(tmp_path).mkdir(parents=True)
+    for source in SETS["svhn"].sources:
+        with (tmp_path / source.files[0].path).open("r+b") as handle:
+            handle.truncate(source.files[0].size)  # a hole: it takes no room
+    cache = SETS["listops"].cache(tmp_path)
+    cache.mkdir(parents=True)
     (tmp_path / SETS["listops_lra"].files[1]).unlink()
-    blocks = {block.split(" ", 1)[0]: block for block in printed(capsys, "list", "--data-dir", tmp_path).split("\n\n")}
-    assert "state: ready" in blocks["svhn"]
-    assert "state: ready" in blocks["listops"]
-    assert f"missing {SETS['listops_lra'].files[1]}: fetch" in blocks["listops_lra"]
+    told = blocks(capsys, tmp_path)
+    assert "state: ready" in told["svhn"]
+    assert "state: ready" in told["imdb"]  # of no known size
+    assert "not generated yet" in told["listops"]
+    assert f"missing {SETS['listops_lra'].files[1]}: fetch" in told["listops_lra"]
+    (cache / "SHA256SUMS").touch()
+    (tmp_path / SETS["svhn"].files[0]).write_bytes(b"short")
+    (tmp_path / SETS["svhn"].files[1]).unlink()
+    (tmp_path / SETS["svhn"].files[1]).mkdir()
+    told = blocks(capsys, tmp_path)
+    assert "state: ready" in told["listops"]
+    assert f"missing {', '.join(SETS['svhn'].files)}: get it" in told["svhn"]
+
+
+@pytest.mark.parametrize("verb", ["list", "verify", "prepare"])
+def test_what_the_file_system_refuses_is_told(verb, capsys, tmp_path):
+    """A name that is too long stands for a folder without rights, which a test that runs as root cannot have."""
+    folder = tmp_path / ("x" * 300)
+    if verb == "list":
+        assert blocks(capsys, folder)["mnist"].count("cannot be read (File name too long)") == 1
+    for name in ("text", "mnist", "pathfinder_lra", "listops") if verb != "list" else ():
+        told = refused(capsys, verb, name, "--data-dir", folder)
+        assert "File name too long" in told
+        assert "--data-dir" in told
 
 
 def test_the_command_leaves_out_the_folder_that_is_meant_anyway(monkeypatch, tmp_path):
@@ -112,7 +141,8 @@ def test_verify_tells_the_share_of_padding(capsys):
 @pytest.mark.parametrize("verb", ["prepare", "verify"])
 def test_an_unknown_name_is_refused_with_those_that_there_are(verb, capsys, tmp_path):
     told = refused(capsys, verb, "cifar", "--data-dir", tmp_path)
-    assert "there is no data set or task 'cifar'; choose one of digits, mnist, cifar10" in told
+    assert "there is no data set or task 'cifar': did you mean cifar10 or cifar100?" in told
+    assert "choose one of digits, mnist, cifar10" in refused(capsys, verb, "zzz", "--data-dir", tmp_path)
 
 
 @pytest.mark.parametrize("verb", ["prepare", "verify"])

@@ -1,5 +1,6 @@
 """ListOps: values against rewriting from the inside out, the generator against its rule and published figures, broken files."""
 
+import os
 import random
 import re
 import statistics
@@ -333,9 +334,23 @@ def test_broken_files_are_refused_with_the_line(tmp_path, content, message):
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    for path in (tmp_path / "missing.tsv", tmp_path):
-        with pytest.raises(DatasetError, match=f"{path} cannot be read"):
+    for path, reason in ((tmp_path / "missing.tsv", "is missing"), (tmp_path, "cannot be read")):
+        with pytest.raises(DatasetError, match=f"{path} {reason}"):
             read_tsv(path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(DatasetError, match="is no file"):
+        read_tsv(pipe)
+
+
+def test_a_file_that_is_not_whole_is_refused(tmp_path):
+    path = write_tsv(tmp_path / "basic_val.tsv", [("5", "5"), ("[MAX 1 2 ]", "2")])
+    assert len(read_tsv(path, 2)) == 2
+    with pytest.raises(DatasetError, match=r"has 2 expressions, not the 2,000 published"):
+        read_tsv(path, 2000)
+    write_tsv(path, [(f"[MAX {'1 ' * 2000}]", "1")])
+    with pytest.raises(DatasetError, match=r"line 2: 2,002 symbols, and no published expression has 2,000"):
+        read_tsv(path)
 
 
 def test_an_altered_file_is_refused_or_still_right(tmp_path):

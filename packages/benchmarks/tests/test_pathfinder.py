@@ -245,7 +245,7 @@ def test_turns_are_as_likely_as_the_square_of_their_cosine(count=4000):
 
 def test_pictures_are_the_same_everywhere_and_use_all_grey_levels():
     """Bytes are those of the machine and the versions that they were first made with."""
-    made = pictures(0, seed=0, single_paddles=False)
+    made = pictures(0, seed=0)
     assert len(made["image"]) == len(made["label"]) == len(set(made["image"])) == CHUNK
     assert {(len(image), min(image), max(image)) for image in made["image"]} == {(1024, 0, 255)}
     assert digest(made) == "d9dba219adc584adce493676e72be300f9fed82c0f2bcf174c5b8443306be091"
@@ -257,7 +257,7 @@ def digest(made):
 
 def test_pictures_follow_seed_and_chunk_alone(monkeypatch):
     monkeypatch.setattr("mimo_benchmarks.data.pathfinder.CHUNK", 5)
-    made = [pictures(chunk, seed=seed, single_paddles=False) for chunk, seed in ((0, 0), (1, 0), (0, 1), (0, 0))]
+    made = [pictures(chunk, seed=seed) for chunk, seed in ((0, 0), (1, 0), (0, 1), (0, 0))]
     assert digest(made[0]) == digest(made[3])
     assert len({digest(one) for one in made}) == 3
 
@@ -268,16 +268,6 @@ def test_half_of_the_pictures_are_positive(scenes):
         assert abs(number - len(scenes) / 2) < 5 * sqrt(len(scenes)) / 2
 
 
-def test_single_paddles_fill_the_picture(monkeypatch):
-    monkeypatch.setattr("mimo_benchmarks.data.pathfinder_scenes.SINGLES", 30)
-    shown = scene(Random(7).random, single_paddles=True)
-    sizes = Counter(map(len, shown.distractors))
-    assert set(sizes) == {1, 4}
-    assert 10 < sizes[1] <= 30
-    footprints = [laid(plain(contour), 1) for contour in (*shown.targets, *shown.distractors)]
-    assert all((one + other).max() < 1.8 * 255 for one, other in combinations(footprints, 2))
-
-
 @pytest.mark.once
 def test_the_set_does_not_depend_on_the_number_of_workers(tmp_path, count=210):
     one, two = (pathfinder(tmp_path / str(workers), count=count, workers=workers) for workers in (1, 2))
@@ -285,7 +275,7 @@ def test_the_set_does_not_depend_on_the_number_of_workers(tmp_path, count=210):
     for name in one:
         assert torch.equal(one[name].values, two[name].values)
         assert torch.equal(one[name].labels, two[name].labels)
-    made = [pictures(chunk, seed=0, single_paddles=False) for chunk in range(3)]
+    made = [pictures(chunk, seed=0) for chunk in range(3)]
     images = [image for chunk in made for image in chunk["image"]][:count]
     assert b"".join(bytes(part.values.numpy()) for part in one.values()) == b"".join(images)
     assert torch.cat([part.labels for part in one.values()]).tolist() == [x for chunk in made for x in chunk["label"]][:count]

@@ -51,21 +51,21 @@ def content(original):
 
 def test_published_files_are_read_in_order(published):
     level, images, labels = published
-    original = read_original(level.parent)
+    original = read_original(level.parent, count=None)
     values, found = content(original)
     assert [bytes(row.numpy()) for row in values] == images
     assert found.tolist() == labels
     assert [len(part) for part in original.splits.values()] == [16, 2, 2]
     assert original.empty == ()
     assert {part.shift for part in original.splits.values()} == {1}
-    assert {part.shift for part in read_original(level.parent, published=True).splits.values()} == {0}
+    assert {part.shift for part in read_original(level.parent, published=True, count=20).splits.values()} == {0}
 
 
 def test_empty_pictures_are_left_out_and_named(published):
     level, images, labels = published
     path = level / "imgs/2/sample_3.png"
     path.write_bytes(b"")
-    original = read_original(level.parent)
+    original = read_original(level.parent, count=None)
     values, found = content(original)
     assert original.empty == (path,)
     assert [bytes(row.numpy()) for row in values] == images[:3] + images[4:]
@@ -95,7 +95,7 @@ def test_a_wrong_line_is_named(published, wrong, named):
     rows = table.read_text().splitlines(keepends=True)
     table.write_text("".join([*rows[:3], wrong, *rows[4:]]))
     with pytest.raises(DatasetError) as error:
-        read_original(level.parent)
+        read_original(level.parent, count=None)
     assert str(error.value).startswith(f"{table}, line 4: {named}")
     assert str(error.value).endswith("unpack LRA's lra_release.gz anew, or generate a set")
 
@@ -106,7 +106,7 @@ def test_a_cut_off_table_is_named(published, left):
     table = level / "metadata/2.npy"
     table.write_bytes(table.read_bytes()[:left])
     with pytest.raises(DatasetError, match=r"2\.npy is empty or ends in the middle of a line: unpack"):
-        read_original(level.parent)
+        read_original(level.parent, count=None)
 
 
 def test_arrays_in_place_of_text_are_not_unpickled(published):
@@ -116,9 +116,9 @@ def test_arrays_in_place_of_text_are_not_unpickled(published):
     rows = np.array([row.split(" ") for row in table.read_text().splitlines()])
     np.save(table, rows)
     with pytest.raises(DatasetError, match=r"2\.npy is an array, .* numpy\.savetxt"):
-        read_original(level.parent)
+        read_original(level.parent, count=None)
     np.savetxt(table, np.load(table, allow_pickle=False), fmt="%s")
-    assert [bytes(row.numpy()) for row in content(read_original(level.parent))[0]] == images
+    assert [bytes(row.numpy()) for row in content(read_original(level.parent, count=None))[0]] == images
 
 
 def saved(image, **options):
@@ -144,7 +144,7 @@ def test_a_wrong_picture_is_named(published, wrong, named):
     path = level / "imgs/2/sample_3.png"
     path.write_bytes(wrong)
     with pytest.raises(DatasetError) as error:
-        read_original(level.parent)
+        read_original(level.parent, count=None)
     assert str(error.value).startswith(f"{path} {named}: ")
 
 
@@ -154,10 +154,48 @@ def test_pixels_that_cannot_be_had_though_checksums_match():
     start = whole.index(b"IDAT") - 4
     with pytest.raises(DatasetError, match="has no pixels that can be read"):
         decode(whole[:start] + whole[-12:])
-    body = b"IDAT" + zlib.compress(bytes(500))
-    part = (len(body) - 4).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
     with pytest.raises(DatasetError, match="has no pixels that can be read"):
-        decode(whole[:start] + part + whole[-12:])
+        decode(whole[:start] + part(b"IDAT", zlib.compress(bytes(500))) + whole[-12:])
+
+
+def part(kind, body):
+    """Of a PNG, with the checksum that it should have."""
+    return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+
+
+def assembled(*parts):
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_only_whole_pictures_of_one_header_are_read():
+    """All checksums of parts match, but rows lack or are too many, a stream cut off or with more behind, headers twice."""
+    header = part(b"IHDR", bytes([0, 0, 0, 32, 0, 0, 0, 32, 8, 0, 0, 0, 0]))
+    other = part(b"IHDR", bytes([0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0]))
+    rows, end = bytes(32 * 33), part(b"IEND", b"")
+    stream = zlib.compress(rows)
+    assert decode(assembled(header, part(b"IDAT", stream), end)) == bytes(1024)
+    assert decode(assembled(header, part(b"IDAT", stream[:5]), part(b"IDAT", stream[5:]), part(b"tEXt", b"a"), end)) == bytes(
+        1024
+    )
+    for wrong in (rows[:-33], rows[: 2 * 33], rows[:-1], rows + rows[:33]):
+        with pytest.raises(DatasetError, match=r"has too few pixels, or too many|has no pixels"):
+            decode(assembled(header, part(b"IDAT", zlib.compress(wrong)), end))
+    for wrong in (stream[:-4], stream + b"x"):
+        with pytest.raises(DatasetError, match=r"has too few pixels, or too many|has no pixels"):
+            decode(assembled(header, part(b"IDAT", wrong), end))
+    for parts in ((header, other), (header, header), (other,), (header, part(b"ABCD", b"")), (part(b"tEXt", b"a"), header)):
+        with pytest.raises(DatasetError, match="is no PNG of 32 x 32 grey levels"):
+            decode(assembled(*parts, part(b"IDAT", stream), end))
+
+
+def test_a_set_that_is_not_whole_is_refused(published):
+    level, _, _ = published
+    with pytest.raises(DatasetError, match="has 20 pictures by its metadata, not the 200,000 published"):
+        read_original(level.parent)
+    table = level / "metadata/2.npy"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:7]))
+    with pytest.raises(DatasetError, match="has 17 pictures by its metadata, not the 20 published"):
+        read_original(level.parent, count=20)
 
 
 def test_missing_files_are_named(published):
@@ -165,13 +203,13 @@ def test_missing_files_are_named(published):
     path = level / "imgs/10/sample_0.png"
     path.unlink()
     with pytest.raises(DatasetError) as error:
-        read_original(level.parent)
+        read_original(level.parent, count=None)
     assert str(error.value).startswith(f"{path}, of {level / 'metadata/10.npy'}, line 1, cannot be read (No such file")
     with pytest.raises(DatasetError, match=r"metadata has no file such as 0\.npy: unpack"):
-        read_original(level)
+        read_original(level, count=None)
     (level / "metadata/11.npy").mkdir()
     with pytest.raises(DatasetError, match=r"cannot be read"):
-        read_original(level.parent)
+        read_original(level.parent, count=None)
 
 
 def test_a_set_of_empty_files_is_refused(published):
@@ -179,7 +217,7 @@ def test_a_set_of_empty_files_is_refused(published):
     for path in level.glob("imgs/*/*"):
         path.write_bytes(b"")
     with pytest.raises(DatasetError, match="has no picture that is not empty"):
-        read_original(level.parent)
+        read_original(level.parent, count=None)
 
 
 def mutated(whole, random):
@@ -213,7 +251,7 @@ def test_damaged_metadata_is_refused_or_still_names_pictures(published, count=50
     for _ in range(count):
         table.write_bytes(mutated(whole, random))
         try:
-            values, found = content(read_original(level.parent))
+            values, found = content(read_original(level.parent, count=None))
         except DatasetError:
             continue
         silent += 1

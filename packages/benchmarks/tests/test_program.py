@@ -58,11 +58,18 @@ def refused(capsys, *arguments):
         (["--model.stem-channels", "100000000000000000000"], "this network is too large to be built"),
         (["--threads", "100000"], "threads = 100000, but this process may use"),
         (["--model.image-size", "32"], "task digits needs --model.image-size 8, got 32"),
-        (["--task", "imagenet"], "no task 'imagenet'; choose one of digits, mnist, cifar10"),
+        (["--task", "imagenet"], "no task 'imagenet'; choose one of digits, mnist, mnist20, cifar10"),
         (["--seed", "-3"], "seed must be from 0 to 2^32 - 1, got -3"),
         (["--seed", "4294967296"], "seed must be from 0 to 2^32 - 1, got 4294967296"),
         (["mnist", "--data-dir", "/nonexistent"], "train-images-idx3-ubyte is missing"),
-        (["cifar10", "--data-dir", "/nonexistent"], "cifar-10-batches-py is missing or not the published CIFAR-10"),
+        (
+            ["cifar10", "--data-dir", "/nonexistent"],
+            "data_batch_1 is missing: get it with `python benchmarks/run.py data prepare cifar10",
+        ),
+        (["--task", "listops"], "task listops has no images, and this program trains on digits, mnist, mnist20"),
+        (["--augment.mixup", "1", "--optim.groups", "1"], "augment.mixup mixes images of different passes, and optim.groups = 1"),
+        (["--augment.crop", "8"], "augment.crop = 8, but the images of digits have 8 pixels"),
+        (["--augment.border", "wrap"], "wrap"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_message(arguments, named, capsys, tmp_path, monkeypatch):

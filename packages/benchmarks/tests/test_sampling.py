@@ -74,12 +74,12 @@ def test_workers_make_no_difference(workers):
 
 
 def test_batches_are_of_like_length_and_in_no_order_of_length():
-    """Padding falls from more than half to a tenth, with lengths from 10 to 1,000, and long sequences come at any time."""
+    """Padding falls from more than half to a sixth, with lengths from 10 to 1,000, and long sequences come at any time."""
     real = lengths(5000)
     sizes = [32] * 312
     like, chance = (Batches(5000, sizes, 0, lengths=sort) for sort in (real, None))
-    shares = [padding(real, [batches.at(step) for step in range(1, 313)]) for batches in (like, chance)]
-    assert shares[0] < 0.15
+    shares = [padding(real[:, None], [batches.at(step) for step in range(1, 313)]) for batches in (like, chance)]
+    assert shares[0] < 0.2
     assert shares[1] > 0.6
     longest = torch.tensor([float(real[like.at(step)].max()) for step in range(1, WINDOW + 1)])
     assert abs(torch.corrcoef(torch.stack([longest, torch.arange(WINDOW)]))[0, 1]) < 0.5  # sorted they would be above 0.6
@@ -97,7 +97,19 @@ def test_the_order_of_lengths_follows_the_seed():
 
 
 def test_padding_by_hand():
-    assert padding(torch.tensor([1, 4, 2, 2]), [torch.tensor([0, 1]), torch.tensor([2, 3])]) == pytest.approx(3 / 12)
+    batches = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+    assert padding(torch.tensor([[1], [4], [2], [2]]), batches) == pytest.approx(3 / 12)
+    assert padding(torch.tensor([[1, 4], [2, 2]]), [torch.tensor([0, 1])]) == pytest.approx(7 / 16)
+
+
+@pytest.mark.parametrize("count", [500, 2100, 65])
+def test_no_item_shares_a_batch_with_itself_but_where_passes_meet(count):
+    """Whose windows hold several passes, or the end of one and the start of the next."""
+    batches = Batches(count, [32] * 200, 0, lengths=lengths(count))
+    twice = sum(len(set(batches.at(step).tolist())) < 32 for step in range(1, 201))
+    assert twice <= 200 * 32 // count
+    counts = torch.bincount(torch.cat([batches.at(step) for step in range(1, 201)]), minlength=count)
+    assert counts.max() - counts.min() <= 1
 
 
 @pytest.mark.parametrize("size", [1, 7, 32, 1000])

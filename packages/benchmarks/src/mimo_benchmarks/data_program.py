@@ -1,5 +1,6 @@
 """`run.py data`: what data sets there are, and getting and checking them."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,9 @@ import tyro
 from mimo_benchmarks import catalogue
 from mimo_benchmarks.catalogue import DataSet
 from mimo_benchmarks.data.download import fetch
+from mimo_benchmarks.data.files import there
 from mimo_benchmarks.data.folder import data_folder
+from mimo_benchmarks.data.generated import CHECKSUMS
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError, DatasetError
 from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task
@@ -55,11 +58,14 @@ def list_(*, data_dir: Path | None = None) -> None:
 
 def state(name: str, wanted: DataSet, folder: Path) -> str:
     """What is there of a data set, at a glance: `verify` looks into the files."""
-    if wanted.cache is not None:
-        there = wanted.cache(folder).exists()
-        return "ready" if there else f"not generated yet: `{catalogue.command('prepare', name, folder)}`"
-    missing = [file for file in wanted.files if not (folder / file).exists()]
-    return f"missing {', '.join(missing)}: {catalogue.remedy(name, folder)}" if missing else "ready"
+    try:
+        if wanted.cache is not None:
+            made = there(wanted.cache(folder) / CHECKSUMS)
+            return "ready" if made else f"not generated yet: `{catalogue.command('prepare', name, folder)}`"
+        missing = wanted.missing(folder)
+        return f"missing {', '.join(missing)}: {catalogue.remedy(name, folder)}" if missing else "ready"
+    except DatasetError as error:
+        return str(error)
 
 
 def prepare(name: Name, *, data_dir: Path | None = None, download: bool = False) -> None:
@@ -87,7 +93,7 @@ def verify(name: Name, *, data_dir: Path | None = None) -> None:
     """
     folder = data_folder(data_dir)
     _, wanted = find(name)
-    if wanted is not None and wanted.cache is not None and not (cache := wanted.cache(folder)).exists():
+    if wanted is not None and wanted.cache is not None and not there(cache := wanted.cache(folder)):
         raise DatasetError(f"{cache} is missing: generate it with `{catalogue.command('prepare', name, folder)}`")
     prepare(name, data_dir=data_dir)
 
@@ -102,8 +108,15 @@ def find(name: str) -> tuple[tuple[str, ...], DataSet | None]:
     if name in sets:
         return sets[name].tasks, sets[name]
     if name not in TASKS:
-        raise ConfigError(f"there is no data set or task {name!r}; choose one of {', '.join({**sets, **TASKS})}")
+        names = list({**sets, **TASKS})
+        near = difflib.get_close_matches(name.lower(), names, n=3)
+        raise ConfigError(f"there is no data set or task {name!r}: {hint(near, names)}")
     return (name,), next((wanted for wanted in sets.values() if name in wanted.tasks), None)
+
+
+def hint(near: list[str], names: list[str]) -> str:
+    """What else could be meant."""
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
 
 
 def describe(task: Task) -> str:
@@ -136,7 +149,7 @@ def spread(part: Sequences) -> str:
     sizes = [BATCH] * max(steps, 1)
     like, chance = (Batches(len(lengths), sizes, 0, lengths=sort) for sort in (lengths, None))
     like_share, chance_share = (
-        padding(lengths, [batches.at(step + 1) for step in range(len(sizes))]) for batches in (like, chance)
+        padding(part.part_lengths, [batches.at(step + 1) for step in range(len(sizes))]) for batches in (like, chance)
     )
     return (
         f"{lengths.double().mean():.0f} tokens on average; {like_share:.1%} padding in batches of {BATCH} of like length, "

@@ -38,8 +38,10 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
         FloatingPointError: training diverged.
     """
     start = time.perf_counter()
+    image_tasks = [task.__name__ for task in tasks.IMAGES]
+    sees_images = config.task in image_tasks or config.task not in tasks.TASKS
+    require(sees_images, f"task {config.task} has no images, and this program trains on {', '.join(image_tasks)} only")
     task = tasks.load(config.task, data_folder(config.data_dir))
-    require(isinstance(task, ImageTask), f"task {config.task} has no images, and this program trains networks for images only")
     assert isinstance(task, ImageTask)
     check_fit(config, task, accelerator)
     set_seed(config.seed)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from mimo_benchmarks.config import RunConfig
+from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.augment import beta_quantiles, varied_batch
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.kinds import ImageTask
@@ -70,10 +70,15 @@ def sequence_batch(
         index: the batch, such as `Batches.at` gives it, on the device.
         m: rows of a grid.
         n: columns of a grid.
-        length: at least that of the longest sequence, which the lengths on the CPU tell without waiting for a GPU.
+        length: that of the longest sequence or more, lest it be cut, and at least 1. Lengths on the CPU tell it without waiting
+            for a GPU.
         rank: number of this process.
         world: of all processes.
+
+    Raises:
+        ConfigError: there is no grid for this process.
     """
     own = grid(index, m, n)[rank::world]
+    require(len(own) > 0, f"process {rank} of {world} has no grid of {m} x {n} in a batch of {len(index)}: make batches larger")
     tokens, mask = split.tokens(own.flatten(), length)
     return tokens.unflatten(0, own.shape), mask.unflatten(0, own.shape), split.labels[own]

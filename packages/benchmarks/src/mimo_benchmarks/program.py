@@ -62,7 +62,8 @@ def execute(arguments: Sequence[str]) -> None:
     """Run the program; exit code 2 for settings or data that cannot work, 1 for a failed run."""
     try:
         if arguments and arguments[0] == "data":
-            data_program.execute(arguments[1:])
+            if os.environ.get("RANK", "0") == "0":  # once, however many processes
+                data_program.execute(arguments[1:])
             return
         preset, config = parse(arguments)
         accelerator = Accelerator()

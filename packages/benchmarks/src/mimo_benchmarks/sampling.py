@@ -35,7 +35,8 @@ class Batches(Sampler[list[int]]):
     """The items of every training step, by its number from 1: what comes after the set's last item is another pass over it.
 
     Sequences are sorted by length within windows of `WINDOW` steps and cut into batches, which are then shuffled: a batch, and
-    each superposition in it, holds sequences of like length. Every item still comes once a pass.
+    each superposition in it, holds sequences of like length. Passes are sorted apart, so that no item shares a batch with itself
+    unless the batch holds the end of one pass and the start of the next. Every item still comes once a pass.
 
     Iterates from step `start` on, as `batch_sampler` of a torch DataLoader; what workers and processes there are makes no
     difference.
@@ -79,8 +80,10 @@ class Batches(Sampler[list[int]]):
         """The batches of a window of steps."""
         assert self.lengths is not None
         first, last = window * WINDOW, min((window + 1) * WINDOW, len(self.sizes))
-        items = self._stream(int(self.places[first]), int(self.places[last]))
-        items = items[self.lengths[items].argsort(stable=True)]
+        start, stop = int(self.places[first]), int(self.places[last])
+        items, passes = self._stream(start, stop), torch.arange(start, stop) // self.count
+        order_of_length = self.lengths[items].argsort(stable=True)
+        items = items[order_of_length[passes[order_of_length].argsort(stable=True)]]  # by length within each pass
         order = torch.randperm(last - first, generator=generator(self.seed, window, "window")).tolist()
         cut = items.split([self.sizes[first + step] for step in order])
         return [cut[place] for place in np.argsort(order)]
@@ -91,7 +94,7 @@ def by_length(lengths: Int[Tensor, " count"], size: int) -> list[Int[Tensor, " s
     return list(lengths.argsort(stable=True).split(size))
 
 
-def padding(lengths: Int[Tensor, " count"], batches: Sequence[Int[Tensor, " size"]]) -> float:
-    """The share of tokens in these batches that is padding, each padded to its longest sequence."""
-    real = sum(int(lengths[batch].sum()) for batch in batches)
-    return 1 - real / sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+def padding(lengths: Int[Tensor, "count parts"], batches: Sequence[Int[Tensor, " size"]]) -> float:
+    """The share of tokens in these batches that is padding, each padded to its longest sequence, both parts of a pair alike."""
+    chosen = [lengths[batch] for batch in batches]
+    return 1 - sum(int(part.sum()) for part in chosen) / sum(part.numel() * int(part.max()) for part in chosen)

@@ -10,6 +10,7 @@ import torch
 
 from mimo_benchmarks.catalogue import RELEASE, remedy, sets
 from mimo_benchmarks.data import images
+from mimo_benchmarks.data.files import there
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError, DatasetError
 from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, TokenTask
@@ -70,7 +71,13 @@ def text(folder: Path, *, published: bool = False) -> SequenceTask:
 
     complete("imdb", folder)
     name = "text_published" if published else "text"
-    return SequenceTask(name=name, **splits(folder, published=published), classes=2, vocab_size=257, max_length=4000)
+    return SequenceTask(
+        name=name,
+        **splits(folder, published=published, remedy=remedy("imdb", folder)),
+        classes=2,
+        vocab_size=257,
+        max_length=4000,
+    )
 
 
 def retrieval(folder: Path) -> SequenceTask:
@@ -113,9 +120,8 @@ def listops_lra(folder: Path) -> SequenceTask:
 
     complete("listops_lra", folder)
     place = folder / RELEASE / "listops-1000"
-    splits = {
-        name: read_tsv(place / f"basic_{file}.tsv") for name, file in (("train", "train"), ("dev", "val"), ("test", "test"))
-    }
+    files = (("train", "train", 96_000), ("dev", "val", 2_000), ("test", "test", 2_000))
+    splits = {name: read_tsv(place / f"basic_{file}.tsv", count) for name, file, count in files}
     return SequenceTask(name="listops_lra", **splits, classes=10, vocab_size=16, max_length=2000)
 
 
@@ -133,7 +139,7 @@ def pathfinder_lra(folder: Path) -> SequenceTask:
 def complete(name: str, folder: Path) -> None:
     """Raise DatasetError unless all files of that data set are in the folder."""
     for file in sets()[name].files:
-        if not (folder / file).exists():
+        if not there(folder / file):
             raise DatasetError(f"{folder / file} is missing: {remedy(name, folder)}")
 
 
@@ -169,8 +175,9 @@ def portable() -> torch.Generator:
 
 
 Load = Callable[[Path], Task]
+IMAGES = (digits, mnist, mnist20, cifar10, cifar100, svhn)
 PLAIN: tuple[Load, ...] = (
-    *(digits, mnist, mnist20, cifar10, cifar100, svhn),
+    *IMAGES,
     *(listops, listops_lra, text, retrieval, image, pathfinder, pathfinder_lra, recall, induction),
 )
 TASKS: dict[str, Load] = {

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from mimo_benchmarks.errors import DatasetError
 
@@ -24,6 +25,29 @@ def digest(content: bytes, algorithm: str) -> str:
     return f"{algorithm}:{hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()}"
 
 
+def there(path: Path) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+        DatasetError: it cannot be told, or it is neither: reading from a pipe would wait for ever.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not (S_ISREG(mode) or S_ISDIR(mode)):
+        raise DatasetError(f"{path} is no file: put the file there, or name another folder with --data-dir")
+    return True
+
+
+def unreadable(path: Path, error: OSError) -> DatasetError:
+    """What to say where the file system refuses."""
+    reason = error.strerror or error
+    return DatasetError(f"{path} cannot be read ({reason}): see to what is there, or name another folder with --data-dir")
+
+
 def read(file: File, folder: Path, remedy: str) -> bytes:
     """The content of a published file, which is what was checked: the file is read once.
 
@@ -36,12 +60,12 @@ def read(file: File, folder: Path, remedy: str) -> bytes:
         DatasetError: the file is missing, cannot be read, or is not the published one; names it, its place and the remedy.
     """
     path = folder / file.path
+    if not there(path):
+        raise DatasetError(f"{path} is missing: {remedy}")
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise DatasetError(f"{path} is missing: {remedy}") from None
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
+        raise unreadable(path, error) from error
     if len(content) != file.size:
         raise DatasetError(f"{path} has {len(content):,} bytes, the published file {file.size:,}: {remedy}")
     if digest(content, file.digest.partition(":")[0]) != file.digest:

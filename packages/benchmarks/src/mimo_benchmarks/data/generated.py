@@ -74,6 +74,8 @@ def generated(
     for what, value in (("count", count), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{what} is {value}; it must be at least 1")
+    if "::" in str(folder):
+        raise DatasetError(f"{folder} has '::' in its name, which `datasets` takes apart: name another folder with --data-dir")
     path = cache(folder, name, version=version, arguments=arguments, count=count)
     info = DatasetInfo(description=recipe(name, version, arguments, count), features=features)
     with reported(path):

@@ -35,7 +35,7 @@ CIFAR10 = tuple(
         ("batches.meta", 158, "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb"),
     )
 )
-"""Five batches to train on, one to test, and the classes' names, which torchvision asks for and we do not."""
+"""Five batches to train on, one to test, and the classes' names, which we check for torchvision's sake."""
 
 CIFAR100 = tuple(
     File(path=f"cifar-100-python/{name}", size=size, digest=f"sha256:{digest}")
@@ -100,13 +100,13 @@ def mnist(folder: Path, remedy: str) -> tuple[Split, Split]:
 
 def cifar10(folder: Path, remedy: str) -> tuple[Split, Split]:
     """CIFAR-10's 50,000 and 10,000 colour photographs of 32 x 32 pixels (Krizhevsky, 2009)."""
-    *train, test = (read(file, folder, remedy) for file in CIFAR10[:6])
+    *train, test, _ = (read(file, folder, remedy) for file in CIFAR10)
     return pickled(train, "labels"), pickled([test], "labels")
 
 
 def cifar100(folder: Path, remedy: str) -> tuple[Split, Split]:
     """CIFAR-100: as many, in 100 fine classes (Krizhevsky, 2009)."""
-    train, test = (read(file, folder, remedy) for file in CIFAR100[:2])
+    train, test, _ = (read(file, folder, remedy) for file in CIFAR100)
     return pickled([train], "fine_labels"), pickled([test], "fine_labels")
 
 

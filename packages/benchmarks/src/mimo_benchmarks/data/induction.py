@@ -76,10 +76,10 @@ def guesses(split: TokenSplit, *, vocab_size: int) -> dict[str, float]:
     """Accuracies of the last token that need no look at what follows "=>": what a network must exceed to have learnt the rule.
 
     Returns:
-        Shares right of "chance", a symbol at random; "last", the last one before the second "=>"; "frequent", the one shown most
+        Shares right of "chance", a symbol at random; "last", the last one that could be it; "frequent", the one shown most
         often. Of symbols that tie, one at random: its expectation is returned.
     """
-    body, answer = split.inputs[:, :-1], split.targets[:, -1]
+    body, answer = split.inputs[:, 1:-2], split.targets[:, -1]  # where answers stand
     none = torch.zeros(len(body), vocab_size, device=body.device)
     shown = none.scatter_add(1, body, torch.ones_like(body, dtype=none.dtype))
     votes = {"chance": none, "last": none.scatter(1, body[:, -1:], 1), "frequent": shown}

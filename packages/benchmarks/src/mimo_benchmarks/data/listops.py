@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from datasets import Features, Value
 
+from mimo_benchmarks.data.files import there
 from mimo_benchmarks.data.generated import Columns, cache, generated
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError, DatasetError
@@ -221,12 +222,18 @@ def parenthesized(tokens: Sequence[str]) -> str:
     return " ".join("( " * applied.get(place, 0) + word for place, word in enumerate(words))
 
 
-def read_tsv(path: Path) -> Sequences:
+def read_tsv(path: Path, count: int | None = None) -> Sequences:
     """A split in the published form, as basic_train.tsv: the columns Source and Target below these names.
+
+    Args:
+        path: of the file.
+        count: expressions that it must have; any number if None.
 
     Raises:
         DatasetError: the file cannot be read, or a line is no expression with its value; names the file, the line and the place.
     """
+    if not there(path):
+        raise DatasetError(f"{path} is missing: get the file, or generate the set")
     place = {symbol: value for value, symbol in enumerate(SYMBOLS)}
     strings, labels = [], []
     try:
@@ -238,6 +245,10 @@ def read_tsv(path: Path) -> Sequences:
                 try:
                     source, _, target = line.rstrip("\n").partition("\t")
                     tokens, value = parse(source)
+                    if len(tokens) >= PUBLISHED["max_length"]:
+                        raise DatasetError(
+                            f"{len(tokens):,} symbols, and no published expression has {PUBLISHED['max_length']:,}"
+                        )
                     if target != str(value):
                         raise DatasetError(f"the value is {value}, the file has {shortened(target)}")
                 except DatasetError as error:
@@ -246,6 +257,8 @@ def read_tsv(path: Path) -> Sequences:
                 labels.append(value)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror or error}): see to the file, or generate the set") from error
+    if count not in (None, len(labels)):
+        raise DatasetError(f"{path} has {len(labels):,} expressions, not the {count:,} published: get the file anew")
     if not labels:
         raise DatasetError(f"{path} has no line below the names of its columns: get the file anew")
     return Sequences.of(strings, labels)

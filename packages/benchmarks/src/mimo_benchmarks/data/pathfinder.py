@@ -8,7 +8,7 @@ open or the code fails:
 - Pictures are stretched to the levels 0 to 255, as scipy.misc did that wrote the published ones: none is empty.
 - Contrasts, before that, are 1.5 of contours (2 times 0.75), 2 of distractors and 1 of markers, as the code has it.
 - Labels are a fair coin's.
-- There are no distractors of a single paddle unless asked for: the published wrapper turns them off, its class has them on.
+- There are no distractors of a single paddle: the published wrapper turns them off, though its class has them on.
 - No two contours touch: every paddle is held against all others. In the published code a contour does not see the newest paddle
   of the other one, nor do distractors see the last paddle of the first.
 - A first paddle has any direction, and lies wherever it fits. The published code looks a pixel aside, and takes what lies beyond
@@ -44,7 +44,6 @@ def pathfinder(
     *,
     seed: int = 0,
     count: int = COUNT,
-    single_paddles: bool = False,
     published: bool = False,
     workers: int | None = None,
 ) -> dict[str, Sequences]:
@@ -57,7 +56,6 @@ def pathfinder(
         folder: the data folder; see `generated`.
         seed: another one gives other pictures.
         count: pictures.
-        single_paddles: fill what is left of the picture with single paddles.
         published: token ids are the grey levels, so black pixels are padding, as in MIMOFormer's published code; else the levels
             and one, and every pixel is a token.
         workers: processes that generate; see `generated`.
@@ -69,13 +67,12 @@ def pathfinder(
     for name, value, least in (("seed", seed, 0), ("count", count, 10)):
         if value < least:
             raise ConfigError(f"{name} is {value}; it must be at least {least}")
-    arguments = {"seed": seed, "single_paddles": single_paddles}
     dataset = generated(
         folder,
         "pathfinder",
         version=VERSION,
-        arguments=arguments,
-        produce=partial(pictures, seed=seed, single_paddles=single_paddles),
+        arguments={"seed": seed},
+        produce=partial(pictures, seed=seed),
         features=FEATURES,
         count=count,
         workers=workers,
@@ -86,7 +83,7 @@ def pathfinder(
 
 def cached(folder: Path) -> Path:
     """Where `pathfinder` keeps the set that it makes by default, whether it is there or not."""
-    return cache(folder, "pathfinder", version=VERSION, arguments={"seed": 0, "single_paddles": False}, count=COUNT)
+    return cache(folder, "pathfinder", version=VERSION, arguments={"seed": 0}, count=COUNT)
 
 
 def splits(whole: Sequences) -> dict[str, Sequences]:
@@ -95,8 +92,8 @@ def splits(whole: Sequences) -> dict[str, Sequences]:
     return {split: whole.part(start, stop) for split, (start, stop) in zip(SHARES, pairwise(bounds), strict=True)}
 
 
-def pictures(chunk: int, *, seed: int, single_paddles: bool) -> Columns:
+def pictures(chunk: int, *, seed: int) -> Columns:
     """CHUNK pictures with their labels: a function of the arguments."""
     random = Random(f"{seed} {chunk}").random  # the one method whose numbers no version of Python may change
-    scenes = [scene(random, single_paddles=single_paddles) for _ in range(CHUNK)]
+    scenes = [scene(random) for _ in range(CHUNK)]
     return {"image": [paint(shown) for shown in scenes], "label": [shown.label for shown in scenes]}

@@ -18,6 +18,10 @@ REMEDY = "unpack LRA's lra_release.gz anew, or generate a set"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = bytes([0, 0, 0, 32, 0, 0, 0, 32, 8, 0, 0, 0, 0])
 """32 x 32, 8 bits, grey, not interlaced."""
+KINDS = (b"IHDR", b"IDAT", b"IEND")
+"""The parts that such a picture can need."""
+ROWS = 32 * (1 + 32)
+"""Bytes of its rows, each after the number of its filter."""
 COLUMNS = {
     "the folder imgs/NUMBER": rb"imgs/\d{1,6}",
     "a name sample_NUMBER.png": rb"sample_\d{1,7}\.png",
@@ -36,7 +40,7 @@ class Original(NamedTuple):
     """Pictures left out because their files have no content, as at least one published one."""
 
 
-def read_original(folder: Path, *, published: bool = False) -> Original:
+def read_original(folder: Path, *, published: bool = False, count: int | None = 200_000) -> Original:
     """LRA's pictures, from FOLDER/curv_contour_length_14 with imgs/NUMBER/sample_NUMBER.png and metadata/NUMBER.npy.
 
     The metadata is text in spite of its names, a line a picture. LRA shuffles before it splits, without a seed; here pictures
@@ -45,6 +49,7 @@ def read_original(folder: Path, *, published: bool = False) -> Original:
     Args:
         folder: often named pathfinder32.
         published: token ids are the grey levels, and black is padding; see `pathfinder`.
+        count: pictures that there must be, empty ones with them; any number if None.
 
     Raises:
         DatasetError: a file is missing, cannot be read or is not what it should be; names it, the line and the remedy.
@@ -76,6 +81,8 @@ def read_original(folder: Path, *, published: bool = False) -> Original:
             except DatasetError as error:
                 raise DatasetError(f"{path} {error}: {REMEDY}") from error
             labels.append(label)
+    if count not in (None, len(seen)):
+        raise DatasetError(f"{folder} has {len(seen):,} pictures by its metadata, not the {count:,} published: {REMEDY}")
     if not images:
         raise DatasetError(f"{folder} has no picture that is not empty: {REMEDY}")
     return Original(splits=splits(Sequences.of(images, labels, shift=0 if published else 1)), empty=tuple(empty))
@@ -111,27 +118,34 @@ def parse(line: bytes) -> tuple[str, int]:
 
 
 def decode(content: bytes) -> bytes:
-    """1024 grey levels from a PNG, every checksum of which is looked at: Pillow skips those of the pixels.
+    """1024 grey levels from a PNG, every checksum of which is looked at: Pillow skips some, and fills in pixels that are missing.
 
     Raises:
         DatasetError: it is none of 32 x 32 grey levels; says how, and where.
     """
     if not content.startswith(SIGNATURE):
         raise DatasetError("is no PNG")
-    start, kind = len(SIGNATURE), b""
+    start, kind, packed = len(SIGNATURE), b"", b""
     while kind != b"IEND":
         size, kind = int.from_bytes(content[start : start + 4]), content[start + 4 : start + 8]
         end = start + 8 + size
         body, checksum = content[start + 4 : end], content[end : end + 4]
         if len(checksum) < 4 or zlib.crc32(body) != int.from_bytes(checksum):
             raise DatasetError(f"is damaged: the part at byte {start} is cut off, or its checksum is wrong")
-        if start == len(SIGNATURE) and body != b"IHDR" + HEADER:
-            raise DatasetError("is no PNG of 32 x 32 grey levels with 8 bits")
+        first = start == len(SIGNATURE)
+        if first != (kind == b"IHDR") or (first and body[4:] != HEADER) or (kind[:1].isupper() and kind not in KINDS):
+            raise DatasetError(f"is no PNG of 32 x 32 grey levels with 8 bits: see its part at byte {start}")
+        packed += body[4:] if kind == b"IDAT" else b""
         start = end + 4
     if start != len(content):
         raise DatasetError(f"has {len(content) - start} bytes after its end")
+    pixels = zlib.decompressobj()
     try:
+        rows = pixels.decompress(packed, ROWS + 1)
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
-            return image.tobytes()
+            levels = image.tobytes()
     except Exception as error:  # Pillow names no type for pixels that cannot be had
         raise DatasetError(f"has no pixels that can be read ({error})") from error
+    if len(rows) != ROWS or not pixels.eof or pixels.unused_data:
+        raise DatasetError("has too few pixels, or too many")
+    return levels

@@ -26,8 +26,8 @@ from mimo_benchmarks.data.pathfinder_strokes import (
 
 CONTOUR, DISTRACTOR = 14, 4
 """Paddles of a contour and of a distractor."""
-DISTRACTORS, SINGLES = 5, 708
-"""In a picture, at most: distractors, and single paddles if these are asked for."""
+DISTRACTORS = 5
+"""In a picture, at most."""
 PADDING, SEED_DISTANCE = 1, 7
 """Pixels free at the edge; between the tips at which the two contours start."""
 PADDLE_TRIALS, CONTOUR_TRIALS, PLACES = 3, 5, 200
@@ -58,15 +58,15 @@ class Scene(NamedTuple):
     label: int
 
 
-def scene(random: Draw, *, single_paddles: bool = False) -> Scene:
+def scene(random: Draw) -> Scene:
     """What one picture shows. Contours that cannot go on are drawn anew, both; distractors are left out after some trials."""
     while (found := targets(random)) is None:
         pass
     contours, field = found
     distractors = []
-    for paddles in [DISTRACTOR] * DISTRACTORS + [1] * (SINGLES if single_paddles else 0):
+    for _ in range(DISTRACTORS):
         for _ in range(CONTOUR_TRIALS):
-            if (longer := distractor(paddles, field, random)) is not None:
+            if (longer := distractor(field, random)) is not None:
                 distractors.append(longer[0])
                 field = longer[1]
                 break
@@ -200,15 +200,15 @@ def targets(random: Draw) -> tuple[tuple[list[Paddle], list[Paddle]], Field] | N
     return (both[0].paddles, both[1].paddles), fields[0]
 
 
-def distractor(paddles: int, field: Field, random: Draw) -> tuple[list[Paddle], Field] | None:
-    """A contour of so many paddles that starts anywhere, and the field with it; None if it came to a dead end."""
+def distractor(field: Field, random: Draw) -> tuple[list[Paddle], Field] | None:
+    """A contour of DISTRACTOR paddles that starts anywhere, and the field with it; None if it came to a dead end."""
     seed = SEEDS[below(360, random)]
     starts = (place(below(WINDOW, random), below(WINDOW, random)) for _ in range(PLACES))
     start = next((start for start in starts if field.fits(Paddle(start, seed.brush))), None)
     if start is None:
         return None
     contour, field = Contour(seed, start), Field(field)
-    for _ in range(paddles - 1):
+    for _ in range(DISTRACTOR - 1):
         if not contour.grow(field, random):
             return None
         field.add(contour.paddles[-2])

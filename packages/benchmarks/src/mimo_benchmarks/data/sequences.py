@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+from mimo_benchmarks.errors import DatasetError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
@@ -23,7 +25,13 @@ class Sequences:
 
     @classmethod
     def of(cls, strings: Sequence[bytes], labels: Sequence[int], *, parts: int = 1, shift: int = 1) -> "Sequences":
-        """From `parts` strings for every label."""
+        """From `parts` strings for every label.
+
+        Raises:
+            DatasetError: all strings are empty, or there are others than `parts` for each label.
+        """
+        if not any(strings) or len(strings) != parts * len(labels):
+            raise DatasetError(f"{len(strings)} texts, {sum(map(bool, strings))} of them not empty, for {len(labels)} labels")
         values = torch.from_numpy(np.frombuffer(b"".join(strings), np.uint8).copy())
         offsets = torch.from_numpy(np.cumsum([0, *map(len, strings)], dtype=np.int64))
         return cls(values=values, offsets=offsets, labels=torch.tensor(labels, dtype=torch.long), parts=parts, shift=shift)
@@ -44,9 +52,14 @@ class Sequences:
         return len(self.labels)
 
     @property
+    def part_lengths(self) -> Int[Tensor, "count parts"]:
+        """Tokens of each part of each item."""
+        return self.offsets.diff().unflatten(0, (-1, self.parts))
+
+    @property
     def lengths(self) -> Int[Tensor, " count"]:
         """Tokens of each item; of the longer one of a pair."""
-        return self.offsets.diff().unflatten(0, (-1, self.parts)).amax(1)
+        return self.part_lengths.amax(1)
 
     def tokens(self, index: Int[Tensor, " b"], length: int) -> tuple[Int[Tensor, "b *parts l"], Bool[Tensor, "b *parts l"]]:
         """Items as token ids, padded with 0 to `length` or cut there, and where they are real.

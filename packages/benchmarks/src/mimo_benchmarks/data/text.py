@@ -21,7 +21,9 @@ REMEDY = (
 )
 
 
-def text(folder: Path, *, length: int = 4000, published: bool = False, seed: int = 0) -> dict[str, Sequences]:
+def text(
+    folder: Path, *, length: int = 4000, published: bool = False, seed: int = 0, remedy: str = REMEDY
+) -> dict[str, Sequences]:
     """IMDb's reviews (Maas et al., 2011) as train, dev and test. Label 1 is a good one; ids are bytes + 1.
 
     LRA's dev set is its test set (google-research/long-range-arena, text_classification/input_pipeline.py): the checkpoint to
@@ -32,13 +34,14 @@ def text(folder: Path, *, length: int = 4000, published: bool = False, seed: int
         length: bytes kept of a review.
         published: as LRA has it: train is all 25,000 reviews, and dev is test.
         seed: decides which reviews are dev.
+        remedy: what the user is to do about files that are not as they should be.
 
     Raises:
         ConfigError: `length` is not positive.
         DatasetError: a file is missing or cannot be read, or its texts and labels are not those published.
     """
     positive(length)
-    train, test = (reviews(folder / "imdb" / f"{split}.parquet", IMDB[split]) for split in ("train", "test"))
+    train, test = (reviews(folder / "imdb" / f"{split}.parquet", IMDB[split], remedy) for split in ("train", "test"))
     train, dev = (train, test) if published else hold_out(*train, seed=seed)
     return sequences(length, train=train, dev=dev, test=test)
 
@@ -89,15 +92,15 @@ def sequences(length: int, **splits: Table) -> dict[str, Sequences]:
     return {name: Sequences.of([text[:length] for text in texts], labels) for name, (texts, labels) in splits.items()}
 
 
-def reviews(path: Path, expected: str) -> Table:
+def reviews(path: Path, expected: str, remedy: str = REMEDY) -> Table:
     """A table with labels 0 and 1 whose digest is known.
 
     Raises:
         DatasetError: as `read_table`; or its digest is another.
     """
-    table = read_table(path, classes=2, remedy=REMEDY)
+    table = read_table(path, classes=2, remedy=remedy)
     if digest(*table) != expected:
-        raise DatasetError(f"{path}: its {len(table[0]):,} texts and labels are not those published: {REMEDY}")
+        raise DatasetError(f"{path}: its {len(table[0]):,} texts and labels are not those published: {remedy}")
     return table
 
 

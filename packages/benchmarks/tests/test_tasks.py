@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mimo_benchmarks.catalogue import sets
-from mimo_benchmarks.data import images
+from mimo_benchmarks.data import images, listops, pathfinder
 from mimo_benchmarks.data.folder import data_folder
+from mimo_benchmarks.data.generated import cache
 from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.errors import ConfigError, DatasetError
 from mimo_benchmarks.kinds import ImageTask, SequenceTask, TokenTask
@@ -131,3 +132,17 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(name, tmp_path):
     assert str(tmp_path) in str(error.value)
     by_hand = name in ("retrieval", "listops_lra", "pathfinder_lra")
     assert ("lra_release.gz" if by_hand else "benchmarks/run.py data prepare ") in str(error.value)
+
+
+@pytest.mark.parametrize("module", [listops, pathfinder])
+def test_the_catalogue_knows_where_a_generated_set_lies(module, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def generated(folder, name, *, version, arguments, count, **_):
+        raise Asked(cache(folder, name, version=version, arguments=arguments, count=count))
+
+    monkeypatch.setattr(module, "generated", generated)
+    with pytest.raises(Asked) as asked:
+        load(module.__name__.rsplit(".", 1)[1], tmp_path)
+    assert asked.value.args == (module.cached(tmp_path),)

@@ -116,6 +116,8 @@ def test_partners_are_a_permutation_that_leaves_every_group(groups, n):
         partner = partners(groups, n, key(seed))
         assert sorted(partner.tolist()) == list(range(groups * n))
         assert all(place // n != other // n for place, other in enumerate(partner.tolist()))
+        for group in partner.view(groups, n) // n:
+            assert len(set(group.tolist())) == min(n, groups - 1)  # mixed with as many others as there can be
 
 
 def test_every_place_of_every_other_group_is_as_likely_a_partner():

@@ -39,6 +39,8 @@ def test_data_folder_is_the_flag_then_the_variable_then_the_cache(tmp_path, monk
     monkeypatch.setenv("MIMO_DATA", str(tmp_path / "named"))
     assert data_folder(tmp_path) == tmp_path
     assert data_folder() == tmp_path / "named"
+    monkeypatch.setenv("MIMO_DATA", "~/named")
+    assert data_folder() == Path.home() / "named"
     monkeypatch.delenv("MIMO_DATA")
     assert data_folder().name == "mimo-benchmarks"
 

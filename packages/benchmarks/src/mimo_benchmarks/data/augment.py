@@ -80,12 +80,12 @@ def beta_quantiles(alpha: float, device: torch.device) -> Float[Tensor, " points
 def partners(groups: int, n: int, key: Int[Tensor, "2"]) -> Int[Tensor, " b"]:
     """A permutation of groups x n places that leaves no image in its own group, where the two would share a pass.
 
-    Slot s of a group gets slot t(s) of another, so many places further in a random circle of the groups: every place in any other
-    group is as likely as the next.
+    Slot s of a group gets slot t(s) of another, so many places further in a random circle of the groups: for each slot another
+    number, if there are groups enough. Every place in any other group is as likely as the next.
     """
     require(groups > 1, f"mixup takes partners from other groups, and there is {groups} group")
     circle, slots = permutation(key, 9, groups), permutation(key, 10, n)
-    steps = 1 + below(groups - 1, key, 11, n)
+    steps = 1 + permutation(key, 11, groups - 1)[torch.arange(n, device=key.device) % (groups - 1)]
     place = (torch.arange(groups, device=key.device)[:, None] + steps) % groups
     return torch.empty_like(place).index_copy(0, circle, circle[place] * n + slots).flatten()
 

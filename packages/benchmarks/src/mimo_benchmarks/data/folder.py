@@ -11,5 +11,5 @@ def data_folder(given: Path | None = None) -> Path:
     if given is not None:
         return given
     if named := os.environ.get("MIMO_DATA"):
-        return Path(named)
+        return Path(named).expanduser()
     return user_cache_path("mimo-benchmarks", appauthor=False)

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
+from typing import IO
 from urllib import request
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -99,6 +100,22 @@ def ask(url: str, start: int, timeout: float) -> tuple[HTTPResponse, int]:
     raise Refused(f"it answered {response.status} {response.reason}", final=True)
 
 
+class Redirects(request.HTTPRedirectHandler):
+    """Closes the answer also where its redirect leads nowhere."""
+
+    def http_error_302(
+        self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> HTTPResponse | None:
+        """Follow a redirect."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except Exception:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 def opener() -> request.OpenerDirector:
     """Follows redirects and uses proxies, but speaks HTTP alone: no redirect leads to a file of this machine."""
     director = request.OpenerDirector()
@@ -106,7 +123,7 @@ def opener() -> request.OpenerDirector:
         request.ProxyHandler,
         request.HTTPHandler,
         request.HTTPSHandler,
-        request.HTTPRedirectHandler,
+        Redirects,
         request.HTTPErrorProcessor,
         request.HTTPDefaultErrorHandler,
         request.UnknownHandler,

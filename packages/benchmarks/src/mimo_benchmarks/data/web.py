@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import Any
 from urllib import request
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -103,9 +103,7 @@ def ask(url: str, start: int, timeout: float) -> tuple[HTTPResponse, int]:
 class Redirects(request.HTTPRedirectHandler):
     """Closes the answer also where its redirect leads nowhere."""
 
-    def http_error_302(
-        self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
-    ) -> HTTPResponse | None:
+    def http_error_302(self, req: request.Request, fp: Any, code: int, msg: str, headers: HTTPMessage) -> HTTPResponse | None:
         """Follow a redirect."""
         try:
             return super().http_error_302(req, fp, code, msg, headers)

@@ -25,8 +25,8 @@ from mimo_benchmarks.data.listops import (
     listops,
     parenthesized,
     parse,
-    read_tsv,
 )
+from mimo_benchmarks.data.listops_files import read_tsv
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 SMALL = {"counts": (60, 20, 10), "min_length": 3, "max_length": 40, "max_depth": 4, "max_args": 5, "workers": 1}

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimo_benchmarks.data import images
-from mimo_benchmarks.data.download import ByContent, Source
-from mimo_benchmarks.data.files import File, there
+from mimo_benchmarks.data.files import ByContent, File, Source, there
 from mimo_benchmarks.data.folder import data_folder
 
 UNSTATED = "no licence stated; cite the source"

@@ -1,6 +1,5 @@
 """`run.py data`: what data sets there are, and getting and checking them."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,7 @@ from mimo_benchmarks.data.files import there
 from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.data.generated import CHECKSUMS
 from mimo_benchmarks.data.sequences import Sequences
-from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.errors import ConfigError, DatasetError, suggestion
 from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task
 from mimo_benchmarks.sampling import Batches, padding
 from mimo_benchmarks.tasks import TASKS, load
@@ -109,14 +108,8 @@ def find(name: str) -> tuple[tuple[str, ...], DataSet | None]:
         return sets[name].tasks, sets[name]
     if name not in TASKS:
         names = list({**sets, **TASKS})
-        near = difflib.get_close_matches(name.lower(), names, n=3)
-        raise ConfigError(f"there is no data set or task {name!r}: {hint(near, names)}")
+        raise ConfigError(f"there is no data set or task {name!r}: {suggestion(name.lower(), names)}")
     return (name,), next((wanted for wanted in sets.values() if name in wanted.tasks), None)
-
-
-def hint(near: list[str], names: list[str]) -> str:
-    """What else could be meant."""
-    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
 
 
 def describe(task: Task) -> str:

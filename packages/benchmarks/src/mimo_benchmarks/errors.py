@@ -1,5 +1,8 @@
 """One exception a boundary; each message names the file or value and the remedy."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ConfigError(ValueError):
     """A setting that cannot work."""
@@ -7,3 +10,10 @@ class ConfigError(ValueError):
 
 class DatasetError(RuntimeError):
     """A data set that is missing or not what it should be."""
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """What else could be meant by a name that is none of these."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"

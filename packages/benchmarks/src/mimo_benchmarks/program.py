@@ -1,6 +1,5 @@
 """The command line: a preset's name, flags that change it, and clear words for whatever goes wrong."""
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -9,9 +8,9 @@ import torch
 import tyro
 from accelerate import Accelerator
 
-from mimo_benchmarks import data_program, experiment
+from mimo_benchmarks import experiment
 from mimo_benchmarks.config import RunConfig, require
-from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.errors import ConfigError, DatasetError, suggestion
 from mimo_benchmarks.presets import PRESETS
 
 
@@ -26,9 +25,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     if flags and not flags[0].startswith("-"):
         name = flags.pop(0)
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(PRESETS)}"
-        raise ConfigError(f"there is no preset {name!r}: {hint}")
+        raise ConfigError(f"there is no preset {name!r}: {suggestion(name, PRESETS)}")
     presets = "\n".join(f"  {preset}: {(make.__doc__ or '').splitlines()[0]}" for preset, make in PRESETS.items())
     description = (
         "Train one network in superposition and plain ones of equal cost on the same images, then compare accuracy and "
@@ -63,6 +60,8 @@ def execute(arguments: Sequence[str]) -> None:
     try:
         if arguments and arguments[0] == "data":
             if os.environ.get("RANK", "0") == "0":  # once, however many processes
+                from mimo_benchmarks import data_program  # here, because `datasets` takes a second to import
+
                 data_program.execute(arguments[1:])
             return
         preset, config = parse(arguments)

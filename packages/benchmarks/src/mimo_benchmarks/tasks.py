@@ -11,6 +11,7 @@ import torch
 from mimo_benchmarks.catalogue import RELEASE, remedy, sets
 from mimo_benchmarks.data import images
 from mimo_benchmarks.data.files import there
+from mimo_benchmarks.data.recall import VS10
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError, DatasetError
 from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, TokenTask
@@ -116,7 +117,7 @@ def pathfinder(folder: Path, *, published: bool = False) -> SequenceTask:
 
 def listops_lra(folder: Path) -> SequenceTask:
     """ListOps as the long range arena released it."""
-    from mimo_benchmarks.data.listops import read_tsv
+    from mimo_benchmarks.data.listops_files import read_tsv
 
     complete("listops_lra", folder)
     place = folder / RELEASE / "listops-1000"
@@ -183,7 +184,7 @@ PLAIN: tuple[Load, ...] = (
 TASKS: dict[str, Load] = {
     **{task.__name__: task for task in PLAIN},
     **{f"{task.__name__}_published": partial(task, published=True) for task in (text, image, pathfinder)},
-    "recall_vs10": partial(recall, name="recall_vs10", vocab_size=10, pairs=10),
+    "recall_vs10": partial(recall, name="recall_vs10", vocab_size=VS10["vocab_size"], pairs=VS10["pairs"]),
     **{f"mqar_{length}": partial(mqar, length=length) for length in (64, 128, 256, 512)},
 }
 """How each task is loaded from the data folder, by name."""

@@ -170,12 +170,12 @@ def crop(
     height, width = images.shape[2:]
     row = torch.arange(height, device=images.device) + corner[:, :1] - config.crop
     column = torch.arange(width, device=images.device) + corner[:, 1:] - config.crop
-    source_row, source_column = reflect(row, height), reflect(column, width)
-    source_column = torch.where(flip[:, None], width - 1 - source_column, source_column)
-    place = (source_row[:, :, None] * width + source_column[:, None]).flatten(1)
+    inner_row, inner_column = reflect(row, height), reflect(column, width)
+    source_column = torch.where(flip[:, None], width - 1 - inner_column, inner_column)
+    place = (inner_row[:, :, None] * width + source_column[:, None]).flatten(1)
     out = images.flatten(2).gather(2, place[:, None].expand(-1, images.shape[1], -1)).view_as(images)
     if config.border == "zero":
-        out = out.masked_fill(((row != source_row)[:, :, None] | (column != reflect(column, width))[:, None])[:, None], 0)
+        out = out.masked_fill(((row != inner_row)[:, :, None] | (column != inner_column)[:, None])[:, None], 0)
     return out
 
 

@@ -10,62 +10,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from mimo_benchmarks.data.files import File
-from mimo_benchmarks.data.web import CHUNK, Refused, is_web, receive
+from mimo_benchmarks.data.files import ByContent, File, Source, sync
+from mimo_benchmarks.data.web import CHUNK, Refused, receive
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, MemoryError)
 """What reading a broken archive raises: the last three come of numbers in its headers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByContent:
-    """A file without a published checksum: what it holds is checked instead."""
-
-    path: str
-    """Where it lies below the data folder."""
-    limit: int
-    """The most bytes it can have."""
-    check: Callable[[bytes], object]
-    """Raises DatasetError unless this is the content that is meant."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where files are published.
-
-    Raises:
-        ConfigError: an address that is not of the web, a path that leaves the data folder, or files that cannot come of this.
-    """
-
-    urls: tuple[str, ...]
-    """Mirrors of one and the same file, the best first."""
-    files: tuple[File | ByContent, ...]
-    """What is wanted: the file that the mirrors serve, or those that are packed in it."""
-    archive: File | None = None
-    """The file that the mirrors serve if the wanted are packed: a .tar.gz, with members named as their paths, or a .gz of one.
-
-    Its checksum must be known, so that nothing is unpacked before it matched.
-    """
-
-    def __post_init__(self) -> None:
-        """Refuse what can never be fetched."""
-        for url in self.urls:
-            if not is_web(url):
-                raise ConfigError(f"{url!r} is no address of the web: it must begin with https:// or http:// and name a host")
-        for file in (*self.files, *filter(None, [self.archive])):
-            path = PurePosixPath(file.path)
-            if path.is_absolute() or ".." in path.parts or not path.name:
-                raise ConfigError(f"the path {file.path!r} must stay below the data folder")
-        if self.archive is not None and not self.archive.path.endswith(".gz"):
-            raise ConfigError(f"{self.archive.path} is neither a .gz nor a .tar.gz")
-        if len(self.files) != 1 and not (self.files and self.archive and self.archive.path.endswith(".tar.gz")):
-            raise ConfigError(
-                f"{len(self.files)} files from {self.urls}: several come from a .tar.gz only, and there must be one"
-            )
 
 
 def fetch(
@@ -205,15 +157,9 @@ def beside(path: Path) -> Path:
 
 def promote(part: Path, path: Path) -> None:
     """Give a checked file its name, so that it lasts."""
-    with part.open("r+b") as handle:
-        os.fsync(handle.fileno())
+    sync(part)
     os.replace(part, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        entry = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(entry)
-        finally:
-            os.close(entry)
+    sync(path.parent)
 
 
 def unpack(source: Source, archive: Path, folder: Path) -> None:

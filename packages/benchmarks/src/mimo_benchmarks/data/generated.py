@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetInfo, Features, are_progress_bars_disabled,
 from datasets.table import InMemoryTable
 from tqdm import tqdm
 
-from mimo_benchmarks.data.files import digest
+from mimo_benchmarks.data.files import digest, sync
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 Columns = Mapping[str, list[bytes] | list[int]]
@@ -158,17 +158,6 @@ def read(path: Path, info: DatasetInfo) -> Dataset:
 def checksums(path: Path) -> str:
     """Of the files of a set, as `sha256sum` prints them."""
     return "".join(f"{digest((path / name).read_bytes(), 'sha256').removeprefix('sha256:')}  {name}\n" for name in FILES)
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder on disk, whatever happens next. Windows knows no such thing of folders."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

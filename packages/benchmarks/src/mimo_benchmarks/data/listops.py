@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 from datasets import Features, Value
 
-from mimo_benchmarks.data.files import there
 from mimo_benchmarks.data.generated import Columns, cache, generated
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError, DatasetError
@@ -220,45 +219,3 @@ def parenthesized(tokens: Sequence[str]) -> str:
                 operators.pop()
             words.append(token + " )" * ((token == CLOSE) + bool(operators)))
     return " ".join("( " * applied.get(place, 0) + word for place, word in enumerate(words))
-
-
-def read_tsv(path: Path, count: int | None = None) -> Sequences:
-    """A split in the published form, as basic_train.tsv: the columns Source and Target below these names.
-
-    Args:
-        path: of the file.
-        count: expressions that it must have; any number if None.
-
-    Raises:
-        DatasetError: the file cannot be read, or a line is no expression with its value; names the file, the line and the place.
-    """
-    if not there(path):
-        raise DatasetError(f"{path} is missing: get the file, or generate the set")
-    place = {symbol: value for value, symbol in enumerate(SYMBOLS)}
-    strings, labels = [], []
-    try:
-        # what is no ASCII is shown as the wrong symbol that it is
-        with path.open(encoding="ascii", errors="surrogateescape") as lines:
-            if (header := next(lines, "").rstrip("\n")) != "Source\tTarget":
-                raise DatasetError(f"{path}, line 1: {shortened(header)}, not 'Source' and 'Target' with a tab between")
-            for number, line in enumerate(lines, 2):
-                try:
-                    source, _, target = line.rstrip("\n").partition("\t")
-                    tokens, value = parse(source)
-                    if len(tokens) >= PUBLISHED["max_length"]:
-                        raise DatasetError(
-                            f"{len(tokens):,} symbols, and no published expression has {PUBLISHED['max_length']:,}"
-                        )
-                    if target != str(value):
-                        raise DatasetError(f"the value is {value}, the file has {shortened(target)}")
-                except DatasetError as error:
-                    raise DatasetError(f"{path}, line {number}: {error}; get the file anew") from None
-                strings.append(bytes(place[token] for token in tokens))
-                labels.append(value)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror or error}): see to the file, or generate the set") from error
-    if count not in (None, len(labels)):
-        raise DatasetError(f"{path} has {len(labels):,} expressions, not the {count:,} published: get the file anew")
-    if not labels:
-        raise DatasetError(f"{path} has no line below the names of its columns: get the file anew")
-    return Sequences.of(strings, labels)

@@ -1,6 +1,7 @@
-"""The training step against torch's parts put together by hand, and what each process takes of a batch."""
+"""The training step against torch's parts put together by hand; going on from a checkpoint; what is not finite."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,104 +10,237 @@ from accelerate import Accelerator
 from torch import nn
 from torch.testing import assert_close
 
+from mimo_benchmarks import checkpoint, models
 from mimo_benchmarks.config import OptimConfig, RunConfig
-from mimo_benchmarks.grouping import batch, inputs_per_step
+from mimo_benchmarks.grouping import Feed
 from mimo_benchmarks.presets import quickstart
-from mimo_benchmarks.sampling import Batches
 from mimo_benchmarks.tasks import load
-from mimo_benchmarks.train import train
-from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
+from mimo_benchmarks.train import PATIENCE, Training, accuracy, objective, train
+from mimoconv import MIMOConvConfig, WideResNetConfig, isometry_penalty
+from mimoformer import MIMOFormerConfig
+from vsa_core.penalties import key_orthonormality
 
-MODEL = {"depth": 10, "width": 0.5, "stem_channels": 8, "in_channels": 1, "image_size": 8}
+SIZES = {"depth": 10, "width": 0.5, "stem_channels": 8, "in_channels": 1, "image_size": 8}
+SMALL = MIMOConvConfig(**SIZES)
+FORMER = MIMOFormerConfig(
+    m=2, n=2, vocab_size=20, max_length=42, layers=1, embed_dim=16, heads=1, mlp_dim=16, features=16, head="tokens"
+)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def setting(tmp_path):
-    task = load("digits", tmp_path)
-    optim = OptimConfig(steps=4, groups=6, max_grad_norm=0.5)
-    return task, RunConfig(model=MIMOConvConfig(**MODEL), optim=optim, log_every=1)
+def digits(tmp_path):
+    return load("digits", tmp_path)
 
 
-def steps(task, config):
-    """What the steps of a run see: n, images and targets."""
-    inputs = inputs_per_step(config)
-    batches = Batches(len(task.train.labels), [config.optim.groups * n for n in inputs], config.seed)
-    return [(n, *batch(task, config, batches, step, n, torch.device("cpu"))) for step, n in enumerate(inputs, 1)]
+def config(steps=4, groups=6, model=SMALL, task="digits", n=(1, 2, 4), odds=(1, 1, 3), **settings):
+    optim = {name: settings.pop(name) for name in tuple(settings) if name in OptimConfig.__dataclass_fields__}
+    optim = OptimConfig(steps=steps, groups=groups, **optim)
+    return RunConfig(task=task, model=model, n=n, n_odds=odds, optim=optim, log_every=1, **settings)
+
+
+def started(settings):
+    torch.manual_seed(settings.seed)
+    return Training(models.build(settings.model), settings, Accelerator(cpu=True))
+
+
+def run(training, task, after=lambda step: None, log=lambda **line: None):
+    train(training, Feed(task, training.config, CPU), Accelerator(cpu=True), name="x", log=log, after=after)
+    return training
+
+
+def weights(training):
+    return {name: value.clone() for name, value in training.network.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a | b)
 
 
 @pytest.mark.parametrize("mixup", [0, 1])
-@pytest.mark.parametrize("superposed", [True, False])
-def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(setting, superposed, mixup):
-    task, config = setting
-    config = replace(config, augment=replace(config.augment, mixup=mixup))
-    network = MIMOConv(config.model) if superposed else WideResNet(WideResNetConfig(**MODEL))
-    reference = copy.deepcopy(network).train()
-    lines = []
-    trained, seen = train(network, task, config, Accelerator(cpu=True), name="x", log=lambda **line: lines.append(line))
-    assert not trained.training
+@pytest.mark.parametrize("model", [SMALL, WideResNetConfig(**SIZES)], ids=["superposed", "plain"])
+def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(digits, model, mixup):
+    settings = config(model=model, max_grad_norm=0.5, eps=1e-3)  # else biases without a gradient follow its rounding
+    settings = replace(settings, augment=replace(settings.augment, mixup=mixup))
+    training, lines = started(settings), []
+    reference = copy.deepcopy(training.network).train()
+    run(training, digits, log=lambda **line: lines.append(line))
 
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=8e-3, weight_decay=0.2)
+    slopes = {layer.weight for layer in reference.modules() if isinstance(layer, nn.PReLU)}
+    decaying = [parameter for parameter in reference.parameters() if parameter not in slopes]
+    groups = [{"params": decaying, "weight_decay": 0.2}, *({"params": [slope], "weight_decay": 0.0} for slope in slopes)]
+    optimizer = torch.optim.AdamW(groups, lr=8e-3, eps=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=5, pct_start=0.1, cycle_momentum=False)
-    count = 0
-    for step, (line, (n, images, targets)) in enumerate(zip(lines, steps(task, config), strict=True), 1):
-        x, y = images if superposed else images.flatten(0, 1), targets.flatten(0, 1)
-        log_likelihood = reference(x).reshape(-1, 10).log_softmax(-1)
-        loss = -((0.8 * y + 0.02) * log_likelihood).sum(-1).mean()
+    feed, count = Feed(digits, settings, CPU), 0
+    for step, line in enumerate(lines, 1):
+        images, _, targets = feed.at(step)
+        y = targets.flatten(0, 1)
+        loss = -((0.8 * y + 0.02) * reference(images).reshape(-1, 10).log_softmax(-1)).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
         count += len(y)
-        assert line["step"] == step
-        assert line["n"] == n
+        assert (line["step"], line["n"], line["inputs"], line["skipped"]) == (step, feed.n[step - 1], count, 0)
         assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
-        assert line["lr"] == pytest.approx(schedule.get_last_lr()[0])
-    assert (len(lines), seen) == (4, count)
-    for (name, value), expected in zip(trained.named_parameters(), reference.parameters(), strict=True):
-        assert_close(value, expected, rtol=1e-3, atol=1e-5, msg=name)
+        assert line["lr"] == pytest.approx(lr)
+    assert len(lines) == 4
+    for (name, value), expected in zip(training.network.named_parameters(), reference.parameters(), strict=True):
+        assert_close(value, expected, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-class Second:
-    """An accelerator that believes to be the second of two processes."""
-
-    process_index, num_processes, is_main_process, device = 1, 2, False, torch.device("cpu")
-
-    def prepare(self, *things):
-        return things
-
-    def backward(self, loss):
-        loss.backward()
-
-    def clip_grad_norm_(self, parameters, norm):
-        return nn.utils.clip_grad_norm_(parameters, norm)
-
-    def unwrap_model(self, model, **_):
-        return model
+def test_penalties_are_added_to_the_loss(digits):
+    """The first step of plain SGD takes off the gradient of loss and penalties, and reports the loss alone."""
+    rates = {"lr": 0.1, "momentum": (0.0, 0.0), "weight_decay": 0.0, "start": 1.0, "end": 1.0, "max_grad_norm": 1e9}
+    settings = config(steps=1, n=(2,), odds=(1,), optimizer="sgd", isometry=0.01, key_penalty=0.3, **rates)
+    training, lines = started(settings), []
+    reference = copy.deepcopy(training.network).train()
+    run(training, digits, log=lambda **line: lines.append(line))
+    images, _, targets = Feed(digits, settings, CPU).at(1)
+    loss = objective(reference(images), targets, settings.optim)
+    assert lines[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    (loss + 0.01 * isometry_penalty(reference) + 0.3 * key_orthonormality(reference.binding.keys)).backward()
+    for mine, parameter in zip(training.network.parameters(), reference.parameters(), strict=True):
+        assert_close(mine, parameter - 0.1 * parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.unchecked
-def test_each_process_takes_every_kth_group(setting):
-    task, config = setting
-    network, taken = MIMOConv(config.model), []
-    network.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[0]))
-    train(network, task, config, Second(), name="x", log=lambda **_: None)
-    for x, (_, whole, _) in zip(taken, steps(task, config), strict=True):
-        assert torch.equal(x, whole[1::2])
+def test_objectives_and_accuracy_by_hand():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
+    optim = OptimConfig(label_smoothing=0.3)
+    log_p = logits.log_softmax(-1)
+    smoothed = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
+    assert_close(objective(logits, torch.tensor([0, 2]), optim), -(smoothed * log_p).sum(-1).mean())
+    unscored = torch.tensor([[0, -100]])
+    assert_close(objective(logits[None], unscored, replace(optim, label_smoothing=0.0)), -log_p[0, 0])
+    assert accuracy(logits[None], unscored) == 1
+    assert accuracy(logits, torch.tensor([0, 2])) == 0.5
+    squared = replace(optim, label_smoothing=0.0, loss="squared")
+    shares = nn.functional.one_hot(torch.tensor([0, 2]), 3).float()
+    by_hand = ((logits - torch.tensor([[1.0, -1, -1], [-1, -1, 1.0]])) ** 2).mean()
+    assert_close(objective(logits, shares, squared), by_hand)
+
+
+def test_accumulated_batches_are_one_batch(tmp_path):
+    """Without dropout and BatchNorm, the sum of the parts' gradients is the whole's."""
+    task = load("induction", tmp_path)
+    settings = {"model": replace(FORMER, dropout=0.0), "task": "induction", "n": (2,), "odds": (1,), "optimizer": "sgd", "lr": 0.1}
+    whole, parts = (run(started(config(**settings, accumulate=parts)), task) for parts in (1, 3))
+    for one, other in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def settings_of(kind):
+    sgd = {"optimizer": "sgd", "lr": 0.1, "momentum": (0.95, 0.85), "reject": 3.0}
+    former = {"model": FORMER, "task": "induction", "n": (2,), "odds": (1,), "curriculum": (1,), "curriculum_share": 0.5}
+    return {
+        "adamw, moving average": config(8, average=0.9),
+        "sgd, rejection": config(8, **sgd),
+        "muon": config(8, optimizer="muon", lr=0.02),
+        "adamw, dropout, curriculum": config(8, **former),
+        "muon, dropout, curriculum": config(8, optimizer="muon", lr=0.02, **former),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["adamw, moving average", "sgd, rejection", "muon", "adamw, dropout, curriculum", "muon, dropout, curriculum"],
+)
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_resumed_run_is_the_run_that_never_stopped(kind, stop, tmp_path):
+    settings = settings_of(kind)
+    task = load(settings.task, tmp_path)
+
+    def save(step):
+        if step == stop:
+            checkpoint.save(tmp_path / "saved", step, *training.state())
+
+    training, lines = started(settings), []
+    run(training, task, after=save, log=lambda **line: lines.append(line))
+    again, later = started(settings), []
+    again.restore(checkpoint.load(tmp_path / "saved"))
+    torch.manual_seed(99)  # a resumed run must not depend on what was drawn before
+    run(again, task, log=lambda **line: later.append(line))
+    assert same(weights(again), weights(training))
+    assert same(again.evaluated().state_dict(), training.evaluated().state_dict())
+    for line, other in zip(lines[stop:], later, strict=True):
+        assert {**line, "inputs_per_second": 0} == {**other, "inputs_per_second": 0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_an_update_that_is_not_finite_is_left_out(digits, optimizer, value):
+    """Injected into one step's gradient; 1e38 overflows the norm. What comes after is finite again."""
+    settings = config(6, optimizer=optimizer, lr=0.01)
+    training, lines, kept = started(settings), [], {}
+    first = next(training.network.parameters())
+
+    def poison(gradient):
+        return torch.full_like(gradient, value) if training.progress.step == 2 else gradient
+
+    first.register_hook(poison)
+    run(training, digits, lambda step: kept.update({step: weights(training)}), lambda **line: lines.append(line))
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 1, 1, 1]
+    assert same(kept[3], kept[2])
+    assert not same(kept[4], kept[3])
+    tensors, state = training.state()
+    assert all(tensor.isfinite().all() for group in tensors.values() for tensor in group.values())
+    json.dumps(state, allow_nan=False)
+
+
+def test_training_is_given_up_after_many_of_them(digits):
+    training, lines = started(config(60)), []
+    next(training.network.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(training)
+    with pytest.raises(FloatingPointError, match=f"{PATIENCE} updates in a row were left out"):
+        run(training, digits, log=lambda **line: lines.append(line))
+    assert len(lines) == PATIENCE
+    assert same(weights(training), before)
+
+
+def test_step_rejection_goes_by_the_last_epochs_mean(digits):
+    """An epoch of three steps; after the first, a gradient ten times as long is left out, and the schedule goes on."""
+    digits = replace(digits, train=type(digits.train)(images=digits.train.images[:18], labels=digits.train.labels[:18]))
+    settings = config(9, n=(1,), odds=(1,), reject=5.0, max_grad_norm=1e9, optimizer="sgd", lr=1e-4, weight_decay=0.0)
+    training, lines = started(settings), []
+
+    def longer(gradient):
+        return gradient * (100 if training.progress.step in (4, 7) else 1)  # in steps 5 and 8
+
+    for parameter in training.network.parameters():
+        parameter.register_hook(longer)
+    run(training, digits, log=lambda **line: lines.append(line))
+    norms = [line["grad_norm"] for line in lines]
+    mean, expected, skipped = 0.0, [], 0
+    for step, norm in enumerate(norms, 1):
+        skipped += bool(mean) and norm >= 5.0 * mean
+        expected.append(skipped)
+        if step % 3 == 0:
+            mean = sum(norms[step - 3 : step]) / 3
+    assert [line["skipped"] for line in lines] == expected
+    assert max(expected) > 0
+    assert len({line["lr"] for line in lines}) > 7
+
+
+def test_the_moving_average_is_what_is_evaluated(digits):
+    training, kept = started(config(4, average=0.75)), []
+    kept.append(weights(training))
+    run(training, digits, after=lambda step: kept.append(weights(training)))
+    name = "head.weight" if "head.weight" in kept[0] else next(iter(kept[0]))
+    average = kept[1][name]
+    for later in kept[2:]:
+        average = 0.75 * average + 0.25 * later[name]
+    assert_close(training.evaluated().state_dict()[name], average)
+    statistics = [key for key in kept[-1] if "running_mean" in key]
+    assert statistics
+    assert all(torch.equal(training.evaluated().state_dict()[key], kept[-1][key]) for key in statistics)
 
 
 def test_the_quickstart_learns(tmp_path):
     """30 steps of the quickstart's recipe bring the loss down; chance is log 10 = 2.30, the smoothed labels' floor 0.98."""
-    config, lines = quickstart(), []
-    config = RunConfig(model=config.model, optim=OptimConfig(steps=30), log_every=1)
-    torch.manual_seed(0)
-    train(
-        MIMOConv(config.model),
-        load("digits", tmp_path),
-        config,
-        Accelerator(cpu=True),
-        name="x",
-        log=lambda **line: lines.append(line["loss"]),
-    )
+    lines = []
+    settings = RunConfig(model=quickstart().model, optim=OptimConfig(steps=30), log_every=1)
+    run(started(settings), load("digits", tmp_path), log=lambda **line: lines.append(line["loss"]))
     assert sum(lines[-5:]) / 5 < 1.9

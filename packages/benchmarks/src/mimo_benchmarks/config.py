@@ -5,8 +5,13 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
+from mimo_benchmarks.baselines.datamux import DataMUXConfig, DataMUXConvConfig
 from mimo_benchmarks.errors import ConfigError
-from mimoconv import MIMOConvConfig
+from mimoconv import MIMOConvConfig, WideResNetConfig
+from mimoformer import MIMOFormerConfig
+
+ModelConfig = MIMOConvConfig | WideResNetConfig | MIMOFormerConfig | DataMUXConvConfig | DataMUXConfig
+"""The networks that the program trains; their `n` is what `RunConfig.n` counts."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -17,32 +22,83 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW on a one-cycle schedule."""
+    """How a network is trained."""
 
     steps: int = 650
     """Training steps."""
     groups: int = 32
-    """Superpositions a step, over all processes; a step with n inputs a pass sees groups x n images."""
+    """Superpositions a step, over all processes and accumulated batches; each holds n inputs, or n x n in a MIMOFormer."""
+    accumulate: int = 1
+    """Batches that a step's superpositions are split into; their gradients are added up, which saves memory."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """Muon updates the hidden layers' weights, and SGD what else there is."""
     lr: float = 8e-3
     """Peak learning rate."""
+    rest_lr: float = 0.05
+    """The same of what Muon leaves to SGD."""
+    momentum: tuple[float, float] = (0.95, 0.95)
+    """Of SGD, or of Muon and its SGD: while the rate is lowest, and at its peak. Two values cycle it against the rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    eps: float = 1e-8
+    """Of AdamW."""
     weight_decay: float = 0.2
-    """Decoupled weight decay, on every parameter."""
+    """Decoupled in AdamW and Muon, added to the gradient in SGD."""
+    decay: Literal["published", "usual"] = "published"
+    """What decays: all but slopes of activations, or the weights of convolutions and linear layers only."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the rate rises and falls: one cycle (Smith and Topin, 2018)."""
     warmup: float = 0.1
-    """Share of the steps in which the rate rises; it falls along a cosine after them."""
+    """Share of the steps in which the rate rises."""
+    start: float = 0.04
+    """The first step's rate, as a share of the peak."""
+    end: float = 4e-6
+    """The last one's."""
+    loss: Literal["cross_entropy", "squared"] = "cross_entropy"
+    """Squared: the distance of the answers from 1 for the class and -1 for the others, as DataMUX trains its CNN."""
     label_smoothing: float = 0.2
     """Share of the target spread evenly over all classes."""
     max_grad_norm: float = 10.0
     """Gradients are scaled down to this norm."""
+    reject: float = 0.0
+    """Leave out an update whose gradient norm is this many times the mean of the last epoch's or more; 0 leaves none out."""
+    average: float = 0.0
+    """Decay of a moving average of the weights, which is what is evaluated then; 0 takes the weights themselves."""
+    isometry: float = 0.0
+    """gamma of MIMOConv's isometry penalty (Menet et al., 2023, Eq. 8 and 9); of wide ResNets too."""
+    key_penalty: float = 0.0
+    """Factor of the penalty on the binding keys' distance from orthonormal ones."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "groups"):
+        for name in ("steps", "groups", "accumulate"):
             value = getattr(self, name)
             require(1 <= value < 2**31, f"optim.{name} must be from 1 to 2^31 - 1, got {value}")
-        require(0 < self.lr < inf, f"optim.lr must be above 0 and finite, got {self.lr}")
-        require(0 <= self.weight_decay < inf, f"optim.weight_decay must be finite and not negative, got {self.weight_decay}")
-        require(0 <= self.warmup <= 1, f"optim.warmup is a share of the steps, from 0 to 1, got {self.warmup}")
-        require(0 <= self.label_smoothing < 1, f"optim.label_smoothing must be from 0 to below 1, got {self.label_smoothing}")
+        require(
+            self.groups % self.accumulate == 0,
+            f"optim.groups = {self.groups} cannot be split into optim.accumulate = {self.accumulate} equal batches",
+        )
+        for name in ("lr", "rest_lr", "eps"):
+            value = getattr(self, name)
+            require(0 < value < inf, f"optim.{name} must be above 0 and finite, got {value}")
+        for name in ("weight_decay", "reject", "isometry", "key_penalty"):
+            value = getattr(self, name)
+            require(0 <= value < inf, f"optim.{name} must be finite and not negative, got {value}")
+        for name in ("warmup", "start", "end"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"optim.{name} is a share, from 0 to 1, got {value}")
+        for name in ("momentum", "betas"):
+            values = getattr(self, name)
+            require(all(0 <= value < 1 for value in values), f"optim.{name} must be from 0 to below 1, got {values}")
+        for name in ("label_smoothing", "average"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name} must be from 0 to below 1, got {value}")
+        require(self.start > 0, f"optim.start must be above 0, got {self.start}")
+        require(self.end > 0, f"optim.end must be above 0, got {self.end}")
         require(0 < self.max_grad_norm <= inf, f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
+        squared = self.loss == "squared" and self.label_smoothing > 0
+        require(not squared, "optim.label_smoothing is of cross_entropy: set it to 0 with optim.loss squared")
+        cycled = self.optimizer == "adamw" and self.momentum[0] != self.momentum[1]
+        require(not cycled, "optim.momentum is of sgd and muon, and optim.optimizer is adamw: leave it out, or choose another")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,46 +132,89 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One experiment: a dynamic MIMOConv, evaluated with each n, and plain networks of equal cost beside it."""
+    """One network, trained on one task."""
 
     task: str = "digits"
-    """The data: digits, bundled with scikit-learn, or an image set of the data folder; `run.py data list` shows them."""
-    model: MIMOConvConfig = field(default_factory=MIMOConvConfig)
-    """The superposed network; its channels, classes and image size must be the task's."""
+    """The data: digits, bundled with scikit-learn, or another task; `run.py data list` shows their sets."""
+    model: ModelConfig = field(default_factory=MIMOConvConfig)
+    """The network; what it takes and returns must be the task's."""
     n: tuple[int, ...] = (1, 2, 4)
-    """Inputs a pass: each step trains with one of these, drawn at random, and each is evaluated."""
+    """N as the paper counts it: inputs a pass, or the side of a MIMOFormer's grid of n x n. Each step trains with one of these,
+    drawn at random, and each is evaluated; a plain network sees as many inputs one by one."""
     n_odds: tuple[float, ...] = (1, 1, 3)
     """How often each n is drawn, relative to the others."""
+    curriculum: tuple[int, ...] = ()
+    """Other n to begin with, one after the other, for equal parts of the curriculum's share of the steps."""
+    curriculum_share: float = 0.0
+    """Share of the steps that the curriculum takes."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    controls: bool = True
-    """Also train plain CNNs that cost as much as the smallest and the largest n, on the same images."""
+    """Of images; other tasks have none."""
+    controls: bool = False
+    """Also train the plain networks of equal cost and the thin one, on the same inputs."""
     seed: int = 0
     """Start of everything random; the same seed gives the same numbers on the same machine and thread count."""
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    """Of the forward pass; what `accelerate launch --mixed_precision` says unless given."""
+    sync_batch_norm: bool = False
+    """On several GPUs, BatchNorm over the inputs of all of them; each uses its own otherwise."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Where to run; a GPU if there is one, unless given."""
     threads: int | None = None
     """CPU threads of a process; all cores that it may use, shared between the processes, unless given."""
     data_dir: Path | None = None
     """Folder of data sets in torchvision's layout; else the variable MIMO_DATA, else the platform's cache folder."""
     out: Path | None = None
     """Run directory, which must not exist yet; runs/PRESET-001, -002, .. unless given."""
+    resume: Path | None = None
+    """A run directory to go on with, from its newest checkpoint; settings must be what they were."""
+    tracker: tuple[str, ...] = ()
+    """Also log to these, such as tensorboard or wandb, through accelerate."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
+    dev_every: int = 0
+    """Steps between evaluations of dev accuracy, where a task has a dev split; 0 has none."""
+    best: bool = False
+    """Test the weights of the best dev accuracy rather than the last ones; none is kept while the curriculum lasts."""
+    save_every: int = 1000
+    """Steps between checkpoints; the last step has one too."""
 
     def __post_init__(self) -> None:
         require(len(self.n) > 0, "n must name at least one number of inputs a pass")
         require(len(set(self.n)) == len(self.n), f"n must not repeat a number, got {self.n}")
-        for n in self.n:
-            require(
-                1 <= n <= self.model.capacity, f"n = {n}, but model.capacity is {self.model.capacity}: n is from 1 to capacity"
-            )
+        for name in ("n", "curriculum"):
+            for n in getattr(self, name):
+                require(n >= 1, f"{name} must be at least 1, got {n}")
+                capacity = sides(self.model)
+                require(
+                    capacity is None or n <= capacity,
+                    f"{name} = {n}, but the model has room for {capacity}: {name} is from 1 to that",
+                )
         odds = self.n_odds
         require(len(odds) == len(self.n), f"n_odds must hold one number for each of n = {self.n}, got {odds}")
         require(all(0 <= odd < inf for odd in odds), f"n_odds must be finite and not negative, got {odds}")
         require(0 < sum(odds) < inf, f"n_odds must have a finite sum above 0, got {odds}")
+        share = self.curriculum_share
+        require(0 <= share <= 1, f"curriculum_share must be from 0 to 1, got {share}")
+        require((share > 0) == bool(self.curriculum), "curriculum and curriculum_share come together")
         alone = self.augment.mixup > 0 and self.optim.groups < 2
         require(
             not alone, "augment.mixup mixes images of different passes, and optim.groups = 1: there must be at least 2 a step"
         )
         require(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")
         require(self.threads is None or self.threads >= 1, f"threads must be at least 1, got {self.threads}")
-        require(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")
+        for name in ("log_every", "save_every"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self.dev_every >= 0, f"dev_every must not be negative, got {self.dev_every}")
+        require(not self.best or self.dev_every > 0, "best needs dev accuracies to choose by: give dev_every")
+
+
+def sides(model: ModelConfig) -> int | None:
+    """The largest n that a network has room for; None of a plain one, which takes its inputs one by one."""
+    if isinstance(model, WideResNetConfig):
+        return None
+    if isinstance(model, MIMOFormerConfig):
+        return min(model.m, model.n) if model.m * model.n > 1 else None
+    return model.capacity if model.capacity > 1 else None

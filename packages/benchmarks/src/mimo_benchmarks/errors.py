@@ -12,6 +12,10 @@ class DatasetError(RuntimeError):
     """A data set that is missing or not what it should be."""
 
 
+class CheckpointError(RuntimeError):
+    """A run's files that cannot be read or written."""
+
+
 def suggestion(name: str, names: Iterable[str]) -> str:
     """What else could be meant by a name that is none of these."""
     names = list(names)

@@ -1,42 +1,152 @@
 """Answers in eval mode, and what sharing a pass does to them."""
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mimo_benchmarks import models
+from mimo_benchmarks.config import ModelConfig
 from mimo_benchmarks.data.images import Split
-from mimo_benchmarks.kinds import ImageTask
-from mimo_benchmarks.train import Network
-from mimoconv import MIMOConv, predict
+from mimo_benchmarks.data.sequences import Sequences
+from mimo_benchmarks.data.tokens import UNSCORED, TokenSplit
+from mimo_benchmarks.kinds import ImageTask, Task
+from mimo_benchmarks.models import Network
+from mimo_benchmarks.sampling import by_length
+from mimoconv import MIMOConv
 from vsa_core import interference
 
+AnySplit = Split | Sequences | TokenSplit
+TOKENS = 2**19
+"""Tokens of sequences that are evaluated at a time."""
 
-def classify(network: Network, task: ImageTask, split: Split, n: int) -> Int[Tensor, " count"]:
-    """The class of every image of a split with n a pass, in their order.
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a network says of every item of a split, in the split's order."""
+
+    classes: Int[Tensor, "count *asked"]
+    right: Bool[Tensor, "count *asked"]
+    scored: Bool[Tensor, "count *asked"]
+    """Where anything is asked."""
+    slot: Int[Tensor, " count"]
+    """Place of each item in its pass."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return (self.right & self.scored).sum().item() / self.scored.sum().item()
+
+    def per_slot(self) -> list[float]:
+        """The same apart for the items that come first, second, .. in their pass."""
+        places = [self.slot == place for place in range(int(self.slot.max()) + 1)]
+        return [(self.right[place] & self.scored[place]).sum().item() / self.scored[place].sum().item() for place in places]
+
+
+def classify(
+    network: Network,
+    config: ModelConfig,
+    task: Task,
+    split: AnySplit,
+    n: int,
+    *,
+    shuffle: torch.Generator | None = None,
+    passes: int | None = None,
+) -> Answers:
+    """The network's answers to all items of a split, grouped in their order, sequences in that of their lengths.
+
+    Args:
+        network: in any mode; it is evaluated in eval mode, or in that of `batch_statistics`.
+        config: the network's.
+        task: the split's.
+        split: on the network's device.
+        n: as in `RunConfig.n`.
+        shuffle: group them otherwise: in a random order, of sequences of like length only.
+        passes: at a time; what memory allows unless given.
 
     Raises:
-        FloatingPointError: a logit is not finite.
+        FloatingPointError: an answer is not finite.
     """
-    logits = predict(network, task.pixels(split.images), n)
-    if not logits.isfinite().all():
-        raise FloatingPointError(
-            f"the network's answers with n = {n} are not finite: training diverged; a lower --optim.lr may help"
-        )
-    return logits.argmax(-1)
+    shared = models.inputs(config, n) if not models.plain(config) else 1
+    size = None if passes is None else passes * shared
+    chunks = batches(split, shared, size, shuffle)
+    logits, slots = [], []
+    for index in chunks:
+        items, mask = inputs(task, split, index.to(device_of(network)))
+        found = models.answer(network, items, mask, n)
+        if not found.isfinite().all():
+            raise FloatingPointError(
+                f"the network's answers with n = {n} are not finite: training diverged; a lower --optim.lr may help"
+            )
+        logits.append(found.argmax(-1))
+        slots.append(torch.arange(len(index)) % shared)
+    back = torch.cat(chunks).argsort().to(device_of(network))
+    classes, slot = torch.cat(logits)[back], torch.cat(slots).to(back.device)[back]
+    targets = split.targets if isinstance(split, TokenSplit) else split.labels
+    return Answers(classes=classes, right=classes == targets, scored=targets != UNSCORED, slot=slot)
 
 
-def accuracy_per_slot(right: Bool[Tensor, " count"], n: int) -> list[float]:
-    """Share of right answers, apart for the images that come first, second, .. in their pass of n."""
-    return [right[place::n].double().mean().item() for place in range(n)]
+def device_of(network: nn.Module) -> torch.device:
+    """Where its parameters are."""
+    return next(network.parameters()).device
 
 
-def regrouped_share(
-    network: Network, task: ImageTask, n: int, classes: Int[Tensor, " count"], generator: torch.Generator
-) -> float:
-    """Share of test images whose class is another than in `classes` when they share their passes in a random order."""
-    order = torch.randperm(len(classes), generator=generator).to(classes.device)
-    shuffled = Split(images=task.test.images[order], labels=task.test.labels[order])
-    return (classify(network, task, shuffled, n) != classes[order]).double().mean().item()
+def batches(split: AnySplit, shared: int, size: int | None, shuffle: torch.Generator | None) -> list[Int[Tensor, " size"]]:
+    """All items once, in batches of whole groups but for the last; on the CPU."""
+    if isinstance(split, Sequences):
+        lengths = split.lengths.cpu()
+        size = size or max(1, TOKENS // max(1, int(lengths.max())) // shared) * shared
+        chunks = by_length(lengths, size)
+        return [chunk[torch.randperm(len(chunk), generator=shuffle)] for chunk in chunks] if shuffle else chunks
+    order = torch.randperm(len(split), generator=shuffle) if shuffle else torch.arange(len(split))
+    return list(order.split(size or 2048 * shared))
+
+
+def inputs(
+    task: Task, split: AnySplit, index: Int[Tensor, " b"]
+) -> tuple[Shaped[Tensor, "b *item"], Bool[Tensor, "b *real"] | None]:
+    """Items as a network sees them, and where tokens are real."""
+    if isinstance(split, Sequences):
+        return split.tokens(index, max(1, int(split.lengths[index].max())))
+    if isinstance(split, TokenSplit):
+        return split.inputs[index], None
+    assert isinstance(task, ImageTask)
+    return task.pixels(split.images[index]), None
+
+
+@contextmanager
+def batch_statistics(network: Network) -> Iterator[bool]:
+    """Inside, BatchNorm normalises by the batch in hand, as in the paper's evaluation; running statistics stay as they are.
+
+    Gives whether there is any BatchNorm.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+    def by_batch(norm: nn.Module, _: Any) -> None:
+        norm.train()
+
+    calls = [norm.register_forward_pre_hook(by_batch) for norm in norms]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+    try:
+        yield bool(norms)
+    finally:
+        for norm, call, buffers in zip(norms, calls, before, strict=True):
+            call.remove()
+            norm.eval()
+            for name, buffer in buffers.items():
+                getattr(norm, name).copy_(buffer)
+
+
+def changed_by_regrouping(network: Network, config: ModelConfig, task: Task, n: int, answers: Answers, seed: int) -> float:
+    """Share of the test set's answers that are others when its items share their passes otherwise."""
+    generator = torch.Generator().manual_seed(seed)
+    other = classify(network, config, task, task.test, n, shuffle=generator)
+    return ((other.classes != answers.classes) & answers.scored).sum().item() / answers.scored.sum().item()
 
 
 @torch.no_grad()

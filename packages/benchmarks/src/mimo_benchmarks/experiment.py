@@ -1,152 +1,262 @@
-"""One run from start to table: train the superposed network and its controls, evaluate, measure, report."""
+"""One experiment from start to table: train a network and its controls, evaluate and measure them side by side, report."""
 
+import shlex
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from jaxtyping import Float
+from accelerate.tracking import filter_trackers
+from accelerate.utils import broadcast_object_list, set_seed
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mimo_benchmarks import report, tasks
-from mimo_benchmarks.baselines.equal_cost import TOLERANCE, equal_cost
+from mimo_benchmarks import checkpoint, models, report, results, tasks
+from mimo_benchmarks.baselines.controls import controls
 from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.folder import data_folder
-from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.evaluate import accuracy_per_slot, classify, crosstalk_by_depth, regrouped_share
-from mimo_benchmarks.kinds import ImageTask
-from mimo_benchmarks.log import RunDirectory, new_directory
-from mimo_benchmarks.report import Row
-from mimo_benchmarks.throughput import images_per_second
-from mimo_benchmarks.train import Network, train
-from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, count_macs, recalibrate
+from mimo_benchmarks.errors import CheckpointError, ConfigError
+from mimo_benchmarks.evaluate import classify
+from mimo_benchmarks.grouping import Feed
+from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, normalised
+from mimo_benchmarks.log import RunDirectory, as_json, new_directory, read_config
+from mimo_benchmarks.models import Network
+from mimo_benchmarks.results import Finished
+from mimo_benchmarks.stopping import Request, Stopped
+from mimo_benchmarks.train import Training, train
+from mimoconv import MIMOConvConfig, WideResNetConfig, recalibrate
 
-THROUGHPUT_IMAGES = 960
-"""Images that throughput is measured on: a multiple of every n up to 6."""
-PROBE = 256
-"""Test images that crosstalk is measured on."""
+FREE = {"out", "resume", "threads", "device", "tracker", "data_dir", "log_every", "save_every", "controls"}
+"""Settings that a resumed run may change: none of them changes what is learnt."""
+CALIBRATION = 4096
+"""Training images that BatchNorm statistics are estimated on after training."""
 
 
-def run(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
-    """Carry out one experiment and return its run directory.
+def run(config: RunConfig, preset: str, accelerator: Accelerator, request: Request) -> None:
+    """Carry out an experiment, or go on with one.
 
     Raises:
-        ConfigError: settings that do not fit the task, or a run directory that exists already.
+        ConfigError: settings that do not fit the task, each other, or the run that is to go on; a run directory that exists.
         DatasetError: the data is missing or wrong.
+        CheckpointError: a checkpoint cannot be read or written.
         FloatingPointError: training diverged.
+        Stopped: a signal came, and the run was saved.
     """
     start = time.perf_counter()
-    image_tasks = [task.__name__ for task in tasks.IMAGES]
-    sees_images = config.task in image_tasks or config.task not in tasks.TASKS
-    require(sees_images, f"task {config.task} has no images, and this program trains on {', '.join(image_tasks)} only")
     task = tasks.load(config.task, data_folder(config.data_dir))
-    assert isinstance(task, ImageTask)
     check_fit(config, task, accelerator)
-    set_seed(config.seed)
-    network = build(config.model)
-    task = task.to(accelerator.device)
-    main = accelerator.is_main_process
-    directory = RunDirectory(new_directory(config.out, preset), preset, config, accelerator.device) if main else None
-    log = directory.log if directory else lambda **_: None
-    if directory:
-        print(f"Writing to {directory.path}")
-
-    models: list[tuple[str, Network, list[int]]] = [("MIMOConv", network, sorted(config.n))]
+    networks = {"": config}
     if config.controls:
-        for name, plain in controls(network, {min(config.n), max(config.n)}).items():
-            set_seed(config.seed)
-            models.append((name, WideResNet(plain), [1]))
-    probe = task.pixels(task.test.images[:PROBE])
-    before = interference(network.to(accelerator.device), config, probe) if main else {}
-    trained = [(name, *train(model, task, config, accelerator, name=name, log=log), ns) for name, model, ns in models]
-    if directory is None:
-        return Path()
-    for _, model, _, ns in trained:
-        for n in ns:
-            recalibrate(model, (task.pixels(images) for images in task.train.images[:4096].split(512)), n)
-
-    images = task.pixels(task.train.images.repeat(-(-THROUGHPUT_IMAGES // len(task.train.labels)), 1, 1, 1)[:THROUGHPUT_IMAGES])
-    settings = [(name, model, n) for name, model, _, ns in trained for n in ns]
-    rates = images_per_second([(model, n) for _, model, n in settings], images)
-    answers = [classify(model, task, task.test, n) for _, model, n in settings]
-    rights = [classes == task.test.labels for classes in answers]
-    rows = [
-        Row(
-            model=name,
-            n=n,
-            accuracy=right.double().mean().item(),
-            images_per_second=rate,
-            speedup=rate / rates[0],
-            macs=count_macs(model, n),
-            superposed=isinstance(model, MIMOConv),
-        )
-        for (name, model, n), right, rate in zip(settings, rights, rates, strict=True)
-    ]
-    after = interference(network, config, probe)
-    result = {
-        "preset": preset,
-        "task": task.name,
-        "seed": config.seed,
-        "rows": [asdict(row) for row in rows],
-        "accuracy_per_slot": {n: accuracy_per_slot(right, n) for right, n in zip(rights, sorted(config.n), strict=False)},
-        "changed_by_regrouping": {
-            n: regrouped_share(network, task, n, classes, torch.Generator().manual_seed(config.seed))
-            for classes, n in zip(answers, sorted(config.n), strict=False)
-        },
-        "crosstalk": {"before": before, "after": after},
-        "images_seen": {name: seen for name, _, seen, _ in trained},
-        "wall_seconds": time.perf_counter() - start,
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-    }
-    directory.write("result.json", result)
-    pictures = [directory.path / "accuracy_throughput.png", directory.path / "crosstalk.png"]
-    report.plot(rows, pictures[0])
-    report.plot_crosstalk(before, after, pictures[1])
-    details = {"config": asdict(config), "environment": directory.environment, "result": result}
-    title = f"{preset}: {task.name}, seed {config.seed}"
-    (directory.path / "report.html").write_text(report.page(rows, title, pictures, details))
-    names = ", ".join(path.name for path in pictures)
-    print(f"\n{report.table(rows)}\n\n{report.verdict(rows)}\n\n{directory.path}: result.json, {names}, report.html")
-    return directory.path
+        plain = controls(config.model, config.n)
+        networks |= {name: replace(config, model=model, controls=False) for name, model in plain.items()}
+    before = results.interference(config, task, accelerator.device) if accelerator.is_main_process else None
+    path = directory(config, preset, accelerator)
+    task = task.to(accelerator.device)
+    finished = []
+    for name, each in networks.items():
+        inside = RunDirectory(path / name)
+        finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), task, inside, accelerator, request))
+        accelerator.free_memory()
+    if not accelerator.is_main_process:
+        return
+    rates = results.throughput(finished, accelerator.device)
+    for one, rate in zip(finished, rates, strict=True):
+        crosstalk = before if one is finished[0] else None
+        one.directory.write("result.json", results.result(one, task, rate, crosstalk, time.perf_counter() - start))
+    table = report.write([path], path, f"{preset}: {task.name}, seed {config.seed}")
+    print(f"\n{table}\n\n{path}: result.json, report.md, report.html and their pictures")
 
 
-def interference(network: MIMOConv, config: RunConfig, images: Float[Tensor, "count c h w"]) -> dict[int, dict[str, float]]:
-    """`crosstalk_by_depth` for each n, with the same draws wherever the seed is the same."""
-    return {n: crosstalk_by_depth(network, images, n, torch.Generator().manual_seed(config.seed)) for n in sorted(config.n)}
+def carry_out(
+    config: RunConfig, name: str, task: Task, directory: RunDirectory, accelerator: Accelerator, request: Request
+) -> Finished:
+    """Train one network from its newest checkpoint, or from the start, and return it as it is evaluated."""
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    set_seed(config.seed)
+    training, main = Training(models.build(config.model), config, accelerator), accelerator.is_main_process
+    feed = Feed(task, config, accelerator.device, accelerator.process_index, accelerator.num_processes)
+    saves = directory.path / "checkpoints"
+    kept = checkpoint.load(saves, accelerator.device)
+    if kept:
+        training.restore(kept)
+    if main:
+        directory.begin(name, config, accelerator.device)
+        directory.rewind(training.progress.step)
+        for reason in kept.skipped if kept else ():
+            print(f"passed over {reason}")
+        print(f"{directory.path}: {name}, from step {training.progress.step} of {config.optim.steps}")
 
+    def log(**values: Any) -> None:
+        if main:
+            directory.log(**values)
+        accelerator.log({f"{name}/{key}": value for key, value in values.items() if key != "step"}, step=values["step"])
 
-def build(config: MIMOConvConfig) -> MIMOConv:
-    """The network; ConfigError where its sizes are beyond the machine."""
+    def after(step: int) -> None:
+        dev(step)
+        number = asked_to_stop(request, step, config, accelerator)
+        if main and (number or step % config.save_every == 0 or step == config.optim.steps):
+            checkpoint.save(saves, step, *training.state())
+        if number and step < config.optim.steps:
+            raise Stopped(number, f"stopped after step {step}; go on with --resume {shlex.quote(str(root(directory.path)))}")
+
+    def dev(step: int) -> None:
+        if not main or not config.dev_every or step % config.dev_every:
+            return
+        assert isinstance(task, SequenceTask)
+        network = results.fresh(config.model, training.evaluated().state_dict(), accelerator.device)
+        found = {n: classify(network, config.model, task, task.dev, n).accuracy for n in config.n}
+        log(step=step, dev_accuracy=found)
+        better = max(found.values()) > training.progress.best
+        if config.best and better and step > config.curriculum_share * config.optim.steps:
+            training.keep(max(found.values()))
+
     try:
-        return MIMOConv(config)
-    except (RuntimeError, TypeError, MemoryError, OverflowError) as error:  # the allocator's errors, and sizes beyond 64 bits
-        raise ConfigError(f"this network is too large to be built: {str(error).splitlines()[0]}") from error
+        train(training, feed, accelerator, name=name, log=log, after=after)
+    except FloatingPointError:
+        if main:
+            checkpoint.save(directory.path / "diagnostic", training.progress.step, *training.state())
+        raise
+    peak = results.peak_memory(accelerator.device)
+    weights = training.best or training.evaluated().state_dict()
+    network = results.fresh(config.model, weights, accelerator.device)
+    if main and isinstance(task, ImageTask) and isinstance(config.model, MIMOConvConfig | WideResNetConfig):
+        images = task.train.images[:CALIBRATION].split(512)
+        for n in results.evaluated_n(config):
+            recalibrate(network, (task.pixels(part) for part in images), n)  # type: ignore[arg-type]
+    if main:
+        seen = {"scale": task.scale, "mean": task.mean, "std": task.std} if isinstance(task, ImageTask) else {}
+        state = {"pixels": seen, "classes": getattr(task, "classes", None)}
+        checkpoint.save(directory.path / "model", config.optim.steps, {"model": network.state_dict()}, state, keep=1)
+    progress = training.progress
+    return Finished(
+        config=config, name=name, network=network, directory=directory, feed=feed, progress=progress, peak_memory_bytes=peak
+    )
 
 
-def controls(network: MIMOConv, inputs: set[int]) -> dict[str, WideResNetConfig]:
-    """The plain networks that cost as much as each number of inputs a pass, under names that say so, or how far they are off.
-
-    One network where two numbers come down to the same.
-    """
-    chosen = {equal_cost(network.config, count_macs(network, n)): n for n in sorted(inputs)}
-    names = {}
-    for config, n in chosen.items():
-        with torch.device("meta"):
-            ratio = count_macs(WideResNet(config)) / count_macs(network, n)
-        names[f"plain CNN, {'' if abs(ratio - 1) <= TOLERANCE else f'{ratio:.2f}x the '}cost of n={n}"] = config
-    return names
+def root(path: Path) -> Path:
+    """The directory of the whole experiment, given that of one of its networks."""
+    return path.parent if (path.parent / "config.json").exists() else path
 
 
-def check_fit(config: RunConfig, task: ImageTask, accelerator: Accelerator) -> None:
-    """Raise ConfigError unless the network's input and output are the task's, and the groups can be shared by the processes."""
-    world = accelerator.num_processes
-    require(config.optim.groups % world == 0, f"optim.groups = {config.optim.groups} cannot be shared by {world} processes")
-    channels, size = task.train.images.shape[1:3]
-    needed = {"in_channels": channels, "image_size": size, "num_classes": task.classes}
-    require(config.augment.crop < size, f"augment.crop = {config.augment.crop}, but the images of {task.name} have {size} pixels")
-    require(config.model.mean is None, "each task scales its images itself: leave out --model.mean and --model.std")
+def asked_to_stop(request: Request, step: int, config: RunConfig, accelerator: Accelerator) -> int:
+    """The signal that ends the run now, or 0; several processes agree on it at log lines."""
+    if accelerator.num_processes == 1:
+        return request.signal
+    if step % config.log_every and step < config.optim.steps:
+        return 0
+    return int(accelerator.gather(torch.tensor([request.signal], device=accelerator.device)).max())
+
+
+def directory(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
+    """The run directory, made or gone on with by the main process; all learn of it, and of what is wrong."""
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [same_run(config.resume, preset, config) if config.resume else new_directory(config.out, preset)]
+            accelerator.log_with = filter_trackers(list(config.tracker), found[0])
+        except ConfigError as error:
+            found = [error]
+    (path,) = broadcast_object_list(found)
+    if isinstance(path, ConfigError):
+        raise path
+    if config.tracker:
+        accelerator.project_configuration.set_directories(str(path))
+        accelerator.init_trackers(preset, {"config": str(as_json(config))})
+    return Path(path)
+
+
+def same_run(path: Path, preset: str, config: RunConfig) -> Path:
+    """The directory of a run that these settings go on with; ConfigError names those that differ."""
+    name, before = read_config(path)
+    require(name == preset, f"{path} is a run of {name}, not of {preset}: resume it without naming a preset")
+    old, new = as_json(before), as_json(config)
+    changed = [f"{key} was {was!r} and is {now!r}" for key, was, now in differences(old, new) if key.split(".")[0] not in FREE]
+    require(not changed, f"{path} cannot go on with other settings: {'; '.join(changed)}")
+    return path
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Settings that are not the same, by their names on the command line."""
+    found = []
+    for key in old | new:
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += differences(was, now, f"{prefix}{key}.")
+        elif was != now:
+            found.append((prefix + key, was, now))
+    return found
+
+
+def check_fit(config: RunConfig, task: Task, accelerator: Accelerator) -> None:
+    """Raise ConfigError unless network, task, settings and processes fit each other."""
+    shares = accelerator.num_processes * config.optim.accumulate
+    shared = f"{accelerator.num_processes} processes with optim.accumulate = {config.optim.accumulate}"
+    require(config.optim.groups % shares == 0, f"optim.groups = {config.optim.groups} cannot be shared by {shared}")
+    needed: dict[str, Any]
+    match task:
+        case ImageTask():
+            channels, size = task.train.images.shape[1:3]
+            needed = {"in_channels": channels, "image_size": size, "num_classes": task.classes}
+            crop = config.augment.crop
+            require(crop < size, f"augment.crop = {crop}, but the images of {task.name} have {size} pixels")
+            scaled = getattr(config.model, "mean", None) is not None
+            require(not scaled, "each task scales its images itself: leave out --model.mean and --model.std")
+            require(hasattr(config.model, "image_size"), f"task {task.name} has images, and the network takes tokens")
+        case SequenceTask():
+            needed = {"num_classes": task.classes, "head": "pair" if task.train.parts == 2 else "classes"}
+        case _:
+            needed = {"head": "tokens"}
+    if not isinstance(task, ImageTask):
+        require(not hasattr(config.model, "image_size"), f"task {task.name} has tokens, and the network takes images")
+        length = task.max_length if isinstance(task, SequenceTask) else task.train.inputs.shape[1]
+        for name, least in (("vocab_size", task.vocab_size), ("max_length", length)):
+            given = getattr(config.model, name)
+            require(given >= least, f"task {task.name} needs --model.{name.replace('_', '-')} {least} or more, got {given}")
     for name, value in needed.items():
         given = getattr(config.model, name)
         require(given == value, f"task {task.name} needs --model.{name.replace('_', '-')} {value}, got {given}")
+    has_dev = isinstance(task, SequenceTask)
+    require(has_dev or not config.dev_every, f"task {task.name} has no dev split: leave out dev_every and best")
+    gpu = accelerator.device.type == "cuda"
+    require(gpu or not config.sync_batch_norm, "sync_batch_norm is for several GPUs, and this runs on a CPU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network for images whose training is finished."""
+
+    config: RunConfig
+    network: Network
+    """In eval mode."""
+    pixels: Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
+    """What it sees of images on the task's own scale of grey."""
+    scale: float
+    """The value of a white pixel there."""
+    classes: int
+
+
+def trained(path: Path, device: torch.device) -> Trained:
+    """The network of a run directory.
+
+    Raises:
+        ConfigError: it is none, or none of images.
+        CheckpointError: its weights are missing or damaged.
+    """
+    _, config = read_config(path)
+    kept = checkpoint.load(path / "model", device)
+    if kept is None:
+        raise CheckpointError(f"{path} has no finished network: go on with `--resume {shlex.quote(str(path))}` first")
+    require(bool(kept.state["pixels"]), f"{path} is a run on {config.task}, which has no images")
+    seen = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.state["pixels"].items()}
+    network = results.fresh(config.model, kept.tensors["model"], device)
+    return Trained(
+        config=config,
+        network=network,
+        pixels=lambda images: normalised(images, **seen),
+        scale=seen["scale"],
+        classes=kept.state["classes"],
+    )

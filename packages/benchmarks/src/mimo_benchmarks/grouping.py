@@ -5,22 +5,29 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Int
 from torch import Tensor
 
+from mimo_benchmarks import models
 from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.augment import beta_quantiles, varied_batch
 from mimo_benchmarks.data.sequences import Sequences
-from mimo_benchmarks.kinds import ImageTask
+from mimo_benchmarks.kinds import ImageTask, Task
 from mimo_benchmarks.sampling import Batches, entropy
 from vsa_core.slots import group
 
+Batch = tuple[Tensor, Tensor | None, Tensor]
+"""Inputs (b *grid *item), a mask where tokens are real or none, and targets (b *grid *asked): classes, or their shares."""
 
-def inputs_per_step(config: RunConfig) -> list[int]:
-    """The n of every training step: the i-th depends on the seed, the odds and i alone, since Philox is counter-based."""
-    uniform = (np.random.Philox(entropy(config.seed, 0, "n")).random_raw(config.optim.steps) >> 11) * 2.0**-53
+
+def n_of_steps(config: RunConfig) -> list[int]:
+    """The n of every training step: the curriculum's, then draws that depend on seed, odds and the step's number alone."""
+    steps = config.optim.steps
+    uniform = (np.random.Philox(entropy(config.seed, 0, "n")).random_raw(steps) >> 11) * 2.0**-53
     odds = np.cumsum(config.n_odds)
-    return [config.n[place] for place in np.searchsorted(odds / odds[-1], uniform, side="right")]
+    drawn = [config.n[place] for place in np.searchsorted(odds / odds[-1], uniform, side="right")]
+    first = round(config.curriculum_share * steps)
+    return [config.curriculum[step * len(config.curriculum) // first] for step in range(first)] + drawn[first:]
 
 
 @cache
@@ -29,56 +36,65 @@ def compiled(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(varied_batch) if device == "cuda" else varied_batch
 
 
-def batch(
-    task: ImageTask, config: RunConfig, batches: Batches, step: int, n: int, device: torch.device, rank: int = 0, world: int = 1
-) -> tuple[Float[Tensor, "groups n c h w"], Float[Tensor, "groups n classes"]]:
-    """Images of a step, varied and grouped, with their classes' shares: 1 for the label, less where another image is mixed in.
-
-    Of `world` processes each takes every world-th group of a batch that does not depend on their number.
-    """
-    key = entropy(config.seed, step, "augment").generate_state(2).astype(np.int64)
-    images, targets = compiled(device.type)(
-        task.train.images,
-        task.train.labels,
-        batches.at(step).to(device, non_blocking=True),
-        torch.from_numpy(key).to(device, non_blocking=True),
-        beta_quantiles(config.augment.mixup, device),
-        *task.normaliser(device),
-        config=config.augment,
-        n=n,
-        classes=task.classes,
-        rank=rank,
-        world=world,
-    )
-    return group(images, n), group(targets, n)
-
-
-def grid(items: Shaped[Tensor, "size *item"], m: int, n: int) -> Shaped[Tensor, "b m n *item"]:
-    """A flat batch as grids of m x n, in order; the last grid is filled by repeating items from the front."""
-    return group(items, m * n).unflatten(1, (m, n))
-
-
-def sequence_batch(
-    split: Sequences, index: Int[Tensor, " size"], m: int, n: int, *, length: int, rank: int = 0, world: int = 1
-) -> tuple[Int[Tensor, "b m n *parts l"], Bool[Tensor, "b m n *parts l"], Int[Tensor, "b m n"]]:
-    """Sequences of a step in grids of m x n: token ids padded to `length`, where they are real, and labels.
-
-    Of `world` processes each takes every world-th grid of a batch that does not depend on their number.
+class Feed:
+    """The batches of a run, each by its step: every process and every part of an accumulated batch takes groups of its own.
 
     Args:
-        split: on the device.
-        index: the batch, such as `Batches.at` gives it, on the device.
-        m: rows of a grid.
-        n: columns of a grid.
-        length: that of the longest sequence or more, lest it be cut, and at least 1. Lengths on the CPU tell it without waiting
-            for a GPU.
-        rank: number of this process.
-        world: of all processes.
+        task: on the device.
+        config: of the run.
+        device: where the batches are to be.
 
     Raises:
-        ConfigError: there is no grid for this process.
+        ConfigError: the groups cannot be shared.
     """
-    own = grid(index, m, n)[rank::world]
-    require(len(own) > 0, f"process {rank} of {world} has no grid of {m} x {n} in a batch of {len(index)}: make batches larger")
-    tokens, mask = split.tokens(own.flatten(), length)
-    return tokens.unflatten(0, own.shape), mask.unflatten(0, own.shape), split.labels[own]
+
+    def __init__(self, task: Task, config: RunConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        self.task, self.config, self.device, self.rank, self.world = task, config, device, rank, world
+        shares = world * config.optim.accumulate
+        shared = f"{world} processes with optim.accumulate = {config.optim.accumulate}"
+        require(config.optim.groups % shares == 0, f"optim.groups = {config.optim.groups} cannot be shared by {shared}")
+        self.n = n_of_steps(config)
+        sizes = [config.optim.groups * models.inputs(config.model, n) for n in self.n]
+        train = task.train
+        self.lengths = train.lengths.cpu() if isinstance(train, Sequences) else None
+        self.batches = Batches(len(train), sizes, config.seed, lengths=self.lengths)
+
+    def inputs(self, step: int) -> int:
+        """How many inputs all processes have seen after a step."""
+        return int(self.batches.places[step])
+
+    def at(self, step: int, part: int = 0) -> Batch:
+        """What this process sees in a part of a step."""
+        index, n = self.batches.at(step), self.n[step - 1]
+        rank, world = part * self.world + self.rank, self.world * self.config.optim.accumulate
+        grid = models.grid(self.config.model, n)
+        if isinstance(self.task, ImageTask):
+            images, shares = self.images(index, step, n, rank, world)
+            return images.unflatten(0, (-1, *grid)), None, shares.unflatten(0, (-1, *grid))
+        own = group(index, models.inputs(self.config.model, n))[rank::world].flatten()
+        place = own.to(self.device, non_blocking=True)
+        train = self.task.train
+        if isinstance(train, Sequences):
+            assert self.lengths is not None
+            tokens, mask = train.tokens(place, max(1, int(self.lengths[own].max())))
+            return tokens.unflatten(0, (-1, *grid)), mask.unflatten(0, (-1, *grid)), train.labels[place].unflatten(0, (-1, *grid))
+        return train.inputs[place].unflatten(0, (-1, *grid)), None, train.targets[place].unflatten(0, (-1, *grid))
+
+    def images(self, index: Int[Tensor, " size"], step: int, n: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
+        """Images, varied, and their classes' shares: 1 for the label, less where another image is mixed in."""
+        assert isinstance(self.task, ImageTask)
+        train = self.task.train
+        key = entropy(self.config.seed, step, "augment").generate_state(2).astype(np.int64)
+        return compiled(self.device.type)(
+            train.images,
+            train.labels,
+            index.to(self.device, non_blocking=True),
+            torch.from_numpy(key).to(self.device, non_blocking=True),
+            beta_quantiles(self.config.augment.mixup, self.device),
+            *self.task.normaliser(self.device),
+            config=self.config.augment,
+            n=models.inputs(self.config.model, n),
+            classes=self.task.classes,
+            rank=rank,
+            world=world,
+        )

@@ -22,6 +22,14 @@ def normaliser(
     return gain.float()[:, None, None].to(device), offset.float()[:, None, None].to(device)
 
 
+def normalised(
+    images: UInt8[Tensor, "b c h w"], scale: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "b c h w"]:
+    """Grey levels as a network sees them: on a scale from 0 to 1, less the mean, over the deviation of each channel."""
+    gain, offset = normaliser(scale, mean, std, images.device)
+    return images * gain + offset
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageTask:
     """Images to classify, as uint8; a network sees them normalised."""
@@ -43,8 +51,7 @@ class ImageTask:
 
     def pixels(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """What a network sees of these images."""
-        gain, offset = self.normaliser(images.device)
-        return images * gain + offset
+        return normalised(images, self.scale, self.mean, self.std)
 
     def to(self, device: torch.device) -> "ImageTask":
         """The whole set on another device."""

@@ -9,15 +9,17 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from mimo_benchmarks.config import RunConfig
-from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.config import AugmentConfig, ModelConfig, OptimConfig, RunConfig
+from mimo_benchmarks.errors import CheckpointError, ConfigError
 
-PACKAGES = ("vsa-core", "mimoconv", "mimo-benchmarks", "torch", "torchvision", "numpy", "scikit-learn", "accelerate")
+OURS = ("vsa-core", "mimoconv", "mimoformer", "mimo-benchmarks")
+OTHERS = ("torch", "torchvision", "numpy", "scikit-learn", "accelerate")
 
 
 def new_directory(given: Path | None, preset: str) -> Path:
@@ -38,22 +40,101 @@ def new_directory(given: Path | None, preset: str) -> Path:
 
 
 class RunDirectory:
-    """Writes config.json and environment.json at once, metrics.jsonl as it grows, result.json in the end."""
+    """Where a run is written down: config.json and environment.json at once, metrics.jsonl as it grows, then result.json."""
 
-    def __init__(self, path: Path, preset: str, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.environment = environment(device)
-        self.write("config.json", {"preset": preset, **asdict(config)})
-        self.write("environment.json", self.environment)
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """One JSON file."""
-        (self.path / name).write_text(json.dumps(content, indent=2, default=str) + "\n")
+    def begin(self, preset: str, config: RunConfig, device: torch.device) -> None:
+        """Write what was asked for, unless it stands there already, and where it runs, one entry for each start."""
+        if not (self.path / "config.json").exists():
+            self.write("config.json", {"preset": preset, "config": as_json(config)})
+        self.write("environment.json", [*self.starts(), environment(device)])
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The environments in which the run was started and resumed."""
+        path = self.path / "environment.json"
+        found: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
+        return found
+
+    def write(self, name: str, content: Any) -> None:
+        """One JSON file, whole or not at all."""
+        path = self.path / name
+        try:
+            self.path.mkdir(exist_ok=True)
+            beside = path.with_name(f".{name}")
+            beside.write_text(json.dumps(content, indent=2, default=str) + "\n")
+            beside.replace(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written ({error}): make room, then go on with --resume") from error
 
     def log(self, **values: Any) -> None:
-        """One line of metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        """One line of metrics.jsonl; what is not finite is null."""
+        line = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in values.items()}
+        try:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"metrics.jsonl cannot be written ({error}): make room, then go on with --resume") from error
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that come after a step, and any that was cut off."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        path.write_text("".join(kept))
+
+
+def as_json(config: RunConfig) -> dict[str, Any]:
+    """The settings as JSON has them, the kind of network by the name of its configuration."""
+    values = json.loads(json.dumps(asdict(config), default=str))
+    values["model"] = {"kind": type(config.model).__name__, **values["model"]}
+    return values
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """What a JSON file holds; ConfigError unless it is of that kind."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): is {path.parent} a run directory?") from error
+    if not isinstance(found, kind):
+        raise ConfigError(f"{path} holds no {kind.__name__}: it is damaged, or no file of a run")
+    return found
+
+
+def read_config(run: Path) -> tuple[str, RunConfig]:
+    """The preset's name and the settings of a run directory.
+
+    Raises:
+        ConfigError: there are none, or none that this version knows.
+    """
+    found = read_json(run / "config.json", dict)
+    try:
+        values = dict(found["config"])
+        model = dict(values.pop("model"))
+        kind = {kind.__name__: kind for kind in get_args(ModelConfig)}[model.pop("kind")]
+        nested = {"model": kind(**tuples(model)), "optim": OptimConfig(**tuples(values.pop("optim")))}
+        nested["augment"] = AugmentConfig(**tuples(values.pop("augment")))
+        paths = {name: Path(values.pop(name)) for name in PATHS if values.get(name) is not None}
+        return str(found["preset"]), RunConfig(**tuples(values), **nested, **paths)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{run / 'config.json'} holds no settings of this version ({error})") from error
+
+
+PATHS = ("data_dir", "out", "resume")
+
+
+def tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that they were."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -66,7 +147,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "versions": {name: installed(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in OURS + OTHERS},
     }
 
 

@@ -9,15 +9,15 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Sampler
 
-STREAMS = ("n", "order", "augment", "window")
+STREAMS = ("n", "order", "augment", "window", "dropout")
 """One stream of random numbers for each choice, so that a change to one leaves the others alone."""
 WINDOW = 64
 """Steps whose sequences are sorted by length together: enough for batches of like length, few beside a pass over the set."""
 
 
-def entropy(seed: int, step: int, stream: str) -> np.random.SeedSequence:
-    """What such a choice of a step depends on."""
-    return np.random.SeedSequence((seed, step, STREAMS.index(stream)))
+def entropy(seed: int, step: int, stream: str, *rest: int) -> np.random.SeedSequence:
+    """What such a choice of a step depends on; `rest` is the number of a process, where each makes its own."""
+    return np.random.SeedSequence((seed, step, STREAMS.index(stream), *rest))
 
 
 def generator(seed: int, step: int, stream: str) -> torch.Generator:

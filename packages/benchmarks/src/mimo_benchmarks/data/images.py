@@ -63,6 +63,9 @@ class Split:
     images: UInt8[Tensor, "count c h w"]
     labels: Int[Tensor, " count"]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def to(self, device: torch.device) -> "Split":
         """The same on another device."""
         return Split(images=self.images.to(device), labels=self.labels.to(device))

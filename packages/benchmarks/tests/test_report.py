@@ -1,47 +1,383 @@
+import json
 import re
-from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import stdev
 
-from mimo_benchmarks import report
-from mimo_benchmarks.report import Row
+import pytest
 
-SUPERPOSED = Row(model="MIMOConv", n=1, accuracy=0.98, images_per_second=1e4, speedup=1, macs=3.166e6, superposed=True)
-ROWS = [
-    SUPERPOSED,
-    replace(SUPERPOSED, n=4, accuracy=0.955, images_per_second=4e4, speedup=4, macs=8.56e5),
-    replace(SUPERPOSED, model="plain <CNN>", accuracy=0.99, images_per_second=3e4, speedup=3, macs=8.66e5, superposed=False),
-]
+from mimo_benchmarks import plots, report
+from mimo_benchmarks.errors import ConfigError
 
-
-def test_table_is_aligned_markdown():
-    lines = report.table(ROWS).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert [cell.strip() for cell in lines[0].strip("|").split("|")] == list(report.COLUMNS)
-    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == ["MIMOConv", "4", "95.50%", "40,000", "4.00x", "0.856 M"]
-    assert re.fullmatch(r"\| -+ \|( -+: \|){5}", lines[1])
-
-
-def test_verdict_names_the_winner():
-    assert "a smaller plain network does as well" in report.verdict(ROWS)
-    assert "99.00% against 95.50%" in report.verdict(ROWS)
-    lost = [*ROWS[:2], replace(ROWS[2], accuracy=0.9)]
-    assert "does as well" not in report.verdict(lost)
-    assert "90.00% against 95.50%" in report.verdict(lost)
-    larger = [*ROWS[:2], replace(ROWS[2], macs=2e6)]
-    assert "does as well" not in report.verdict(larger)
-    assert "99.00% against 95.50%" in report.verdict(larger)
-    assert "No controls" in report.verdict(ROWS[:2])
+ROW = {"n": 1, "inputs": 1, "accuracy": 0.9, "accuracy_batch_statistics": None, "accuracy_per_slot": [0.9]}
+ROW |= {"changed_by_regrouping": None, "macs": 4e6, "inputs_per_second": 1000.0}
+OURS = (
+    ROW,
+    ROW | {"n": 4, "inputs": 4, "accuracy": 0.8, "changed_by_regrouping": 0.05, "macs": 1e6, "inputs_per_second": 3500.0},
+)
+METRICS = (
+    {"step": 1, "n": 1, "loss": 2.3, "accuracy": 0.1, "skipped": 0},
+    {"step": 2, "n": 4, "loss": None, "accuracy": None},
+    {"step": 2, "dev_accuracy": {"1": 0.5, "4": None}},
+    {"step": 3, "n": 4, "loss": 1.1, "accuracy": 0.5},
+)
 
 
-def test_page_needs_no_other_file(tmp_path):
-    pictures = [tmp_path / "plot.png", tmp_path / "crosstalk.png"]
-    report.plot(ROWS, pictures[0])
-    report.plot_crosstalk({2: {"superposed": 0.5, "logits": 0.6}}, {2: {"superposed": 0.5, "logits": 0.1}}, pictures[1])
-    for picture in pictures:
-        assert picture.read_bytes().startswith(b"\x89PNG")
-    page = report.page(ROWS, "title & co", pictures, {"config": {"seed": 3}})
-    assert page.count("<img") == 2
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
-    assert "http" not in page
-    assert "plain &lt;CNN&gt;" in page
-    assert "title &amp; co" in page
-    assert "&quot;seed&quot;: 3" in page
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Drawing takes most of the time; a test of pictures undoes this."""
+    monkeypatch.setattr(plots, "png", lambda draw: b"")
+
+
+def make_run(path: Path, rows=OURS, *, settings=None, metrics=METRICS, **result) -> Path:
+    """A finished run as an experiment leaves it behind, but for what a report does not read."""
+    path.mkdir(parents=True)
+    known = {"preset": "small", "control": None, "model": "MIMOConv-10-2", "superposed": result.get("control") is None}
+    known |= {"task": "digits", "seed": 0, "paper": {}, "rows": rows, "guesses": {}, "crosstalk": None, "steps": 650}
+    known |= {"inputs_seen": 20800, "skipped_updates": 0, "wall_seconds": 61.2, "train_seconds": 60.0, "device": "cpu"}
+    known |= {"peak_memory_bytes": None, "versions": {"torch": "2.6"}, "git_revision": "0123abc", "command": "run.py"} | result
+    config = {
+        "task": "digits",
+        "seed": known["seed"],
+        "n": [1, 4],
+        "out": str(path),
+        "model": {"kind": "X"},
+        "optim": {"steps": 650},
+    }
+    (path / "config.json").write_text(json.dumps({"preset": known["preset"], "config": config | (settings or {})}))
+    (path / "result.json").write_text(json.dumps(known))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    return path
+
+
+def make_control(path: Path, accuracy=0.7, macs=1e6, **result) -> Path:
+    result = {"control": "equal_cost_n4", "model": "WRN-10-1"} | result
+    return make_run(path, (ROW | {"accuracy": accuracy, "macs": macs, "inputs_per_second": 2000.0},), **result)
+
+
+def cells(markdown: str) -> list[dict[str, str]]:
+    """The rows of the tables, by the names of the columns."""
+    found, head = [], []
+    for line in markdown.splitlines():
+        row = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not row:
+            head = []
+        elif not head:
+            head = row
+        elif not set("".join(row)) <= set("-:"):
+            found.append(dict(zip(head, row, strict=True)))
+    return found
+
+
+def written(out: Path, *runs: Path) -> tuple[list[dict[str, str]], str]:
+    """The table, and all that is returned."""
+    returned = report.write(runs, out, "title & <co>")
+    return cells(returned), returned
+
+
+def test_numbers_of_the_table(tmp_path):
+    for seed, accuracy in enumerate((0.80, 0.81, 0.85)):
+        four = OURS[1] | {"accuracy": accuracy, "accuracy_batch_statistics": accuracy + 0.01}
+        make_run(tmp_path / f"run-{seed}", (ROW, four), seed=seed, paper={"1": [95.5, None], "4": [92.25, 0.3]})
+        make_control(tmp_path / f"run-{seed}" / "equal_cost_n4", 0.7, 1.05e6, seed=seed)
+    one, four, control = written(tmp_path / "out", tmp_path)[0]
+    assert four == {
+        "model": "MIMOConv-10-2",
+        "control": "",
+        "n": "4",
+        "accuracy (seeds)": f"82.00 ± {stdev([80, 81, 85]):.2f}% (3)",
+        "with batch statistics": f"83.00 ± {stdev([80, 81, 85]):.2f}%",
+        "paper": "92.25 ± 0.30%",
+        "speed-up": "3.50x",
+        "inputs/s": "3,500",
+        "multiply-adds/input": "1.00 M",
+        "changed by regrouping": "5.00 ± 0.00%",
+    }
+    assert (one["n"], one["paper"], one["speed-up"], one["accuracy (seeds)"]) == ("1", "95.50%", "1.00x", "90.00 ± 0.00% (3)")
+    assert (control["model"], control["control"], control["speed-up"]) == ("WRN-10-1", "equal cost, n = 4", "2.00x")
+
+
+def test_one_seed_has_no_spread_and_columns_without_a_word_are_left_out(tmp_path):
+    (row,), _ = written(
+        tmp_path / "out", make_run(tmp_path / "run", (OURS[1] | {"changed_by_regrouping": None, "inputs_per_second": None},))
+    )
+    assert row == {"model": "MIMOConv-10-2", "n": "4", "accuracy (seeds)": "80.00% (1)", "multiply-adds/input": "1.00 M"}
+
+
+def test_a_grid_says_how_many_inputs_it_has(tmp_path):
+    rows, _ = written(tmp_path / "out", make_run(tmp_path / "run", (ROW | {"n": 2, "inputs": 4},)))
+    assert rows[0]["n"] == "2 (4 a pass)"
+
+
+def test_runs_are_averaged_over_nothing_but_seeds(tmp_path):
+    make_run(tmp_path / "a", (ROW,), settings={"log_every": 5, "device": "cpu"})
+    make_run(tmp_path / "b", (ROW | {"accuracy": 0.7},), seed=1, settings={"log_every": 7, "data_dir": "/elsewhere"})
+    make_run(tmp_path / "c", (ROW | {"accuracy": 0.5},), settings={"optim": {"steps": 9}})
+    make_run(tmp_path / "d", (ROW | {"accuracy": 0.4},), preset="other")
+    make_control(tmp_path / "c" / "thin", 0.3, control="thin", settings={"optim": {"steps": 9}})
+    rows, _ = written(tmp_path / "out", tmp_path)
+    assert [(row["preset"], row["control"], row["accuracy (seeds)"][:5], row["accuracy (seeds)"][-3:]) for row in rows] == [
+        ("other", "", "40.00", "(1)"),
+        ("small, optim.steps = 650", "", "80.00", "(2)"),
+        ("small, optim.steps = 9", "", "50.00", "(1)"),
+        ("small, optim.steps = 9", "thin", "30.00", "(1)"),
+    ]
+
+
+def test_controls_that_differ_among_themselves_are_kept_apart(tmp_path):
+    for seed, width in enumerate((1, 2)):
+        make_run(tmp_path / str(seed), (ROW,), seed=seed)
+        make_control(tmp_path / str(seed) / "thin", control="thin", model="WRN", seed=seed, settings={"model": {"width": width}})
+    ours, *controls = written(tmp_path / "out", tmp_path)[0]
+    assert ours["accuracy (seeds)"].endswith("(2)")
+    assert [row["model"] for row in controls] == ["WRN, model.width = 1", "WRN, model.width = 2"]
+
+
+def test_a_control_stays_with_its_experiment(tmp_path):
+    for width in (1, 2):
+        make_run(tmp_path / str(width), (ROW | {"accuracy": 0.8},), settings={"model": {"width": width}})
+        make_control(tmp_path / str(width) / "thin", width / 4, control="thin")
+    rows, _ = written(tmp_path / "out", tmp_path)
+    assert [(row["preset"], row["accuracy (seeds)"]) for row in rows if row["control"]] == [
+        ("small, model.width = 1", "25.00% (1)"),
+        ("small, model.width = 2", "50.00% (1)"),
+    ]
+
+
+def test_a_seed_counts_once_and_what_is_left_out_is_named(tmp_path):
+    make_run(tmp_path / "a", (ROW,))
+    make_run(tmp_path / "b", (ROW | {"accuracy": 0.1},))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text("{}")
+    (row,), returned = written(tmp_path / "out", tmp_path, tmp_path / "a")
+    assert row["accuracy (seeds)"] == "90.00% (1)"
+    assert f"Left out, not finished: {tmp_path / 'begun'}." in returned
+    assert f"Left out, the settings and the seed of another: {tmp_path / 'b'}." in returned
+
+
+def test_rates_of_devices_are_kept_apart(tmp_path):
+    make_run(tmp_path / "a", device="cpu")
+    make_run(tmp_path / "b", tuple(row | {"inputs_per_second": 8000.0 * row["n"]} for row in OURS), seed=1, device="GPU")
+    make_run(tmp_path / "c", tuple(row | {"inputs_per_second": None} for row in OURS), preset="unmeasured", device="GPU")
+    rows, returned = written(tmp_path / "out", tmp_path)
+    shown = [(row["n"], row["device"], row["inputs/s"], row["speed-up"]) for row in rows]
+    assert shown[:2] == [
+        ("1", "GPU / cpu", "8,000 / 1,000", "1.00x / 1.00x"),
+        ("4", "GPU / cpu", "32,000 / 3,500", "4.00x / 3.50x"),
+    ]
+    assert shown[2:] == [("1", "GPU", "", ""), ("4", "GPU", "", "")]
+    assert "Rates of different devices do not compare." in returned
+
+
+def test_a_rate_is_not_set_against_that_of_another_experiment(tmp_path):
+    make_run(tmp_path / "a")
+    make_control(tmp_path / "alone", device="cpu")
+    make_control(tmp_path / "a" / "thin", control="thin", device="GPU")
+    speeds = [(row["model"], row["speed-up"]) for row in written(tmp_path / "out", tmp_path)[0]]
+    assert speeds == [("MIMOConv-10-2", "1.00x"), ("MIMOConv-10-2", "3.50x"), ("WRN-10-1", ""), ("WRN-10-1", "")]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "macs", "said"),
+    [
+        (
+            0.85,
+            1e6,
+            "a plain network does as well at the same cost or less: WRN-10-1 (equal cost, n = 4) scores 85.00% against 80.00%",
+        ),
+        (
+            0.80,
+            1.09e6,
+            "a plain network does as well at the same cost or less: WRN-10-1 (equal cost, n = 4) scores 80.00% against",
+        ),
+        (0.75, 1e6, "no plain network does as well at the same cost: WRN-10-1 (equal cost, n = 4) scores 75.00% against 80.00%"),
+        (
+            0.85,
+            2e6,
+            "no plain network that costs as little was trained; the cheapest, WRN-10-1 (2.00x the cost of n = 4), takes 2.00",
+        ),
+    ],
+)
+def test_verdict_is_in_favour_of_whoever_won(tmp_path, accuracy, macs, said):
+    make_run(tmp_path / "run")
+    make_control(tmp_path / "run" / "equal_cost_n4", accuracy, macs)
+    _, returned = written(tmp_path / "out", tmp_path)
+    assert f"small, n = 4: {said}" in returned
+    assert ("at 2,000 inputs/s against 3,500; with one seed, a small difference says little." in returned) == (macs < 2e6)
+    assert report.AT_WILL in returned
+
+
+def test_verdict_weighs_the_spread_over_seeds(tmp_path):
+    for seed, (ours, plain) in enumerate(((0.80, 0.79), (0.82, 0.81))):
+        make_run(tmp_path / str(seed), (OURS[1] | {"accuracy": ours},), seed=seed)
+        make_control(tmp_path / str(seed) / "equal_cost_n4", plain, seed=seed)
+        make_control(tmp_path / str(seed) / "thin", 0.2, 1e5, seed=seed, control="thin")
+    _, returned = written(tmp_path / "out", tmp_path)
+    assert "80.00% against 81.00%, at 2,000 inputs/s against 3,500; the difference is within the spread over seeds." in returned
+    assert report.AT_WILL not in returned  # with one n, there is nothing to choose
+
+
+def test_verdict_without_controls_and_of_plain_networks(tmp_path):
+    make_run(tmp_path / "run")
+    make_run(tmp_path / "plain", preset="plain", task="other", superposed=False)
+    _, returned = written(tmp_path / "out", tmp_path)
+    assert returned.count("no controls were trained") == 1
+    assert report.AT_WILL not in returned
+
+
+def test_what_guessing_gets_right_is_told(tmp_path):
+    _, returned = written(tmp_path / "out", make_run(tmp_path / "run", guesses={"the last value": 0.283}))
+    assert "Right by guessing: the last value 28.30%." in returned
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.said = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+
+NASTY = """<script>x()</script>"'&|`*a*[b](c) _d_ \n# e\x1b[31m\ud800\u202e"""
+
+
+def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    crosstalk = {"before": {"4": {NASTY: 0.5, "logits": 0.6}}, "after": {"4": {NASTY: 0.5, "logits": 0.1}}}
+    words = dict.fromkeys(("preset", "task", "model", "device", "command", "git_revision"), NASTY)
+    settings = {"optim": {NASTY: NASTY}}
+    run = make_run(
+        tmp_path / "<run>", **words, guesses={NASTY: 0.1}, crosstalk=crosstalk, versions={NASTY: NASTY}, settings=settings
+    )
+    make_control(run / "thin", **words | {"model": "$x$ | y_z"}, control=NASTY)
+    make_run(run / "other", **words | {"preset": "other"})
+    make_run(run / "third", **words | {"task": "third"})
+    rows, returned = written(tmp_path / "out", run)
+    text = (tmp_path / "out" / "report.html").read_text()
+    page = Page(text)
+    allowed = {"html", "meta", "title", "style", "h1", "h2", "p", "div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+    allowed |= {"figure", "img", "figcaption", "details", "summary", "dl", "dt", "dd"}
+    assert set(page.tags) <= allowed
+    sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "style")]
+    assert len(sources) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in text
+    assert "url(" not in text
+    assert NASTY.split("\n", maxsplit=1)[0] in "".join(page.said)
+    for shown in (returned, (tmp_path / "out" / "report.md").read_text()):
+        assert not set("\x1b\u202e\ud800") & set(shown)
+        assert "\\<script\\>" in shown
+        assert not re.search(r"(?<!\\)[<>*`\[]", re.sub(r"!\[.*?\]\(\w+\.png\)", "", shown))
+    assert rows[2]["model"] == "\\$x\\$ \\| y_z"
+
+
+def test_page_tells_how_each_network_was_trained(tmp_path):
+    make_run(tmp_path / "run", command="run.py small --seed 0", peak_memory_bytes=1234)
+    make_control(tmp_path / "run" / "thin", control="thin", git_revision="fedcba9")
+    written(tmp_path / "out", tmp_path)
+    said = Page((tmp_path / "out" / "report.html").read_text()).said
+    for words in (
+        "run.py small --seed 0",
+        "1,234 bytes",
+        "fedcba9",
+        "20,800",
+        "61 s",
+        "torch 2.6",
+        str(tmp_path / "run" / "thin"),
+    ):
+        assert words in said
+    assert "n = 1: 90.00%; n = 4: 90.00%" in said
+    assert any("optim.steps = 650" in part for part in said)
+
+
+def test_files_that_are_written(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    crosstalk = {"before": {"4": {"logits": 0.6}}, "after": {"4": {"logits": 0.1}}}
+    make_run(tmp_path / "a", crosstalk=crosstalk)
+    written(tmp_path / "one", tmp_path / "a")
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        "report.md", "report.html", "accuracy_throughput.png", "learning_curves.png", "crosstalk.png"
+    }  # fmt: skip
+    make_run(tmp_path / "b", preset="other", metrics=(), crosstalk=crosstalk)
+    make_run(tmp_path / "c", task="mnist", metrics=())
+    written(tmp_path / "two", tmp_path)
+    assert {path.name for path in (tmp_path / "two").glob("*.png")} == {
+        "accuracy_throughput.png", "accuracy_throughput_2.png", "learning_curves.png", "crosstalk.png", "crosstalk_2.png"
+    }  # fmt: skip
+    shown = re.findall(r"!\[.*\]\((.*)\)", (tmp_path / "two" / "report.md").read_text())
+    assert set(shown) == {path.name for path in (tmp_path / "two").glob("*.png")}
+    assert all((tmp_path / "two" / name).read_bytes().startswith(b"\x89PNG") for name in shown)
+
+
+def damage(result: dict, **changed) -> str:
+    return json.dumps(result | changed)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda _: "",
+        lambda _: "[]",
+        lambda result: json.dumps(result)[:-20],
+        lambda result: json.dumps({key: value for key, value in result.items() if key != "rows"}),
+        lambda result: damage(result, rows=[]),
+        lambda result: damage(result, rows=[ROW | {"accuracy": "0.9"}]),
+        lambda result: damage(result, rows=[ROW | {"accuracy": float("nan")}]),
+        lambda result: damage(result, rows=[ROW | {"macs": 0}]),
+        lambda result: damage(result, rows=[ROW | {"macs": 10**400}]),
+        lambda result: damage(result, rows=7),
+        lambda result: damage(result, paper={"1": 3}),
+        lambda result: damage(result, guesses=[1]),
+        lambda result: damage(result, crosstalk={"before": {}}),
+        lambda result: damage(result, versions=None),
+    ],
+)
+def test_damaged_result_is_refused(tmp_path, damaged):
+    file = make_run(tmp_path / "run") / "result.json"
+    file.write_text(damaged(json.loads(file.read_text())))
+    with pytest.raises(ConfigError, match=re.escape(str(file))):
+        report.write([tmp_path], tmp_path / "out", "title")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", ["", "{}", '{"config": 3}'])
+def test_damaged_settings_are_refused(tmp_path, config):
+    file = make_run(tmp_path / "run") / "config.json"
+    file.write_text(config)
+    with pytest.raises(ConfigError, match=re.escape(str(file))):
+        report.write([tmp_path], tmp_path / "out", "title")
+
+
+def test_lines_of_metrics_that_were_cut_off_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'\n[]\n{"step": 4, "accuracy": "x"}\n{"step": 5, "accur\xff')
+    (found,), _ = report.find([run])
+    train, dev = report.curves(found)
+    assert train == [([1, 3], [0.1, 0.5])]
+    assert dev == [([2], [0.5])]
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run")
+    report.execute([str(run)])
+    assert "MIMOConv-10-2" in capsys.readouterr().out
+    assert (tmp_path / "report" / "report.html").exists()
+    report.execute([str(run), str(run), "--out", "elsewhere"])
+    assert (tmp_path / "elsewhere" / "report.md").exists()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for arguments, named in (([], "no finished run"), (["empty"], "empty"), (["missing"], "missing: no such folder")):
+        with pytest.raises(ConfigError, match=named):
+            report.execute(arguments)
+    with pytest.raises(ConfigError, match="choose another --out"):
+        report.execute([str(run), "--out", "file"])

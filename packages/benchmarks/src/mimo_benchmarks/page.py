@@ -1,0 +1,145 @@
+"""A report as Markdown and as one HTML file that loads nothing; whatever it is given is escaped."""
+
+import html
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
+body { max-width: 72rem; margin: 1.5rem auto; padding: 0 1rem; overflow-wrap: anywhere }
+h1, h2 { line-height: 1.2 }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid #8886; text-align: right; vertical-align: top }
+thead th { vertical-align: bottom }
+td { white-space: nowrap }
+th.name, td.name { text-align: left }
+tr > [colspan] { padding-top: 1rem }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
+figure { margin: 1rem 0 }
+img { width: 100%; background: white }
+figcaption, dt { font-size: .9rem; opacity: .8 }
+dd { margin: 0 0 .5rem; font-size: .9rem }
+ul { padding-left: 1.2rem }
+details details { margin: .5rem 0 .5rem 1rem }
+@media (prefers-color-scheme: dark) { img { filter: invert(.93) hue-rotate(180deg) } }
+@media (max-width: 45rem) {
+  table, tbody, tr, th { display: block }
+  thead, td:empty { display: none }
+  tr { padding: .4rem 0; border-bottom: 1px solid #8886 }
+  th { border: 0 }
+  td, th.name { padding: 0 }
+  td { display: flex; justify-content: space-between; gap: 1rem; border: 0; white-space: normal }
+  td::before { content: attr(data-label); opacity: .8; flex: none }
+  td:first-child { font-weight: bold }
+  td:first-child::before { content: none }
+}
+"""
+NAMES = {"preset", "model", "control", "device"}
+"""Columns of words, set to the left; the others hold numbers."""
+KIND = ' class="name"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A PNG."""
+
+    file: str
+    """Its name beside report.md."""
+    caption: str
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """All about one task."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    pictures: Sequence[Picture]
+
+
+def escape(text: str) -> str:
+    """Text as Markdown shows it as it stands; underscores within a word mean nothing there."""
+    return re.sub(r"([\\`*\[\]<>|&#$~])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], text)
+
+
+def markdown(head: Sequence[str], sections: Sequence[Section], *, pictures: bool) -> str:
+    """The body of report.md, or without pictures what is printed."""
+    parts = ["\n".join(f"{escape(line)}\n" for line in head)]
+    for section in sections:
+        parts += [
+            f"## {escape(section.heading)}\n",
+            aligned(section),
+            "\n".join(f"- {escape(note)}" for note in section.notes) + "\n",
+        ]
+        parts += [f"![{escape(picture.caption)}]({picture.file})\n" for picture in section.pictures if pictures]
+    return "\n".join(parts)
+
+
+def aligned(section: Section) -> str:
+    """A Markdown table whose columns stand below each other in plain text too."""
+    cells = [[escape(cell) for cell in row] for row in (section.columns, *section.rows)]
+    words = [name in NAMES for name in section.columns]
+    widths = [max(2, *(len(row[i]) for row in cells)) for i in range(len(words))]  # a rule takes two
+    rule = ["-" * width if word else "-" * (width - 1) + ":" for width, word in zip(widths, words, strict=True)]
+
+    def padded(row: Sequence[str]) -> list[str]:
+        each = zip(row, widths, words, strict=True)
+        return [cell.ljust(width) if word else cell.rjust(width) for cell, width, word in each]
+
+    return "".join("| " + " | ".join(row) + " |\n" for row in [padded(cells[0]), rule, *map(padded, cells[1:])])
+
+
+def page(title: str, head: Sequence[str], sections: Sequence[Section], facts: Mapping[str, Mapping[str, str]]) -> str:
+    """The HTML file. The facts are what else there is to say of each run, folded away."""
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{STYLE}</style>
+<h1>{html.escape(title)}</h1>
+{"".join(f"<p>{html.escape(line)}</p>" for line in head)}
+{"".join(map(part, sections))}
+<details><summary>Settings of each run</summary>
+{"".join(folded(run, found) for run, found in facts.items())}
+</details>
+</html>
+"""
+
+
+def part(section: Section) -> str:
+    """Heading, table with the presets between the rows, notes and pictures."""
+
+    def cell(name: str, value: str) -> str:
+        return f'<td data-label="{html.escape(name)}"{KIND * (name in NAMES)}>{html.escape(value)}</td>'
+
+    def pictured(picture: Picture) -> str:
+        caption, data = html.escape(picture.caption), b64encode(picture.content).decode()
+        return f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+
+    grouped = section.columns[0] == "preset"
+    columns = section.columns[grouped:]
+    rows = []
+    for preset, members in groupby(section.rows, key=lambda row: row[0] if grouped else ""):
+        heading = f'<tr><th class="name" colspan="{len(columns)}">{html.escape(preset)}</th></tr>\n'
+        rows += [heading] * grouped + ["<tr>" + "".join(map(cell, columns, row[grouped:])) + "</tr>\n" for row in members]
+    names = [f"<th{KIND * (name in NAMES)}>{html.escape(name)}</th>" for name in columns]
+    return f"""<h2>{html.escape(section.heading)}</h2>
+<div class="scroll"><table><thead><tr>{"".join(names)}</tr></thead><tbody>
+{"".join(rows)}</tbody></table></div>
+<ul>{"".join(f"<li>{html.escape(note)}</li>" for note in section.notes)}</ul>
+<div class="pictures">{"".join(map(pictured, section.pictures))}</div>
+"""
+
+
+def folded(run: str, facts: Mapping[str, str]) -> str:
+    """A run's facts under its name."""
+    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
+    return f"<details><summary>{html.escape(run)}</summary><dl>{told}</dl></details>\n"

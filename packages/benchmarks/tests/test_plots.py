@@ -66,14 +66,14 @@ def test_superposed_networks_are_warm_and_joined_and_all_look_different():
 
 
 def test_learning_curves_are_running_means():
-    values = np.linspace(0, 1, 75) ** 2
-    long = Series(label="long", superposed=False, points=[ONE], curves=[(list(range(10, 760, 10)), list(values))])
+    values = np.linspace(0, 1, 100) ** 2
+    long = Series(label="long", superposed=False, points=[ONE], curves=[(list(range(10, 1010, 10)), list(values))])
     (axes,) = plots.learning_curves([OURS, long]).axes
     short, dev, _, smooth, _, _ = [line.get_data() for line in axes.lines]
     np.testing.assert_allclose(short, [[1, 2, 3], [10, 20, 60]])
     np.testing.assert_allclose(dev, [[2], [50]])
-    np.testing.assert_allclose(smooth[0], range(30, 760, 10))
-    np.testing.assert_allclose(smooth[1], [100 * sum(values[k : k + 3]) / 3 for k in range(73)])
+    np.testing.assert_allclose(smooth[0], range(40, 1010, 10))
+    np.testing.assert_allclose(smooth[1], [100 * sum(values[k : k + 4]) / 4 for k in range(97)])
     labels = [text.get_text() for text in plots.learning_curves([OURS, long]).legends[0].get_texts()]
     assert labels == ["MIMOConv", "long", "on the dev split"]
 

@@ -266,6 +266,8 @@ def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path, monkeyp
     allowed = {"html", "meta", "title", "style", "h1", "h2", "p", "div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
     allowed |= {"figure", "img", "figcaption", "details", "summary", "dl", "dt", "dd"}
     assert set(page.tags) <= allowed
+    known = {"lang", "charset", "name", "content", "class", "colspan", "data-label", "alt", "src"}
+    assert {name for name, _ in page.attributes} <= known
     sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "style")]
     assert len(sources) == 5
     assert all(source.startswith("data:image/png;base64,") for source in sources)

@@ -16,7 +16,7 @@ OURS = (
     ROW | {"n": 4, "inputs": 4, "accuracy": 0.8, "changed_by_regrouping": 0.05, "macs": 1e6, "inputs_per_second": 3500.0},
 )
 METRICS = (
-    {"step": 1, "n": 1, "loss": 2.3, "accuracy": 0.1, "skipped": 0},
+    {"step": 1, "n": 1, "loss": 2.3, "accuracy": 0.0, "skipped": 0},
     {"step": 2, "n": 4, "loss": None, "accuracy": None},
     {"step": 2, "dev_accuracy": {"1": 0.5, "4": None}},
     {"step": 3, "n": 4, "loss": 1.1, "accuracy": 0.5},
@@ -364,7 +364,7 @@ def test_lines_of_metrics_that_were_cut_off_are_left_out(tmp_path):
         file.write(b'\n[]\n{"step": 4, "accuracy": "x"}\n{"step": 5, "accur\xff')
     (found,), _ = report.find([run])
     train, dev = report.curves(found)
-    assert train == [([1, 3], [0.1, 0.5])]
+    assert train == [([1, 3], [0.0, 0.5])]
     assert dev == [([2], [0.5])]
 
 

@@ -99,8 +99,8 @@ def test_labels_are_taken_as_they_stand():
     long = plots.plain("word " * 100).split("\n")
     assert len(long) == 3
     assert all(len(line) <= 50 for line in long)
-    odd = Series(label="$\\frac{ {} 100% {x}", superposed=True, points=[Point(n="$_", accuracy=0.5, spread=0, macs=1, rate=1)])
-    picture = Image.open(BytesIO(plots.png(lambda: plots.accuracy_throughput([odd], "$\\x"))))
+    odd = Series(label="$\\frac{$ {} 100% {x}", superposed=True, points=[Point(n="$_", accuracy=0.5, spread=0, macs=1, rate=1)])
+    picture = Image.open(BytesIO(plots.png(lambda: plots.accuracy_throughput([odd], "$\\x$"))))
     assert picture.format == "PNG"
     assert picture.width == round(plots.WIDTH * plots.DPI)
 

@@ -1,0 +1,223 @@
+"""`run.py throughput` with durations of our own, so that what it tells is known."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mimo_benchmarks import models, presets, throughput, throughput_program
+from mimo_benchmarks.baselines.datamux import DataMUXConvConfig
+from mimo_benchmarks.config import RunConfig
+from mimo_benchmarks.errors import ConfigError
+from mimoconv import MIMOConvConfig, WideResNetConfig
+
+RUNS = {
+    "small": RunConfig(model=MIMOConvConfig(capacity=4, depth=10, width=0.25, stem_channels=8, image_size=8)),
+    "plain": RunConfig(model=WideResNetConfig(depth=10, width=0.25, image_size=8)),
+    "mux": RunConfig(model=DataMUXConvConfig(capacity=2), n=(2,), n_odds=(1,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def set_up(monkeypatch, tmp_path, one_thread):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(presets, "find", RUNS.__getitem__)
+    takes(monkeypatch, 0.001)
+
+
+def takes(monkeypatch, seconds):
+    """Every call takes 9, 10 or 11 times as long, so the median is 10 times."""
+    monkeypatch.setattr(throughput, "durations", lambda call, *_: call() is None or [9 * seconds, 10 * seconds, 11 * seconds])
+
+
+def run(*arguments):
+    throughput_program.execute([*map(str, arguments), "--device", "cpu"])
+
+
+def lines(capsys):
+    """The table's cells."""
+    return [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+
+
+def test_a_table_is_printed_and_the_numbers_are_written(capsys, tmp_path):
+    run("small", "--passes", 6, "--rounds", 3)
+    head, rule, *rows = lines(capsys)
+    assert head == ["n", "one pass, ms (5 to 95 %)", "6 passes, ms (5 to 95 %)", "inputs/s", "of peak", "memory, MB"]
+    assert rule == ["---:"] * 6
+    assert [row[0] for row in rows] == ["1", "2", "4"]
+    assert rows[2][1:4] == ["10 (9.1 to 10.9)", "10 (9.1 to 10.9)", "2,400"]
+    (file,) = (tmp_path / "runs").iterdir()
+    assert file.name == "throughput-small-001.json"
+    content = json.loads(file.read_text())
+    expected = {"preset": "small", "passes": 6, "precision": "no", "device": "cpu (threads = 1)", "compile": False, "rounds": 3}
+    assert {name: content[name] for name in expected} == expected
+    assert content["network"]["kind"] == "MIMOConvConfig"
+    assert content["network"]["width"] == 0.25
+    assert content["peak"] == pytest.approx(2 * 1024**3 / 0.009)
+    assert content["environment"] == throughput_program.environment(torch.device("cpu"))
+    row = content["rows"][1]
+    assert (row["n"], row["inputs_per_second"], row["peak_bytes"]) == (2, 1200, None)
+    assert row["macs"] == models.count_macs(models.build(RUNS["small"].model), 2)
+    assert rows[1][4:] == [f"{2 * row['macs'] * 1200 / content['peak']:.1%}", "-"]
+
+
+def test_files_are_numbered_and_never_overwritten(tmp_path):
+    run("small", "--n", 1)
+    run("small", "--n", 1)
+    assert sorted(file.name for file in (tmp_path / "runs").iterdir()) == [f"throughput-small-00{i}.json" for i in (1, 2)]
+    taken = tmp_path / "taken.json"
+    taken.write_text("mine")
+    with pytest.raises(ConfigError, match=r"taken.json exists already, and is never overwritten: choose another --out"):
+        run("small", "--out", taken)
+    assert taken.read_text() == "mine"
+    with pytest.raises(ConfigError, match=r"below.json cannot be written .*choose another --out"):
+        run("small", "--out", taken / "below.json")
+    with pytest.raises(ConfigError, match=r"x.json cannot be written .*too long.*choose another --out"):
+        run("small", "--n", 1, "--out", "x" * 300 + "x.json")
+
+
+def test_a_file_that_appears_meanwhile_is_kept(monkeypatch, tmp_path):
+    def measure(*arguments, **keywords):
+        (tmp_path / "new.json").write_text("mine")
+        return throughput.measure(*arguments, **keywords)
+
+    monkeypatch.setattr(throughput_program, "measure", measure)
+    with pytest.raises(ConfigError, match=r"new.json cannot be written"):
+        run("small", "--n", 1, "--out", "new.json")
+    assert (tmp_path / "new.json").read_text() == "mine"
+
+
+def test_a_plain_network_is_measured_once_one_by_one(capsys):
+    run("plain", "--passes", 6)
+    (row,) = lines(capsys)[2:]
+    assert (row[0], row[3]) == ("1", "600")
+
+
+def test_compare_tells_how_many_times_faster_each_n_is_now(capsys, monkeypatch):
+    run("small", "--n", 2, 4, "--out", "old.json")
+    takes(monkeypatch, 0.0004)
+    lines(capsys)
+    run("small", "--n", 1, 2, "--compare", "old.json")
+    head, rule, one, two = lines(capsys)
+    assert head[6:] == ["one pass, old/new", "64 passes, old/new"]
+    assert len(rule) == len(head)
+    assert one[6:] == ["-", "-"]
+    assert two[6:] == ["2.50x", "2.50x"]
+
+
+def test_compare_tells_latency_and_batch_apart(capsys, tmp_path):
+    run("small", "--n", 2, "--out", "old.json")
+    old = json.loads((tmp_path / "old.json").read_text())
+    old["rows"][0]["latency"]["median"] = 0.04
+    old["rows"][0]["batch"]["median"] = 0.005
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    lines(capsys)
+    run("small", "--n", 2, "--compare", "old.json")
+    assert lines(capsys)[2][6:] == ["4.00x", "0.50x"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["other"], "its preset is small, and here it is other"),
+        (["--passes", 3], "its passes is 6, and here it is 3"),
+        (["--precision", "bf16"], "its precision is no, and here it is bf16"),
+        ([], "its network.width is 0.25, and here it is 0.5"),
+    ],
+)
+def test_compare_refuses_other_settings_before_it_measures(flags, told, monkeypatch):
+    run("small", "--passes", 6, "--n", 1, "--out", "old.json")
+    model = RUNS["small"].model if flags else replace(RUNS["small"].model, width=0.5)
+    monkeypatch.setattr(presets, "find", lambda _: replace(RUNS["small"], model=model))
+    monkeypatch.setattr(throughput, "durations", None)
+    if flags[:1] != ["other"]:
+        flags = ["small", *flags]
+    with pytest.raises(ConfigError, match=rf"old.json cannot be compared: {told}"):
+        run(*flags, *([] if "--passes" in flags else ["--passes", 6]), "--compare", "old.json")
+
+
+def test_compare_refuses_another_device(monkeypatch):
+    run("small", "--n", 1, "--out", "old.json")
+    real = throughput_program.environment
+    monkeypatch.setattr(throughput_program, "environment", lambda device: {**real(device), "threads": 8})
+    with pytest.raises(ConfigError, match=r"its device is cpu \(threads = 1\), and here it is cpu \(threads = 8\)"):
+        run("small", "--compare", "old.json")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"preset": "small"}'])
+def test_compare_refuses_what_is_no_such_file(content, tmp_path):
+    if content is not None:
+        (tmp_path / "old.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"old.json is no file of `run.py throughput`"):
+        run("small", "--compare", "old.json")
+
+
+def test_compare_refuses_damaged_rows(tmp_path):
+    run("small", "--n", 1, "--out", "old.json")
+    whole = json.loads((tmp_path / "old.json").read_text())
+    for rows in (5, [5], [{"n": 1}], [{"n": 1, "latency": {"median": None}, "batch": {"median": 1}}]):
+        (tmp_path / "old.json").write_text(json.dumps({**whole, "rows": rows}))
+        with pytest.raises(ConfigError, match=r"old.json is no file of"):
+            run("small", "--compare", "old.json")
+    (tmp_path / "old.json").write_text(json.dumps({**whole, "network": 3}))
+    with pytest.raises(ConfigError, match=r"old.json is no file of"):
+        run("small", "--compare", "old.json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--n", 5], "n = 5, but the model has room for 4"),
+        (["--n", 2, 2], "n must not repeat a number"),
+        (["--passes", 0], "passes must be from 1 to"),
+        (["--passes", 2**31], "passes must be from 1 to"),
+        (["--rounds", 0], "rounds must be from 1 to"),
+        (["--precision", "fp16"], "precision = fp16 is for GPUs: choose bf16 or no"),
+        (["--threads", 0], r"threads = 0, but this process may use 1 to \d+"),
+        (["--threads", 10**6], "threads = 1000000, but this process may use 1 to"),
+    ],
+)
+def test_what_cannot_work_is_refused(flags, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        run("small", *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_datamux_has_one_n(capsys):
+    run("mux", "--passes", 6)
+    assert lines(capsys)[2][3] == "1,200"
+    with pytest.raises(ConfigError, match="DataMUX"):
+        run("mux", "--n", 1)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device = cuda, but torch finds no GPU: choose --device cpu"):
+        throughput_program.execute(["small", "--device", "cuda"])
+
+
+def test_threads_are_set():
+    torch.set_num_threads(2)
+    run("small", "--n", 1, "--threads", 1)
+    assert torch.get_num_threads() == 1
+
+
+def test_help_tells_of_every_flag(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        throughput_program.execute(["--help"])
+    assert exit_.value.code == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "usage: run.py throughput" in told
+    for flag in (
+        "--n ",
+        "--passes",
+        "--rounds",
+        "--precision {no,bf16,fp16}",
+        "--compile",
+        "--device {None,cpu,cuda}",
+        "--threads",
+    ):
+        assert flag in told
+    assert "an earlier file of this command; adds how many times faster each n is now" in told
+    assert "file to write, which must not exist yet; runs/throughput-PRESET-001.json, -002, .. unless given" in told

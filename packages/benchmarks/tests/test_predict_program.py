@@ -195,7 +195,7 @@ def test_transparency_is_left_out(tmp_path):
     assert found.shape == (3, 8, 8)
 
 
-@pytest.mark.parametrize("content", [b"no picture", b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", None])
+@pytest.mark.parametrize("content", [b"no picture", b"", b"P5 8 8 255\n" + bytes(64), None])
 def test_what_is_no_image_is_refused_by_name(content, capsys, trained, tmp_path):
     trained(GREY)
     save("good.png", 8, 8)

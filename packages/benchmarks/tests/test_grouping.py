@@ -9,10 +9,10 @@ from torch.testing import assert_close
 from mimo_benchmarks.config import OptimConfig
 from mimo_benchmarks.data.augment import NONE
 from mimo_benchmarks.data.images import Split
-from mimo_benchmarks.grouping import batch, inputs_per_step
+from mimo_benchmarks.grouping import Feed, n_of_steps
 from mimo_benchmarks.kinds import ImageTask
 from mimo_benchmarks.presets import quickstart
-from mimo_benchmarks.sampling import Batches
+from mimoconv import WideResNetConfig
 
 CPU = torch.device("cpu")
 ALL = replace(NONE, rotate=3, crop=1, flip=True, mixup=1)
@@ -29,10 +29,12 @@ def config(seed=0, groups=5, augment=NONE):
     return replace(quickstart(), seed=seed, optim=OptimConfig(groups=groups), augment=augment)
 
 
-def step_of(settings, step, n, count=100, task=None, **processes):
-    """A step of a run in which every step has n inputs a pass."""
-    batches = Batches(count, [settings.optim.groups * n] * 20, settings.seed)
-    return batch(task or numbered(count), settings, batches, step, n, CPU, **processes)
+def step_of(settings, step, n, count=100, task=None, rank=0, world=1, part=0):
+    """Images and targets of a step of a run in which every step has n inputs a pass."""
+    settings = replace(settings, n=(n,), n_odds=(1,))
+    images, mask, targets = Feed(task or numbered(count), settings, CPU, rank, world).at(step, part)
+    assert mask is None
+    return images, targets
 
 
 def test_a_step_is_the_same_whatever_came_before():
@@ -88,6 +90,25 @@ def test_processes_share_what_one_process_would_see(n):
             assert_close(tensor[rank::3], own)
 
 
+def test_accumulated_parts_share_what_a_step_holds():
+    settings = config(groups=6, augment=ALL)
+    parts = replace(settings, optim=replace(settings.optim, accumulate=3))
+    whole = step_of(settings, 2, 2)
+    for part in (0, 1, 2):
+        for tensor, own in zip(whole, step_of(parts, 2, 2, part=part), strict=True):
+            assert_close(tensor[part::3], own)
+
+
+def test_a_plain_network_sees_the_same_images_one_by_one():
+    """What a superposed one of the same n sees, in the same order."""
+    settings = config(augment=ALL)
+    plain = replace(settings, model=WideResNetConfig(depth=10, width=1, in_channels=1, image_size=8))
+    whole, alone = step_of(settings, 3, 4), step_of(plain, 3, 4)
+    assert alone[0].shape == (20, 1, 1, 8, 8)
+    for grouped, single in zip(whole, alone, strict=True):
+        assert torch.equal(grouped.flatten(0, 1), single.flatten(0, 1))
+
+
 def test_images_are_normalised():
     task = replace(numbered(100), scale=255, mean=(0.5,), std=(0.25,))
     x, y = step_of(config(), 1, 2, task=task)
@@ -98,16 +119,23 @@ def test_images_are_normalised():
 def test_n_follows_its_odds():
     """1,000 draws with odds 1:1:2, each within 5 standard deviations."""
     settings = replace(quickstart(), n_odds=(1, 1, 2), optim=OptimConfig(steps=1000))
-    drawn = torch.tensor(inputs_per_step(settings))
+    drawn = torch.tensor(n_of_steps(settings))
     for n, share in ((1, 0.25), (2, 0.25), (4, 0.5)):
         assert abs((drawn == n).double().mean() - share) < 5 * (share * (1 - share) / 1000) ** 0.5
     never = replace(settings, n_odds=(0, 1, 0))
-    assert set(inputs_per_step(never)) == {2}
+    assert set(n_of_steps(never)) == {2}
 
 
 def test_n_of_a_step_depends_on_seed_and_step_alone():
     def drawn(steps, seed):
-        return inputs_per_step(replace(quickstart(), seed=seed, optim=OptimConfig(steps=steps)))
+        return n_of_steps(replace(quickstart(), seed=seed, optim=OptimConfig(steps=steps)))
 
     assert drawn(1000, 0)[:10] == drawn(10, 0)
     assert drawn(100, 0) != drawn(100, 1)
+
+
+def test_a_curriculum_comes_first():
+    """30 steps of a curriculum of two n, then draws as without one."""
+    base = replace(quickstart(), n=(4,), n_odds=(1,), optim=OptimConfig(steps=100))
+    with_one = replace(base, curriculum=(1, 2), curriculum_share=0.3)
+    assert n_of_steps(with_one) == [1] * 15 + [2] * 15 + [4] * 70

@@ -3,14 +3,19 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch.testing import assert_close
 
-from mimo_benchmarks import experiment
+from mimo_benchmarks import checkpoint, program, results, stopping
 from mimo_benchmarks.__main__ import main
 from mimo_benchmarks.program import parse
 
@@ -30,18 +35,32 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.unchecked
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_where_there_is_none(capsys):
+    assert "device = cuda, but there is no GPU that torch can use" in refused(capsys, "--device", "cuda")
+
+
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["quikstart"], "no preset 'quikstart': did you mean quickstart?"),
-        (["zzz"], "choose one of quickstart, mnist, cifar10"),
+        (["zzz"], "no preset 'zzz': choose one of quickstart, mnist, cifar10, cifar10_mimoconv_n1"),
+        (["quickstart.thn"], "no 'quickstart.thn': quickstart has the forms short, equal_cost_n4, equal_cost_n1, thin"),
+        (["mnist_datamux_n4.thin"], "mnist_datamux_n4 has the forms short"),
+        (["cifar10_mimoconv_n3"], "did you mean cifar10_mimoconv_n"),
+        (["list", "zzz"], "no preset 'zzz'"),
+        (["report"], "no finished run"),
+        (["report", "/nonexistent"], "/nonexistent"),
+        (["predict", "/nonexistent", "image.png"], "/nonexistent"),
+        (["throughput", "quikstart"], "did you mean quickstart"),
         (["--optim.learning-rate", "1"], "--optim.learning-rate"),
         (["--optim.lr", "fast"], "fast"),
         (["--optim.lr", "-1"], "optim.lr must be above 0 and finite, got -1.0"),
         (["--optim.lr", "inf"], "optim.lr must be above 0 and finite, got inf"),
         (["--optim.weight-decay", "nan"], "optim.weight_decay must be finite and not negative, got nan"),
         (["--optim.steps", "0"], "optim.steps must be from 1 to 2^31 - 1, got 0"),
-        (["--n", "1", "8", "--n-odds", "1", "1"], "n = 8, but model.capacity is 4"),
+        (["--n", "1", "8", "--n-odds", "1", "1"], "n = 8, but the model has room for 4"),
         (["--n-odds", "1"], "n_odds must hold one number for each"),
         (["--model.depth", "11"], "depth must be 6k + 4"),
         (["--augment.shift", "-1"], "augment.shift must be finite and not negative, got -1"),
@@ -66,7 +85,21 @@ def refused(capsys, *arguments):
             ["cifar10", "--data-dir", "/nonexistent"],
             "data_batch_1 is missing: get it with `python benchmarks/run.py data prepare cifar10",
         ),
-        (["--task", "listops"], "task listops has no images, and this program trains on digits, mnist, mnist20"),
+        (["--task", "recall"], "task recall has tokens, and the network takes images"),
+        (["recall_n2_att", "--n", "3"], "n = 3, but the model has room for 2"),
+        (["--curriculum", "1"], "curriculum and curriculum_share come together"),
+        (["--curriculum", "9", "--curriculum-share", "0.5"], "curriculum = 9, but the model has room for 4"),
+        (["--optim.groups", "6", "--optim.accumulate", "4"], "optim.groups = 6 cannot be split into optim.accumulate = 4"),
+        (["--optim.momentum", "0.9", "0.8"], "optim.momentum is of sgd and muon, and optim.optimizer is adamw"),
+        (["--optim.loss", "squared"], "optim.label_smoothing is of cross_entropy"),
+        (["--optim.average", "1"], "optim.average must be from 0 to below 1, got 1"),
+        (["--best"], "best needs dev accuracies to choose by: give dev_every"),
+        (["--dev-every", "5"], "task digits has no dev split"),
+        (["--sync-batch-norm"], "sync_batch_norm is for several GPUs"),
+        (["--precision", "fp16"], "precision = fp16 is for GPUs"),
+        (["--tracker", "nothing"], "tracker 'nothing' is not installed here"),
+        (["--resume", "/nonexistent"], "is /nonexistent a run directory?"),
+        (["--resume=/nonexistent"], "is /nonexistent a run directory?"),
         (["--augment.mixup", "1", "--optim.groups", "1"], "augment.mixup mixes images of different passes, and optim.groups = 1"),
         (["--augment.crop", "8"], "augment.crop = 8, but the images of digits have 8 pixels"),
         (["--augment.border", "wrap"], "wrap"),
@@ -111,6 +144,7 @@ def test_help_explains_presets_and_flags(capsys):
     text = capsys.readouterr().out
     for words in (
         "usage: run.py [PRESET]",
+        "run.py list | report | throughput | predict | data",
         "quickstart:",
         "mnist:",
         "--optim.lr",
@@ -130,7 +164,7 @@ def test_flags_change_the_preset():
 def few_images():
     """Throughput is measured on few images: what it is does not matter here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "THROUGHPUT_IMAGES", 24)
+        patch.setitem(results.BUDGET, "cpu", 1)
         yield
 
 
@@ -145,8 +179,14 @@ def runs(tmp_path_factory):
 
 def numbers(run):
     """All that a run found out, apart from how long it took."""
-    rows = json.loads((run / "result.json").read_text())["rows"]
-    return [(row["model"], row["n"], row["accuracy"], row["macs"]) for row in rows], (run / "metrics.jsonl").read_text()
+    rows = [row for path in sorted(run.rglob("result.json")) for row in json.loads(path.read_text())["rows"]]
+    found = [{name: value for name, value in row.items() if name != "inputs_per_second"} for row in rows]
+    lines = [json.loads(line) for path in sorted(run.rglob("metrics.jsonl")) for line in path.read_text().splitlines()]
+    return found, [{name: value for name, value in line.items() if name != "inputs_per_second"} for line in lines]
+
+
+def weights(run):
+    return checkpoint.load(run / "model").tensors["model"]
 
 
 def test_same_seed_same_numbers(runs):
@@ -154,27 +194,35 @@ def test_same_seed_same_numbers(runs):
     assert numbers(runs[0]) != numbers(runs[2])
 
 
+CONTROLS = ("equal_cost_n1", "equal_cost_n4", "thin")
+OF_A_RUN = {"config.json", "environment.json", "metrics.jsonl", "result.json", "checkpoints", "model"}
+
+
 def test_a_run_directory_holds_all_there_is_to_know(runs):
     files = {path.name for path in runs[0].iterdir()}
-    assert files == {"config.json", "environment.json", "metrics.jsonl", "result.json", "report.html"} | {
-        "accuracy_throughput.png",
-        "crosstalk.png",
-    }
-    config, environment, result = (
+    assert files == OF_A_RUN | set(CONTROLS) | {"report.md", "report.html"} | {path.name for path in runs[0].glob("*.png")}
+    config, (start,), result = (
         json.loads((runs[0] / f"{name}.json").read_text()) for name in ("config", "environment", "result")
     )
-    assert (config["preset"], config["seed"], config["optim"]["steps"]) == ("quickstart", 7, 4)
-    assert environment["versions"]["torch"]
-    assert environment["git_revision"] == "unknown" or len(environment["git_revision"].rstrip("+")) == 40
+    assert (config["preset"], config["config"]["seed"], config["config"]["optim"]["steps"]) == ("quickstart", 7, 4)
+    assert start["versions"]["torch"]
+    assert start["git_revision"] == "unknown" or len(start["git_revision"].rstrip("+")) == 40
     lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["model"], line["step"]) for line in lines[:2]] == [("MIMOConv", 2), ("MIMOConv", 4)]
-    assert {row["model"] for row in result["rows"]} == {"MIMOConv", "plain CNN, cost of n=1", "plain CNN, cost of n=4"}
-    assert [row["n"] for row in result["rows"]] == [1, 2, 4, 1, 1]
-    assert len(set(result["images_seen"].values())) == 1
-    assert [len(result["accuracy_per_slot"][n]) for n in "124"] == [1, 2, 4]
-    assert result["changed_by_regrouping"]["1"] == 0 < result["changed_by_regrouping"]["4"] < 1
+    assert [line["step"] for line in lines] == [2, 4]
+    assert [row["n"] for row in result["rows"]] == [1, 2, 4]
+    assert [len(row["accuracy_per_slot"]) for row in result["rows"]] == [1, 2, 4]
+    changed = [row["changed_by_regrouping"] for row in result["rows"]]
+    assert changed[0] is None
+    assert 0 < changed[2] < 1
     assert result["crosstalk"]["before"]["4"]["logits"] != result["crosstalk"]["after"]["4"]["logits"]
     assert set(result["crosstalk"]["after"]["1"].values()) == {0}
+    for control in CONTROLS:
+        inside = runs[0] / control
+        assert {path.name for path in inside.iterdir()} == OF_A_RUN
+        found = json.loads((inside / "result.json").read_text())
+        assert (found["control"], found["superposed"], found["preset"]) == (control, False, "quickstart")
+        assert found["inputs_seen"] == result["inputs_seen"]
+        assert [row["n"] for row in found["rows"]] == [1]
 
 
 def test_default_directories_are_numbered(tmp_path, monkeypatch, capsys):
@@ -182,19 +230,84 @@ def test_default_directories_are_numbered(tmp_path, monkeypatch, capsys):
     for _ in range(2):
         main([*SHORT, "--no-controls"])
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["quickstart-001", "quickstart-002"]
-    assert "No controls were trained" in capsys.readouterr().out
 
 
-def test_a_network_of_one_slot(tmp_path, capsys):
-    """Superposition without superposition: its row is the superposed one, and each control is named and trained once."""
-    one = ["--model.capacity", "1", "--n", "1", "--n-odds", "1", "--model.width", "0.25"]
-    main([*SHORT, *one, "--out", str(tmp_path / "run")])
-    rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
-    assert [(row["model"], row["superposed"]) for row in rows] == [
-        ("MIMOConv", True),
-        ("plain CNN, 1.75x the cost of n=1", False),
-    ]
-    assert "Here the plain CNN, 1.75x the cost of n=1, scores" in capsys.readouterr().out
+def test_a_network_of_one_slot(tmp_path):
+    """Superposition without superposition: it counts as a plain network, and has no controls."""
+    main([*SHORT, "--model.capacity", "1", "--n", "1", "--n-odds", "1", "--out", str(tmp_path / "run")])
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.rglob("result.json"))
+    assert not result["superposed"]
+
+
+@pytest.mark.unchecked
+def test_list_shows_what_the_paper_reports(capsys):
+    main(["list", "cifar10_mimoconv_n4*"])
+    printed = capsys.readouterr().out
+    assert "| cifar10_mimoconv_n4 | MIMOConv-28-10 | cifar10 | 4 | 465,600 | 95.58 ± 0.23 at 4 |" in printed
+    assert "mimoconv_n2" not in printed
+
+
+@pytest.mark.unchecked
+def test_list_estimates_hours(capsys):
+    main(["list", "induction_n2_att.short", "--estimate"])
+    row = capsys.readouterr().out.strip().splitlines()[-1].split(" | ")
+    assert row[0] == "| induction_n2_att.short"
+    assert float(row[-1].rstrip(" |")) < 10
+
+
+def stop_at(step, monkeypatch):
+    """As if SIGTERM came in that step."""
+
+    class At:
+        seen = 0
+
+        @property
+        def signal(self):
+            self.seen += 1
+            return 15 if self.seen == step else 0
+
+    monkeypatch.setattr(program, "listening", lambda: nullcontext(At()))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("step", [1, 3, 6, 9, 14], ids="step {}".format)
+def test_an_interrupted_experiment_goes_on_as_if_it_had_not_been(step, runs, tmp_path, monkeypatch, capsys):
+    """In the network itself or in a control: weights bit-equal, and all that was found out."""
+    stop_at(step, monkeypatch)
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit_:
+        main([*SHORT, "--seed", "7", "--out", str(run)])
+    assert exit_.value.code == 143
+    assert f"go on with --resume {run}" in capsys.readouterr().err
+    monkeypatch.undo()
+    main(["--resume", str(run), "--threads", "1"])
+    for inside in (run, *(run / name for name in CONTROLS)):
+        whole = weights(runs[0] / inside.relative_to(run))
+        assert all(torch.equal(value, whole[name]) for name, value in weights(inside).items())
+    assert numbers(run) == numbers(runs[0])
+    assert len(json.loads((run / "environment.json").read_text())) == 2
+
+
+@pytest.mark.unchecked
+def test_a_run_of_another_config_is_refused(runs, capsys):
+    assert "seed was 7 and is 8" in refused(capsys, "--resume", str(runs[0]), "--seed", "8")
+    assert "is a run of quickstart, not of mnist" in refused(capsys, "mnist", "--resume", str(runs[0]))
+    assert "leave out --out" in refused(capsys, "--resume", str(runs[0]), "--out", "elsewhere")
+
+
+@pytest.mark.unchecked
+def test_no_space_left(runs, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    run = tmp_path / "run"
+    monkeypatch.setattr("os.fsync", full)
+    said = refused(capsys, *SHORT, "--seed", "7", "--no-controls", "--out", str(run))
+    assert "No space left" in said
+    assert "make room" in said
+    monkeypatch.undo()
+    main(["--resume", str(run)])
+    assert all(torch.equal(value, weights(runs[0])[name]) for name, value in weights(run).items())
 
 
 def test_ctrl_c_while_importing_ends_in_a_line(monkeypatch, capsys):
@@ -212,44 +325,147 @@ def test_ctrl_c_while_importing_ends_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "\nInterrupted.\n"
 
 
-@pytest.mark.unchecked
-def test_ctrl_c_ends_in_a_line(tmp_path):
-    run = tmp_path / "run"
-    command = [sys.executable, str(RUN), "--optim.steps", "3000", "--log-every", "1", "--no-controls", "--out", str(run)]
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore the signal
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+def start(*arguments, **options):
+    """The program in a process of its own, which Ctrl-C reaches: a shell's background jobs ignore the signal."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(
+        [sys.executable, str(RUN), *arguments], stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
     signal.signal(signal.SIGINT, inherited)
+    return process
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_exits(number, tmp_path):
+    run = tmp_path / "run"
+    process = start("--optim.steps", "3000", "--log-every", "1", "--no-controls", "--out", str(run))
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "Interrupted." in errors
+    assert process.returncode == 128 + number
+    assert "Interrupted: stopped after step" in errors
     assert "Traceback" not in errors
-
-
-def test_mixed_precision(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    main([*SHORT, "--no-controls", "--out", str(tmp_path / "run")])
-    assert len(json.loads((tmp_path / "run" / "result.json").read_text())["rows"]) == 3
+    kept = checkpoint.load(run / "checkpoints")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert kept.step == lines[-1]["step"]
 
 
 @pytest.mark.unchecked
-def test_two_processes_write_one_run(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(RUN), *SHORT]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    subprocess.run([*command, "--out", str(tmp_path / "run")], check=True, capture_output=True, env=environment)
+def test_a_second_signal_of_a_kind_acts_at_once():
+    """The first of each is noted, in the order of their coming; what listened before listens again afterwards."""
+    before = signal.getsignal(signal.SIGINT)
+    with stopping.listening() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal == signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal == signal.SIGINT
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("flags", [["--precision", "bf16"], ["--compile", "--n", "2", "--n-odds", "1"]], ids=" ".join)
+@pytest.mark.filterwarnings("ignore")
+def test_other_ways_to_compute(flags, tmp_path):
+    """The quickstart's network, trained in bf16 or compiled."""
+    AcceleratorState._reset_state()  # it is one for a whole process, and refuses another precision
+    main([*SHORT, "--no-controls", *flags, "--out", str(tmp_path / "run")])
+    AcceleratorState._reset_state()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert len(result["rows"]) == 5
+    assert all(0 <= row["accuracy"] <= 1 for row in result["rows"])
+
+
+def test_every_kind_of_optimizer_and_model(tmp_path):
+    few = ["--optim.steps", "3", "--log-every", "3", "--threads", "1"]
+    for name, *flags in (
+        ("quickstart.thin", "--optim.optimizer", "muon", "--optim.lr", "0.02"),
+        ("quickstart", "--no-controls", "--optim.optimizer", "sgd", "--optim.average", "0.5", "--optim.reject", "10"),
+        ("recall_n2_att", "--optim.accumulate", "2", "--controls"),
+        ("recall_n2_att_dpfp",),
+        ("induction_transformer",),
+        ("recall_datamux_n2",),
+        ("mqar_64_performer", "--optim.groups", "2", "--model.vocab-size", "8192"),
+    ):
+        run = tmp_path / name
+        main([name, *few, *flags, "--out", str(run)])
+        result = json.loads((run / "result.json").read_text())
+        assert result["steps"] == 3
+        assert all(0 <= row["accuracy"] <= 1 for row in result["rows"])
+    assert {path.name for path in (tmp_path / "recall_n2_att").iterdir()} >= {"equal_cost_n2", "thin"}
+    main(["report", str(tmp_path), "--out", str(tmp_path / "report")])
+    text = (tmp_path / "report" / "report.md").read_text()
+    for words in ("recall_n2_att", "DataMUX Transformer", "Performer", "96.52"):
+        assert words in text
+
+
+ELASTIC = [sys.executable, "-m", "torch.distributed.run"]
+ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+RECALL = ["recall_n2_att", "--model.dropout", "0", "--optim.steps", "50", "--log-every", "10", "--optim.groups", "4"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A MIMOFormer, 50 steps by one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    main([*RECALL, "--threads", "1", "--out", str(run)])
+    return run
+
+
+def assert_same_result(run, alone):
+    """Of all weights as one vector: single biases that start at 0 are what AdamW makes of rounding."""
+    whole, found = weights(alone), weights(run)
+    difference, size = (
+        torch.cat([part.flatten() for part in parts]).norm()
+        for parts in ([found[name] - whole[name] for name in whole], whole.values())
+    )
+    assert difference <= 1e-5 * size
+    mine, theirs = ([line["loss"] for line in numbers(path)[1]] for path in (run, alone))
+    assert_close(torch.tensor(mine), torch.tensor(theirs), rtol=1e-5, atol=0)
 
 
 @pytest.mark.unchecked
-def test_groups_that_cannot_be_shared_by_the_processes(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(RUN)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    run = subprocess.run(
-        [*command, "--optim.groups", "5"], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
-    )
-    assert run.returncode != 0
-    assert "error: optim.groups = 5 cannot be shared by 2 processes" in run.stderr
-    assert not list(tmp_path.iterdir())
+def test_two_processes_give_what_one_does(alone, tmp_path):
+    """The same global batch: 1e-5 relative over 50 fp32 steps, weights and losses alike."""
+    run = tmp_path / "run"
+    command = [*ELASTIC, "--standalone", "--nproc-per-node", "2", str(RUN), *RECALL, "--out", str(run)]
+    subprocess.run(command, check=True, capture_output=True, env=ON_CPU)
+    assert_same_result(run, alone)
+
+
+@pytest.mark.unchecked
+def test_two_machines_give_what_one_does(alone, tmp_path):
+    """Two machine ranks over the loopback address, each started by a line of its own, as docs/running.md has them."""
+    run = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    machines = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *machines, "--main_process_port", port, "--machine_rank"]
+    both = [
+        subprocess.Popen(
+            [*launch, rank, str(RUN), *RECALL, "--out", str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ON_CPU
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate()[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert_same_result(run, alone)
+
+
+@pytest.mark.unchecked
+def test_several_processes_that_cannot_work_all_say_so(tmp_path):
+    """Groups that cannot be shared, and a run directory that exists: nothing is written, and nobody waits for anybody."""
+    (tmp_path / "there").mkdir()
+    command = [*ELASTIC, "--standalone", "--nproc-per-node", "2", str(RUN)]
+    for flags, words in (
+        (["--optim.groups", "5"], "error: optim.groups = 5 cannot be shared by 2 processes"),
+        (["--out", "there"], "error: there exists already"),
+    ):
+        run = subprocess.run([*command, *flags], capture_output=True, text=True, env=ON_CPU, cwd=tmp_path, check=False)
+        assert run.returncode != 0
+        assert words in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert not list((tmp_path / "there").iterdir())

@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from mimo_benchmarks.config import OptimConfig, RunConfig
 from mimo_benchmarks.data.sequences import Sequences
-from mimo_benchmarks.grouping import sequence_batch
+from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.grouping import Feed
+from mimo_benchmarks.kinds import SequenceTask
 from mimo_benchmarks.sampling import STREAMS, WINDOW, Batches, by_length, generator, padding, permutation
+from mimoformer import MIMOFormerConfig
 
 
 def lengths(count, seed=3):
@@ -126,19 +130,39 @@ def sequences():
     return Sequences.of([bytes([item] * (1 + item % 5)) for item in range(60)], range(60))
 
 
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 2), (3, 2)])
-def test_processes_share_what_one_process_would_see(m, n):
-    split, index = sequences(), Batches(60, [24], 0).at(1)
-    whole = sequence_batch(split, index, m, n, length=5)
-    parts = [sequence_batch(split, index, m, n, length=5, rank=rank, world=2) for rank in (0, 1)]
-    for place, tensor in enumerate(whole):
-        assert torch.equal(tensor[0::2], parts[0][place])
-        assert torch.equal(tensor[1::2], parts[1][place])
+def feed(n, groups=6, accumulate=1, **processes):
+    """Of a run on numbered sequences, in grids of n x n."""
+    network = MIMOFormerConfig(m=n, n=n, vocab_size=64, max_length=5, num_classes=60)
+    optim = OptimConfig(steps=70, groups=groups, accumulate=accumulate)
+    config = RunConfig(model=network, n=(n,), n_odds=(1,), optim=optim)
+    parts = {"train": sequences(), "dev": sequences(), "test": sequences()}
+    task = SequenceTask(name="numbered", **parts, classes=60, vocab_size=64, max_length=5)
+    return Feed(task, config, torch.device("cpu"), **processes)
 
 
-def test_grids_keep_items_and_labels_together():
-    tokens, mask, labels = sequence_batch(sequences(), torch.tensor([5, 59, 7, 31, 2]), 2, 2, length=5)
-    assert tokens.shape == mask.shape == (2, 2, 2, 5)
-    assert labels.flatten().tolist() == [5, 59, 7, 31, 2, 5, 59, 7]  # the last grid is filled from the front
+@pytest.mark.parametrize("n", [1, 2])
+def test_processes_and_parts_share_what_one_process_would_see(n):
+    """Group by group: process r takes every second one in its parts, padded to its own longest sequence."""
+    for step in (1, 65):
+        tokens, mask, labels = feed(n).at(step)
+        for rank in (0, 1):
+            for part in (0, 1, 2):
+                own = feed(n, accumulate=3, rank=rank, world=2).at(step, part)
+                place = slice(2 * part + rank, None, 6)
+                length = own[0].shape[-1]
+                assert torch.equal(own[0], tokens[place, ..., :length])
+                assert torch.equal(own[1], mask[place, ..., :length])
+                assert torch.equal(own[2], labels[place])
+                assert not mask[place, ..., length:].any()
+
+
+def test_grids_keep_sequences_and_labels_together():
+    tokens, mask, labels = feed(2).at(3)
+    assert tokens.shape == mask.shape == (6, 2, 2, tokens.shape[-1])
     assert torch.equal(tokens.amax(-1), labels + 1)
     assert torch.equal(mask.sum(-1), 1 + labels % 5)
+
+
+def test_groups_that_cannot_be_shared():
+    with pytest.raises(ConfigError, match=r"optim.groups = 6 cannot be shared by 4 processes with optim.accumulate = 1"):
+        feed(2, world=4)

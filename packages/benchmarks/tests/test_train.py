@@ -126,7 +126,14 @@ def test_objectives_and_accuracy_by_hand():
 def test_accumulated_batches_are_one_batch(tmp_path):
     """Without dropout and BatchNorm, the sum of the parts' gradients is the whole's."""
     task = load("induction", tmp_path)
-    settings = {"model": replace(FORMER, dropout=0.0), "task": "induction", "n": (2,), "odds": (1,), "optimizer": "sgd", "lr": 0.1}
+    settings = {
+        "model": replace(FORMER, dropout=0.0),
+        "task": "induction",
+        "n": (2,),
+        "odds": (1,),
+        "optimizer": "sgd",
+        "lr": 0.1,
+    }
     whole, parts = (run(started(config(**settings, accumulate=parts)), task) for parts in (1, 3))
     for one, other in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
         assert_close(one, other, rtol=1e-4, atol=1e-6)

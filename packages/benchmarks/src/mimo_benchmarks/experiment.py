@@ -22,7 +22,7 @@ from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluate import classify
 from mimo_benchmarks.grouping import Feed
 from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, normalised
-from mimo_benchmarks.log import RunDirectory, as_json, new_directory, read_config
+from mimo_benchmarks.log import RunDirectory, as_json, new_directory, read_config, tuples
 from mimo_benchmarks.models import Network
 from mimo_benchmarks.results import Finished
 from mimo_benchmarks.stopping import Request, Stopped
@@ -48,11 +48,13 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator, request: Reque
     start = time.perf_counter()
     task = tasks.load(config.task, data_folder(config.data_dir))
     check_fit(config, task, accelerator)
+    set_seed(config.seed)
+    network = models.build(config.model).to(accelerator.device)  # here, so that what is too large leaves nothing behind
+    before = results.interference(config, task, network) if accelerator.is_main_process else None
     networks = {"": config}
     if config.controls:
         plain = controls(config.model, config.n)
         networks |= {name: replace(config, model=model, controls=False) for name, model in plain.items()}
-    before = results.interference(config, task, accelerator.device) if accelerator.is_main_process else None
     path = directory(config, preset, accelerator)
     task = task.to(accelerator.device)
     finished = []
@@ -83,6 +85,9 @@ def carry_out(
     kept = checkpoint.load(saves, accelerator.device)
     if kept:
         training.restore(kept)
+    steps = accelerator.gather(torch.tensor([training.progress.step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise CheckpointError(f"{saves}: the processes would go on from steps {steps}; all machines must see the run directory")
     if main:
         directory.begin(name, config, accelerator.device)
         directory.rewind(training.progress.step)
@@ -96,23 +101,13 @@ def carry_out(
         accelerator.log({f"{name}/{key}": value for key, value in values.items() if key != "step"}, step=values["step"])
 
     def after(step: int) -> None:
-        dev(step)
+        if main and config.dev_every and step % config.dev_every == 0:
+            log(step=step, dev_accuracy=choose(training, task, step, accelerator.device))
         number = asked_to_stop(request, step, config, accelerator)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
             checkpoint.save(saves, step, *training.state())
         if number and step < config.optim.steps:
             raise Stopped(number, f"stopped after step {step}; go on with --resume {shlex.quote(str(root(directory.path)))}")
-
-    def dev(step: int) -> None:
-        if not main or not config.dev_every or step % config.dev_every:
-            return
-        assert isinstance(task, SequenceTask)
-        network = results.fresh(config.model, training.evaluated().state_dict(), accelerator.device)
-        found = {n: classify(network, config.model, task, task.dev, n).accuracy for n in config.n}
-        log(step=step, dev_accuracy=found)
-        better = max(found.values()) > training.progress.best
-        if config.best and better and step > config.curriculum_share * config.optim.steps:
-            training.keep(max(found.values()))
 
     try:
         train(training, feed, accelerator, name=name, log=log, after=after)
@@ -135,6 +130,18 @@ def carry_out(
     return Finished(
         config=config, name=name, network=network, directory=directory, feed=feed, progress=progress, peak_memory_bytes=peak
     )
+
+
+def choose(training: Training, task: Task, step: int, device: torch.device) -> dict[int, float]:
+    """Dev accuracy for each n; with `best`, the weights of the highest one are remembered, once the curriculum is over."""
+    assert isinstance(task, SequenceTask)
+    config = training.config
+    network = results.fresh(config.model, training.evaluated().state_dict(), device)
+    found = {n: classify(network, config.model, task, task.dev, n).accuracy for n in config.n}
+    highest = max(found.values())
+    if config.best and highest > training.progress.best and step > config.curriculum_share * config.optim.steps:
+        training.keep(highest)
+    return found
 
 
 def root(path: Path) -> Path:
@@ -251,7 +258,7 @@ def trained(path: Path, device: torch.device) -> Trained:
     if kept is None:
         raise CheckpointError(f"{path} has no finished network: go on with `--resume {shlex.quote(str(path))}` first")
     require(bool(kept.state["pixels"]), f"{path} is a run on {config.task}, which has no images")
-    seen = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.state["pixels"].items()}
+    seen: dict[str, Any] = tuples(kept.state["pixels"])
     network = results.fresh(config.model, kept.tensors["model"], device)
     return Trained(
         config=config,

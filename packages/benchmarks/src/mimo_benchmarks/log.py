@@ -121,9 +121,9 @@ def read_config(run: Path) -> tuple[str, RunConfig]:
         values = dict(found["config"])
         model = dict(values.pop("model"))
         kind = {kind.__name__: kind for kind in get_args(ModelConfig)}[model.pop("kind")]
-        nested = {"model": kind(**tuples(model)), "optim": OptimConfig(**tuples(values.pop("optim")))}
+        nested: dict[str, Any] = {"model": kind(**tuples(model)), "optim": OptimConfig(**tuples(values.pop("optim")))}
         nested["augment"] = AugmentConfig(**tuples(values.pop("augment")))
-        paths = {name: Path(values.pop(name)) for name in PATHS if values.get(name) is not None}
+        paths: dict[str, Any] = {name: Path(values.pop(name)) for name in PATHS if values.get(name) is not None}
         return str(found["preset"]), RunConfig(**tuples(values), **nested, **paths)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{run / 'config.json'} holds no settings of this version ({error})") from error

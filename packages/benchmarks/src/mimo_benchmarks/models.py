@@ -69,9 +69,10 @@ def answer(
 ) -> Float[Tensor, "count *out"]:
     """Logits of a flat batch in eval mode, n (or n x n) a pass in their order; the last group is filled by repeating items."""
     if isinstance(network, MIMOFormer):
-        return mimoformer.predict(network, items, *grid(network.config, n), mask)
+        m, n = grid(network.config, n)
+        return mimoformer.predict(network, items, m, n, mask)
     if isinstance(network, MIMOConv | WideResNet):
-        return mimoconv.predict(network, items, *grid(network.config, n))
+        return mimoconv.predict(network, items, *grid(network.config, n)[:1])
     with torch.no_grad(), evaluating(network):
         groups = [slots.group(part, n).split(AT_ONCE) for part in (items, mask) if part is not None]
         return slots.ungroup(torch.cat([network(*parts) for parts in zip(*groups, strict=True)]), len(items))
@@ -89,4 +90,3 @@ def label(config: ModelConfig) -> str:
             return f"{'Transformer' if config.attention == 'softmax' else 'Performer'} {size}"
         return f"MIMOFormer {size} {config.variant}"
     return "DataMUX CNN" if isinstance(config, DataMUXConvConfig) else "DataMUX Transformer"
-

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     name, flags = "", list(arguments)
     if flags and not flags[0].startswith("-"):
         name = flags.pop(0)
-    run = next((after for flag, after in zip(flags, flags[1:], strict=False) if flag == "--resume"), None)
+    run = next((after for flag, after in pairwise(flags) if flag == "--resume"), None)
     run = run or next((flag.removeprefix("--resume=") for flag in flags if flag.startswith("--resume=")), None)
     if run is None:
         name = name or "quickstart"

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
 
 from mimo_benchmarks import models
 from mimo_benchmarks.config import ModelConfig, RunConfig
-from mimo_benchmarks.evaluate import batch_statistics, changed_by_regrouping, classify, crosstalk_by_depth
+from mimo_benchmarks.evaluate import batch_statistics, changed_by_regrouping, classify, crosstalk_by_depth, device_of
 from mimo_benchmarks.grouping import Feed
 from mimo_benchmarks.kinds import ImageTask, Task, TokenTask
 from mimo_benchmarks.log import RunDirectory
@@ -19,7 +18,7 @@ from mimo_benchmarks.models import Network
 from mimo_benchmarks.paper import PAPER
 from mimo_benchmarks.throughput import example, inputs_per_second
 from mimo_benchmarks.train import Progress
-from mimoconv import MIMOConv, MIMOConvConfig
+from mimoconv import MIMOConv
 
 PROBE = 256
 """Test images that crosstalk is measured on."""
@@ -57,15 +56,11 @@ def evaluated_n(config: RunConfig) -> list[int]:
     return [1] if models.plain(config.model) else sorted(config.n)
 
 
-def interference(config: RunConfig, task: Task, device: torch.device, network: Network | None = None) -> Crosstalk | None:
-    """`crosstalk_by_depth` of a MIMOConv for each n, before training unless one is given, always with the same draws."""
-    if not isinstance(config.model, MIMOConvConfig) or not isinstance(task, ImageTask):
+def interference(config: RunConfig, task: Task, network: Network) -> Crosstalk | None:
+    """`crosstalk_by_depth` of a MIMOConv for each n, always with the same draws; None of other networks."""
+    if not isinstance(network, MIMOConv) or not isinstance(task, ImageTask):
         return None
-    if network is None:
-        set_seed(config.seed)
-        network = models.build(config.model).to(device)
-    assert isinstance(network, MIMOConv)
-    images = task.pixels(task.test.images[:PROBE].to(device))
+    images = task.pixels(task.test.images[:PROBE].to(device_of(network)))
     draws = {n: torch.Generator().manual_seed(config.seed) for n in sorted(config.n)}
     return {str(n): crosstalk_by_depth(network, images, n, generator) for n, generator in draws.items()}
 
@@ -86,7 +81,7 @@ def throughput(finished: list[Finished], device: torch.device) -> list[dict[int,
 
 def result(one: Finished, task: Task, rates: dict[int, float], before: Crosstalk | None, wall_seconds: float) -> dict[str, Any]:
     """All that was found out about a network, as result.json has it."""
-    config, network, device = one.config, one.network, next(one.network.parameters()).device
+    config, network = one.config, one.network
     preset, _, suffix = one.name.partition(".")
     control = suffix.removeprefix("short").removeprefix(".") or None
     rows = []
@@ -121,7 +116,7 @@ def result(one: Finished, task: Task, rates: dict[int, float], before: Crosstalk
         "paper": {} if control else PAPER.get(preset, {}),
         "rows": rows,
         "guesses": guesses(task),
-        "crosstalk": before and {"before": before, "after": interference(config, task, device, network)},
+        "crosstalk": before and {"before": before, "after": interference(config, task, network)},
         "steps": one.progress.step,
         "inputs_seen": one.feed.inputs(one.progress.step),
         "skipped_updates": int(one.progress.counts["skipped"]),

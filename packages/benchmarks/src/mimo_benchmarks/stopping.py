@@ -29,7 +29,7 @@ class Request:
 
 @contextmanager
 def listening() -> Iterator[Request]:
-    """Inside, the first SIGINT and SIGTERM are noted, and the next of the kind acts as if nobody listened; then all is as before."""
+    """Inside, the first SIGINT and the first SIGTERM are noted, and the next of a kind has its usual effect."""
     request = Request()
     before = {number: signal.getsignal(number) for number in SIGNALS}
 

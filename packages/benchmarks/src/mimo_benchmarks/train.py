@@ -72,7 +72,8 @@ class Training:
             return self.network
         for mine, theirs in zip(self.average.module.buffers(), self.network.buffers(), strict=True):
             mine.copy_(theirs)
-        return self.average.module
+        averaged: Network = self.average.module  # type: ignore[assignment]
+        return averaged
 
     def keep(self, accuracy: float) -> None:
         """Remember the weights as those of the best dev accuracy."""

@@ -1,0 +1,163 @@
+"""A result holds what was measured of the network, split and n that it names; a run goes on with its own settings alone."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from mimo_benchmarks import experiment, results
+from mimo_benchmarks.config import OptimConfig, RunConfig
+from mimo_benchmarks.errors import CheckpointError, ConfigError
+from mimo_benchmarks.evaluate import Answers
+from mimo_benchmarks.grouping import Feed
+from mimo_benchmarks.log import RunDirectory
+from mimo_benchmarks.presets import find
+from mimo_benchmarks.results import Finished
+from mimo_benchmarks.stopping import Request
+from mimo_benchmarks.tasks import load
+from mimo_benchmarks.train import Training
+from mimoconv import MIMOConvConfig, WideResNet, count_macs
+
+CPU = torch.device("cpu")
+SMALL = MIMOConvConfig(depth=10, width=0.5, stem_channels=8, in_channels=1, image_size=8)
+CONFIG = RunConfig(model=SMALL, optim=OptimConfig(steps=2, groups=4), threads=1)
+
+
+def finished(config, folder, name="quickstart"):
+    training = Training(results.models.build(config.model), config, Accelerator(cpu=True))
+    training.progress.step = 2
+    directory = RunDirectory(folder / name)
+    directory.begin(name, config, CPU)
+    feed = Feed(load("digits", folder), config, CPU)
+    network = training.network.eval()
+    return Finished(
+        config=config, name=name, network=network, directory=directory, feed=feed, progress=training.progress, peak_memory_bytes=7
+    )
+
+
+def test_rows_hold_what_was_measured(monkeypatch, tmp_path):
+    task, asked = load("digits", tmp_path), []
+    one = finished(CONFIG, tmp_path)
+
+    def classify(network, config, of, split, n, *, passes=None, shuffle=None):
+        assert (network, config, of, split) == (one.network, SMALL, task, task.test)
+        asked.append((n, passes))
+        classes = split.labels.clone()
+        classes[: 36 * len(asked)] = -1  # wrong on the first 10 %, 20 %, ..
+        right = classes == split.labels
+        return Answers(classes=classes, right=right, scored=torch.ones_like(right), slot=torch.arange(360) % n)
+
+    monkeypatch.setattr(results, "classify", classify)
+    monkeypatch.setattr(results, "changed_by_regrouping", lambda network, config, of, n, answers, seed: n / 100 + seed)
+    found = results.result(one, task, {1: 10.0, 2: 20.0, 4: 30.0}, None, 9.0)
+    rows = found["rows"]
+    assert asked == [(1, None), (1, 4), (2, None), (2, 4), (4, None), (4, 4)]
+    assert [row["n"] for row in rows] == [row["inputs"] for row in rows] == [1, 2, 4]
+    assert [row["accuracy"] for row in rows] == pytest.approx([0.9, 0.7, 0.5])
+    assert [row["accuracy_batch_statistics"] for row in rows] == pytest.approx([0.8, 0.6, 0.4])
+    assert [len(row["accuracy_per_slot"]) for row in rows] == [1, 2, 4]
+    assert [row["changed_by_regrouping"] for row in rows] == [None, 0.02, 0.04]
+    assert [row["macs"] for row in rows] == [count_macs(one.network, n) for n in (1, 2, 4)]
+    assert [row["inputs_per_second"] for row in rows] == [10, 20, 30]
+    assert (found["preset"], found["control"], found["superposed"]) == ("quickstart", None, True)
+    assert (found["steps"], found["inputs_seen"], found["peak_memory_bytes"]) == (2, one.feed.inputs(2), 7)
+    assert found["guesses"] == {"the most frequent class": torch.bincount(task.test.labels).max().item() / 360}
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_forms_of_a_preset_are_told_apart(tmp_path):
+    """The control is named apart from the preset, and has no figure of the paper."""
+    task = load("digits", tmp_path)
+    thin = replace(CONFIG, model=find("quickstart.thin").model)
+    named = {
+        "quickstart.thin": ("quickstart", "thin", False),
+        "quickstart.short": ("quickstart", None, False),
+        "quickstart.short.equal_cost_n4": ("quickstart", "equal_cost_n4", False),
+    }
+    for name, (preset, control, superposed) in named.items():
+        found = results.result(finished(thin, tmp_path, name), task, {1: 1.0}, None, 0.0)
+        assert (found["preset"], found["control"], found["superposed"]) == (preset, control, superposed)
+        assert [row["n"] for row in found["rows"]] == [1]
+
+
+def test_throughput_is_measured_in_one_go(monkeypatch, tmp_path):
+    """Each network at each n, on as many random inputs as whole passes of all of them hold."""
+    plain = replace(CONFIG, model=find("quickstart.thin").model)
+    both = [finished(CONFIG, tmp_path, "a"), finished(plain, tmp_path, "b")]
+
+    def inputs_per_second(networks, inputs):
+        assert [(type(network), n) for network, n in networks[3:]] == [(WideResNet, 1)]
+        assert [n for _, n in networks] == [1, 2, 4, 1]
+        assert inputs.shape == (960, 1, 8, 8)
+        return [1.0, 2.0, 3.0, 4.0]
+
+    monkeypatch.setattr(results, "inputs_per_second", inputs_per_second)
+    assert results.throughput(both, CPU) == [{1: 1.0, 2: 2.0, 4: 3.0}, {1: 4.0}]
+    monkeypatch.setitem(results.BUDGET, "cpu", 1.0)
+    monkeypatch.setattr(results, "inputs_per_second", lambda networks, inputs: [len(inputs)] * len(networks))
+    assert results.throughput(both, CPU)[1] == {1: 4}
+
+
+def test_a_run_goes_on_with_its_own_settings_alone(tmp_path):
+    RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
+    free = replace(CONFIG, threads=2, log_every=3, save_every=5, resume=tmp_path, data_dir=tmp_path, controls=True)
+    assert experiment.same_run(tmp_path, "quickstart", free) == tmp_path
+    changed = replace(CONFIG, seed=3, optim=replace(CONFIG.optim, lr=0.5), model=replace(SMALL, width=2))
+    with pytest.raises(ConfigError) as error:
+        experiment.same_run(tmp_path, "quickstart", changed)
+    for words in ("seed was 0 and is 3", "optim.lr was 0.008 and is 0.5", "model.width was 0.5 and is 2"):
+        assert words in str(error.value)
+    assert "threads" not in str(error.value)
+    with pytest.raises(ConfigError, match="is a run of quickstart, not of mnist"):
+        experiment.same_run(tmp_path, "mnist", CONFIG)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"preset": "x"}', '{"preset": "x", "config": {"model": {"kind": "Other"}}}'])
+def test_a_directory_of_something_else(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        experiment.same_run(tmp_path, "quickstart", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("digits", {"model": find("recall_n2_att").model, "n": (2,), "n_odds": (1,)}, "has images, and the network takes tokens"),
+        ("recall", {}, "has tokens, and the network takes images"),
+        ("recall", {"model": find("listops_deep_n2_att").model, "n": (2,), "n_odds": (1,)}, "needs --model.head tokens"),
+        (
+            "recall",
+            {"model": find("induction_n2_att").model, "n": (2,), "n_odds": (1,)},
+            "needs --model.max-length 42 or more, got 31",
+        ),
+        ("digits", {"dev_every": 5}, "has no dev split"),
+        ("digits", {"sync_batch_norm": True}, "is for several GPUs"),
+        (
+            "digits",
+            {"optim": OptimConfig(groups=5, accumulate=5), "model": replace(SMALL, num_classes=7)},
+            "--model.num-classes 10, got 7",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_task(name, changes, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        experiment.check_fit(replace(CONFIG, task=name, **changes), load(name, tmp_path), Accelerator(cpu=True))
+
+
+def test_a_network_that_is_not_finished(tmp_path):
+    RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
+    with pytest.raises(CheckpointError, match="has no finished network: go on with `--resume"):
+        experiment.trained(tmp_path, CPU)
+
+
+@pytest.mark.once
+def test_a_trained_network_comes_back(tmp_path):
+    config = replace(CONFIG, out=tmp_path / "run")
+    experiment.run(config, "quickstart", Accelerator(cpu=True), Request())
+    task, back = load("digits", tmp_path), experiment.trained(tmp_path / "run", CPU)
+    assert (back.config, back.scale, back.classes) == (config, 16, 10)
+    assert torch.equal(back.pixels(task.test.images), task.pixels(task.test.images))
+    found = results.classify(back.network, SMALL, task, task.test, 2).accuracy
+    assert found == json.loads((tmp_path / "run" / "result.json").read_text())["rows"][1]["accuracy"]

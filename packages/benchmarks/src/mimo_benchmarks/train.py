@@ -53,6 +53,8 @@ class Training:
         self.average = (
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.optim.average)) if config.optim.average else None
         )
+        if accelerator.device.type == "cuda":  # the layout that tensor cores want of images
+            network = network.to(memory_format=torch.channels_last)
         optimizer = optimizers.build(network.to(accelerator.device), config.optim)
         self.schedule = optimizers.schedule(optimizer, config.optim)
         model: Any = torch.compile(network) if config.compile else network

@@ -89,4 +89,4 @@ def label(config: ModelConfig) -> str:
         if plain(config):
             return f"{'Transformer' if config.attention == 'softmax' else 'Performer'} {size}"
         return f"MIMOFormer {size} {config.variant}"
-    return "DataMUX CNN" if isinstance(config, DataMUXConvConfig) else "DataMUX Transformer"
+    return type(config).__name__.removesuffix("Config")

@@ -175,7 +175,7 @@ def train(
             rate = (feed.inputs(step) - inputs) / (now - start)
             progress.seconds += now - start
             start, inputs = now, feed.inputs(step)
-            bar.set_postfix_str(f"loss {value:.3f}, accuracy {right:.1%}, {rate:,.0f} inputs/s")
+            bar.set_postfix_str(f"loss {value:.3f}, accuracy {right:.1%}, {rate:,.0f} inputs/s", refresh=False)
             log(
                 step=step,
                 n=feed.n[step - 1],

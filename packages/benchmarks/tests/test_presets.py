@@ -1,0 +1,128 @@
+"""Every preset is one of the tables' rows, fits the task that it names, and has the controls that it should have."""
+
+from dataclasses import replace
+
+import pytest
+
+from mimo_benchmarks import models
+from mimo_benchmarks.baselines.controls import controls
+from mimo_benchmarks.baselines.datamux import DataMUXConfig, DataMUXConvConfig
+from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.log import RunDirectory, as_json, read_config
+from mimo_benchmarks.models import inputs
+from mimo_benchmarks.paper import PAPER
+from mimo_benchmarks.presets import PRESETS, SHORT, find
+from mimo_benchmarks.tasks import TASKS
+from mimoconv import MIMOConvConfig, WideResNetConfig
+from mimoformer import MIMOFormerConfig
+
+SHAPES = {
+    "digits": (1, 8, 10),
+    "mnist": (1, 28, 10),
+    "mnist20": (1, 20, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+    "svhn": (3, 32, 10),
+    "listops": (16, 2000, 10),
+    "text": (257, 4000, 2),
+    "retrieval": (257, 4000, 2),
+    "image": (257, 1024, 10),
+    "pathfinder": (257, 1024, 2),
+    "recall": (20, 42, None),
+    "induction": (20, 31, None),
+    **{f"mqar_{length}": (8192, length, None) for length in (64, 128, 256, 512)},
+}
+"""Channels, pixels and classes of images; ids, longest sequence and classes of sequences, None where tokens are predicted."""
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fits_its_task_and_is_documented(name, tmp_path):
+    config = find(name)
+    assert config.task in TASKS
+    first, second, classes = SHAPES[config.task]
+    model = config.model
+    if isinstance(model, MIMOFormerConfig | DataMUXConfig):
+        assert model.vocab_size >= first
+        assert model.max_length >= second
+        assert model.head == {None: "tokens"}.get(classes, "pair" if config.task == "retrieval" else "classes")
+        assert classes in (None, model.num_classes)
+    else:
+        assert (model.in_channels, model.image_size, model.num_classes) == (first, second, classes)
+    assert PRESETS[name].__doc__
+    for figures in PAPER.get(name, {}).values():
+        assert str(figures[0]) in PRESETS[name].__doc__
+    assert all(int(n) in config.n for n in PAPER.get(name, {}))
+    directory = RunDirectory(tmp_path)
+    directory.write("config.json", {"preset": name, "config": as_json(config)})
+    assert read_config(tmp_path) == (name, config)
+
+
+def test_there_is_a_preset_for_every_row():
+    """Table 1 for two sets, SVHN, Figure 4, Table 2 for five tasks in two sizes, Table 3, multi-query recall."""
+    assert set(PAPER) <= set(PRESETS)
+    for task in ("cifar10", "cifar100"):
+        rows = ("wide_resnet", "wide_isonet", "mimoconv_n1", "mimoconv_n2", "mimoconv_n4", "mimoconv_dynamic")
+        assert all(f"{task}_{row}" in PAPER for row in rows)
+    assert sum(name.startswith(("listops_", "text_", "retrieval_", "image_", "pathfinder_")) for name in PAPER) == 5 * 2 * 6 + 1
+    assert all(f"mnist_{model}_n{n}" in PRESETS for model in ("mimoconv", "datamux") for n in (1, 2, 4, 8, 16))
+    assert sum(name.startswith("mqar_") for name in PRESETS) == 4 * 4
+
+
+def test_published_recipes():
+    """Figures of the published settings, by hand."""
+    conv = find("cifar10_mimoconv_n4")
+    assert (conv.optim.lr * conv.optim.start, conv.optim.lr, conv.optim.lr * conv.optim.end) == pytest.approx((0.008, 0.2, 8e-7))
+    assert (conv.optim.steps, find("cifar10_mimoconv_n2").optim.steps, find("cifar10_wide_resnet").optim.steps) == (
+        465_600,
+        468_000,
+        78_000,
+    )
+    dynamic = find("cifar10_mimoconv_dynamic")
+    assert dict(zip(dynamic.n, dynamic.n_odds, strict=True)) == {1: 1, 2: 0, 4: 4}
+    for name, sequences, warmup, curriculum in (
+        ("listops_deep_n4_att_curriculum", 64, 1_000, 3_000),
+        ("text_wide_n4_att_curriculum", 32, 8_000, 6_500),
+        ("retrieval_deep_n4_att_curriculum", 32, 800, 10_000),
+        ("image_wide_n4_att_curriculum", 256, 175, 10_000),
+        ("pathfinder_deep_n4_att_curriculum", 256, 312, 20_800),
+    ):
+        config = find(name)
+        assert config.optim.groups * inputs(config.model, 4) == sequences
+        assert config.curriculum == (2,)
+        assert round(config.curriculum_share * config.optim.steps) == curriculum
+        assert round(config.optim.warmup * config.optim.steps) == warmup
+        assert find(name.replace("n4_att_curriculum", "performer")).optim.groups == sequences
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart", "cifar10_mimoconv_n4", "svhn_mimoconv_n2", "recall_n2_att", "image_wide_n4_att_mlp"]
+)
+def test_forms_of_a_preset(name):
+    config, short = find(name), find(f"{name}.short")
+    steps = config.optim.steps
+    assert short.optim.steps == -(-steps // SHORT)
+    assert replace(short, optim=config.optim, dev_every=config.dev_every) == config
+    plain = controls(config.model, config.n)
+    assert "thin" in plain
+    assert f"equal_cost_n{max(config.n)}" in plain
+    for control, model in plain.items():
+        derived = find(f"{name}.{control}")
+        assert derived == replace(config, model=model, controls=False)
+        assert models.plain(model)
+        assert find(f"{name}.short.{control}") == replace(short, model=model, controls=False)
+
+
+def test_baselines_have_no_controls():
+    for name in ("mnist_datamux_n4", "cifar10_wide_resnet", "listops_deep_performer", "recall_transformer"):
+        assert not controls(find(name).model, find(name).n)
+        with pytest.raises(ConfigError, match=f"{name} has the forms short$"):
+            find(f"{name}.thin")
+
+
+def test_the_thin_control_of_the_paper_s_network_is_a_quarter_as_wide():
+    config = find("cifar10_fast_n4.thin")
+    assert isinstance(config.model, WideResNetConfig)
+    assert (config.model.depth, config.model.width) == (28, 2.5)
+    assert config.optim.groups * inputs(config.model, 4) == 512
+    assert isinstance(find("cifar10_fast_n4").model, MIMOConvConfig)
+    assert isinstance(find("mnist_datamux_n4").model, DataMUXConvConfig)

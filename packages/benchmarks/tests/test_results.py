@@ -15,7 +15,6 @@ from mimo_benchmarks.grouping import Feed
 from mimo_benchmarks.log import RunDirectory
 from mimo_benchmarks.presets import find
 from mimo_benchmarks.results import Finished
-from mimo_benchmarks.stopping import Request
 from mimo_benchmarks.tasks import load
 from mimo_benchmarks.train import Training
 from mimoconv import MIMOConvConfig, WideResNet, count_macs
@@ -155,7 +154,7 @@ def test_a_network_that_is_not_finished(tmp_path):
 @pytest.mark.once
 def test_a_trained_network_comes_back(tmp_path):
     config = replace(CONFIG, out=tmp_path / "run")
-    experiment.run(config, "quickstart", Accelerator(cpu=True), Request())
+    experiment.run(config, "quickstart", Accelerator(cpu=True))
     task, back = load("digits", tmp_path), experiment.trained(tmp_path / "run", CPU)
     assert (back.config, back.scale, back.classes) == (config, 16, 10)
     assert torch.equal(back.pixels(task.test.images), task.pixels(task.test.images))

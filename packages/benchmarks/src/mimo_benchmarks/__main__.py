@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program; exit code 2 for settings or data that cannot work, 1 for a failed run, 130 for Ctrl-C."""
+    """Run the program; exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
     try:
         from mimo_benchmarks import program
 

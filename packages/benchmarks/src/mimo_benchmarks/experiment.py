@@ -25,7 +25,7 @@ from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, normalised
 from mimo_benchmarks.log import RunDirectory, as_json, new_directory, read_config, tuples
 from mimo_benchmarks.models import Network
 from mimo_benchmarks.results import Finished
-from mimo_benchmarks.stopping import Request, Stopped
+from mimo_benchmarks.stopping import Request, Stopped, listening
 from mimo_benchmarks.train import Training, train
 from mimoconv import MIMOConvConfig, WideResNetConfig, recalibrate
 
@@ -35,7 +35,7 @@ CALIBRATION = 4096
 """Training images that BatchNorm statistics are estimated on after training."""
 
 
-def run(config: RunConfig, preset: str, accelerator: Accelerator, request: Request) -> None:
+def run(config: RunConfig, preset: str, accelerator: Accelerator) -> None:
     """Carry out an experiment, or go on with one.
 
     Raises:
@@ -58,10 +58,11 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator, request: Reque
     path = directory(config, preset, accelerator)
     task = task.to(accelerator.device)
     finished = []
-    for name, each in networks.items():
-        inside = RunDirectory(path / name)
-        finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), task, inside, accelerator, request))
-        accelerator.free_memory()
+    with listening() as request:
+        for name, each in networks.items():
+            inside = RunDirectory(path / name)
+            finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), task, inside, accelerator, request))
+            accelerator.free_memory()
     if not accelerator.is_main_process:
         return
     rates = results.throughput(finished, accelerator.device)
@@ -98,7 +99,9 @@ def carry_out(
     def log(**values: Any) -> None:
         if main:
             directory.log(**values)
-        accelerator.log({f"{name}/{key}": value for key, value in values.items() if key != "step"}, step=values["step"])
+        dev = {f"dev_accuracy/{n}": value for n, value in values.pop("dev_accuracy", {}).items()}
+        step = values.pop("step")
+        accelerator.log({f"{name}/{key}": value for key, value in (values | dev).items()}, step=step)
 
     def after(step: int) -> None:
         if main and config.dev_every and step % config.dev_every == 0:
@@ -106,7 +109,7 @@ def carry_out(
         number = asked_to_stop(request, step, config, accelerator)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
             checkpoint.save(saves, step, *training.state())
-        if number and step < config.optim.steps:
+        if number:
             raise Stopped(number, f"stopped after step {step}; go on with --resume {shlex.quote(str(root(directory.path)))}")
 
     try:

@@ -18,7 +18,7 @@ from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError
 from mimo_benchmarks.log import read_config
 from mimo_benchmarks.presets import PRESETS, find
-from mimo_benchmarks.stopping import Stopped, listening
+from mimo_benchmarks.stopping import Stopped
 
 VERBS = {
     "list": "list_program",
@@ -105,8 +105,7 @@ def execute(arguments: Sequence[str]) -> None:
             return
         preset, config = parse(arguments)
         accelerator = machine(config)
-        with listening() as request:
-            experiment.run(config, preset, accelerator, request)
+        experiment.run(config, preset, accelerator)
         accelerator.end_training()
     except (ConfigError, DatasetError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
 from torch.testing import assert_close
 
-from mimo_benchmarks import checkpoint, experiment, results, stopping
+from mimo_benchmarks import checkpoint, experiment, program, results, stopping
 from mimo_benchmarks.__main__ import main
 from mimo_benchmarks.program import parse
 
@@ -399,6 +400,37 @@ def test_every_kind_of_optimizer_and_model(tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     for words in ("recall_n2_att", "DataMUX", "Performer", "96.52"):
         assert words in text
+
+
+def test_trackers_are_told_what_is_logged(tmp_path, monkeypatch):
+    """One that accelerate is handed; network and quantity are in the name, and the step is the run's."""
+    told = []
+
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, main_process_only = "ours", False, True
+
+        @property
+        def tracker(self):
+            return self
+
+        def start(self):
+            pass
+
+        def store_init_configuration(self, values):
+            told.append(values)
+
+        def log(self, values, step, **_):
+            told.append((step, values))
+
+    monkeypatch.setattr(program, "get_available_trackers", lambda: ["ours"])
+    monkeypatch.setattr(experiment, "filter_trackers", lambda names, path: [Tracker(_blank=True)])
+    main([*SHORT, "--no-controls", "--tracker", "ours", "--out", str(tmp_path / "run")])
+    (config, *lines) = told
+    assert "quickstart" not in config
+    assert "'steps': 4" in config["config"]
+    assert [step for step, _ in lines] == [2, 4]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [values["quickstart/loss"] for _, values in lines] == [line["loss"] for line in logged]
 
 
 ELASTIC = [sys.executable, "-m", "torch.distributed.run"]

@@ -207,6 +207,17 @@ def test_training_is_given_up_after_many_of_them(digits):
     assert same(weights(training), before)
 
 
+def test_training_goes_on_where_they_are_not_in_a_row(digits):
+    training, lines = started(config(2 * PATIENCE + 3)), []
+
+    def every_other(gradient):
+        return gradient * float("nan") if training.progress.step % 2 else gradient
+
+    next(training.network.parameters()).register_hook(every_other)
+    run(training, digits, log=lambda **line: lines.append(line))
+    assert lines[-1]["skipped"] == PATIENCE + 1
+
+
 def test_step_rejection_goes_by_the_last_epochs_mean(digits):
     """An epoch of three steps; after the first, a gradient ten times as long is left out, and the schedule goes on."""
     digits = replace(digits, train=type(digits.train)(images=digits.train.images[:18], labels=digits.train.labels[:18]))

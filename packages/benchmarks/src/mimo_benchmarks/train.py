@@ -72,8 +72,6 @@ class Training:
         """The network that is evaluated: the moving average where there is one, with the buffers of the network itself."""
         if self.average is None:
             return self.network
-        for mine, theirs in zip(self.average.module.buffers(), self.network.buffers(), strict=True):
-            mine.copy_(theirs)
         averaged: Network = self.average.module  # type: ignore[assignment]
         return averaged
 

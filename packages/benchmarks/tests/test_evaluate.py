@@ -95,6 +95,23 @@ def test_tokens_that_are_not_asked_for_do_not_count(monkeypatch):
 
 
 @pytest.mark.unchecked
+def test_answers_of_large_vocabularies_come_in_parts(monkeypatch):
+    """Three passes of four sequences of two tokens make 120 numbers, where each token has one of five."""
+    inputs = torch.randint(5, (26, 2), generator=torch.Generator().manual_seed(0))
+    split, seen = TokenSplit(inputs=inputs, targets=inputs), []
+    task = TokenTask(name="known", train=split, test=split, vocab_size=5, guesses={})
+    monkeypatch.setattr(evaluate, "LOGITS", 120)
+
+    def answer(network, items, mask, n):
+        seen.append(len(items))
+        return nn.functional.one_hot(items, 5).float()
+
+    monkeypatch.setattr(models, "answer", answer)
+    assert evaluate.classify(Known(0), MIMOFormerConfig(m=2, n=2), task, split, 2).accuracy == 1
+    assert seen == [12, 12, 2]
+
+
+@pytest.mark.unchecked
 def test_answers_that_are_not_finite_are_refused(task, monkeypatch):
     monkeypatch.setattr(models, "answer", lambda network, items, mask, n: torch.full((len(items), 10), float("nan")))
     with pytest.raises(FloatingPointError, match="n = 2 are not finite"):

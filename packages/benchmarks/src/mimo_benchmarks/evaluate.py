@@ -15,7 +15,7 @@ from mimo_benchmarks.config import ModelConfig
 from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.data.tokens import UNSCORED, TokenSplit
-from mimo_benchmarks.kinds import ImageTask, Task
+from mimo_benchmarks.kinds import ImageTask, Task, TokenTask
 from mimo_benchmarks.models import Network
 from mimo_benchmarks.sampling import by_length
 from mimoconv import MIMOConv
@@ -24,6 +24,8 @@ from vsa_core import interference
 AnySplit = Split | Sequences | TokenSplit
 TOKENS = 2**19
 """Tokens of sequences that are evaluated at a time."""
+LOGITS = 2**27
+"""Numbers that answers to them may have, where each token has one for every other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,9 @@ def classify(
         FloatingPointError: an answer is not finite.
     """
     shared = models.inputs(config, n) if not models.plain(config) else 1
+    if passes is None and isinstance(split, TokenSplit):
+        assert isinstance(task, TokenTask)
+        passes = max(1, LOGITS // (split.inputs.shape[1] * task.vocab_size * shared))
     size = None if passes is None else passes * shared
     chunks = batches(split, shared, size, shuffle)
     logits, slots = [], []

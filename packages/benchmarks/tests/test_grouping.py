@@ -139,3 +139,5 @@ def test_a_curriculum_comes_first():
     base = replace(quickstart(), n=(4,), n_odds=(1,), optim=OptimConfig(steps=100))
     with_one = replace(base, curriculum=(1, 2), curriculum_share=0.3)
     assert n_of_steps(with_one) == [1] * 15 + [2] * 15 + [4] * 70
+    drawn = replace(quickstart(), optim=OptimConfig(steps=100))
+    assert n_of_steps(replace(drawn, curriculum=(3,), curriculum_share=0.3)) == [3] * 30 + n_of_steps(drawn)[30:]

@@ -68,6 +68,17 @@ def test_there_is_a_preset_for_every_row():
     assert sum(name.startswith("mqar_") for name in PRESETS) == 4 * 4
 
 
+def test_figures_of_table_2_add_up():
+    """To the averages that the paper prints beside them."""
+    printed = {"performer": (60.04, 60.93), "n2_att": (58.61, 59.86), "n2_att_mlp": (55.98, 57.09), "n4_att": (49.29, 56.37)}
+    printed |= {"n4_att_curriculum": (54.82, 57.50), "n4_att_mlp": (45.00, 47.84)}
+    for row, averages in printed.items():
+        for size, average in zip(("deep", "wide"), averages, strict=True):
+            tasks = ("listops", "text", "retrieval", "image", "pathfinder")
+            figures = [next(iter(PAPER[f"{task}_{size}_{row}"].values()))[0] for task in tasks]
+            assert sum(figures) / 5 == pytest.approx(average, abs=0.0051)
+
+
 def test_published_recipes():
     """Figures of the published settings, by hand."""
     conv = find("cifar10_mimoconv_n4")

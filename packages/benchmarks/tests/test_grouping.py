@@ -134,10 +134,18 @@ def test_n_of_a_step_depends_on_seed_and_step_alone():
     assert drawn(100, 0) != drawn(100, 1)
 
 
+def test_steps_of_a_curriculum_hold_as_many_inputs():
+    """Four passes of four images each, and at first 16 of one and eight of two."""
+    settings = replace(config(groups=4), n=(4,), n_odds=(1,), curriculum=(1, 2), curriculum_share=0.2)
+    feed = Feed(numbered(100), replace(settings, optim=replace(settings.optim, steps=10)), CPU)
+    assert [feed.at(step)[0].shape[:2] for step in (1, 2, 3)] == [(16, 1), (8, 2), (4, 4)]
+    assert feed.inputs(10) == 160
+
+
 def test_a_curriculum_comes_first():
     """30 steps of a curriculum of two n, then draws as without one."""
     base = replace(quickstart(), n=(4,), n_odds=(1,), optim=OptimConfig(steps=100))
     with_one = replace(base, curriculum=(1, 2), curriculum_share=0.3)
     assert n_of_steps(with_one) == [1] * 15 + [2] * 15 + [4] * 70
     drawn = replace(quickstart(), optim=OptimConfig(steps=100))
-    assert n_of_steps(replace(drawn, curriculum=(3,), curriculum_share=0.3)) == [3] * 30 + n_of_steps(drawn)[30:]
+    assert n_of_steps(replace(drawn, curriculum=(2,), curriculum_share=0.3)) == [2] * 30 + n_of_steps(drawn)[30:]

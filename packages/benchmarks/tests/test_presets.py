@@ -1,12 +1,14 @@
 """Every preset is one of the tables' rows, fits the task that it names, and has the controls that it should have."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
 from mimo_benchmarks import models
 from mimo_benchmarks.baselines.controls import controls
 from mimo_benchmarks.baselines.datamux import DataMUXConfig, DataMUXConvConfig
+from mimo_benchmarks.config import AugmentConfig, OptimConfig
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.log import RunDirectory, as_json, read_config
 from mimo_benchmarks.models import inputs
@@ -69,18 +71,58 @@ def test_there_is_a_preset_for_every_row():
 
 
 def test_figures_of_table_2_add_up():
-    """To the averages that the paper prints beside them."""
+    """To the averages that the paper prints beside them, which were rounded on their own."""
     printed = {"performer": (60.04, 60.93), "n2_att": (58.61, 59.86), "n2_att_mlp": (55.98, 57.09), "n4_att": (49.29, 56.37)}
     printed |= {"n4_att_curriculum": (54.82, 57.50), "n4_att_mlp": (45.00, 47.84)}
     for row, averages in printed.items():
         for size, average in zip(("deep", "wide"), averages, strict=True):
             tasks = ("listops", "text", "retrieval", "image", "pathfinder")
             figures = [next(iter(PAPER[f"{task}_{size}_{row}"].values()))[0] for task in tasks]
-            assert sum(figures) / 5 == pytest.approx(average, abs=0.0051)
+            assert sum(figures) / 5 == pytest.approx(average, abs=0.02)
 
 
 def test_published_recipes():
-    """Figures of the published settings, by hand."""
+    """The published settings, by hand."""
+    sgd = {"groups": 128, "optimizer": "sgd", "lr": 0.2, "momentum": (0.95, 0.85), "weight_decay": 1e-5, "warmup": 0.3}
+    sgd |= {"start": 0.04, "end": 4e-6, "schedule": "cosine", "decay": "published", "max_grad_norm": inf, "average": 0.0}
+    sgd |= {"reject": 10.0, "isometry": 1e-4, "key_penalty": 0.1, "label_smoothing": 0.0, "loss": "cross_entropy"}
+    iso = {"stem": "conv-norm-relu", "activation": "prelu", "final_norm": False, "depth": 28, "width": 10}
+    for name, optim, model in (
+        ("cifar10_mimoconv_n4", {"steps": 465_600}, MIMOConvConfig(**iso, capacity=4, stem_channels=64)),
+        ("cifar100_mimoconv_n1", {"steps": 468_000}, MIMOConvConfig(**iso, capacity=1, stem_channels=64, num_classes=100)),
+        ("cifar10_wide_isonet", {"steps": 468_000}, WideResNetConfig(**iso)),
+        ("cifar10_wide_resnet", {"steps": 78_000, "isometry": 0.0}, WideResNetConfig(**iso | {"activation": "relu"})),
+        ("cifar10_mimoconv_n2_no_isometry", {"steps": 468_000, "isometry": 0.0}, MIMOConvConfig(**iso, capacity=2)),
+        ("cifar10_mimoconv_n4_d32", {"steps": 465_600}, MIMOConvConfig(**iso, capacity=4, stem_channels=32)),
+        ("cifar10_mimoconv_n4_200_epochs", {"steps": 77_600}, MIMOConvConfig(**iso, capacity=4)),
+    ):
+        config = find(name)
+        assert config.optim == OptimConfig(**sgd | optim), name
+        assert config.model == model, name
+        assert config.augment == AugmentConfig(rotate=0, shift=0, scale=0, crop=4, flip=True, mixup=1)
+    adamw = {"optimizer": "adamw", "betas": (0.9, 0.999), "eps": 1e-6, "lr": 1e-4, "weight_decay": 0.0, "schedule": "linear"}
+    adamw |= {"start": 0.04, "end": 4e-6, "max_grad_norm": inf, "label_smoothing": 0.0, "steps": 20_000, "warmup": 0.05}
+    for row, groups, variant in (
+        ("performer", 64, "att"),
+        ("n2_att", 16, "att"),
+        ("n4_att", 4, "att"),
+        ("n4_att_mlp", 4, "att+mlp"),
+    ):
+        config = find(f"listops_deep_{row}")
+        assert config.optim == OptimConfig(**adamw, groups=groups)
+        assert (config.model.variant, config.model.attention, config.best) == (variant, "relu", True)
+        assert config.dev_every > 0
+    assert find("listops_wide_transformer").model.attention == "softmax"
+    datamux = find("mnist_datamux_n8")
+    plain = {"optimizer": "sgd", "lr": 0.1, "momentum": (0.0, 0.0), "weight_decay": 0.0, "start": 1.0, "end": 1.0}
+    plain |= {"loss": "squared", "label_smoothing": 0.0, "max_grad_norm": inf, "steps": 15 * 1875, "groups": 32}
+    assert datamux.optim == OptimConfig(**plain)
+    assert datamux.augment == AugmentConfig(rotate=0, shift=0, scale=0)
+    h3 = {"lr": 5e-4, "weight_decay": 0.1, "warmup": 0.1, "steps": 62_800, "decay": "usual", "start": 1e-3}
+    h3 |= {"label_smoothing": 0.0, "max_grad_norm": inf}
+    assert find("recall_performer").optim == OptimConfig(**h3, groups=32, schedule="linear", end=1e-6)
+    assert find("induction_n2_att").optim == OptimConfig(**h3, groups=8, schedule="cosine", end=0.1)
+    assert [find(f"mqar_{length}_transformer").optim.steps for length in (64, 128, 256, 512)] == [12_500, 12_500, 25_000, 50_000]
     conv = find("cifar10_mimoconv_n4")
     assert (conv.optim.lr * conv.optim.start, conv.optim.lr, conv.optim.lr * conv.optim.end) == pytest.approx((0.008, 0.2, 8e-7))
     assert (conv.optim.steps, find("cifar10_mimoconv_n2").optim.steps, find("cifar10_wide_resnet").optim.steps) == (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,6 +91,8 @@ def test_a_gpu_where_there_is_none(capsys):
         (["--task", "recall"], "task recall has tokens, and the network takes images"),
         (["recall_n2_att", "--n", "3"], "n = 3, but the model has room for 2"),
         (["--curriculum", "1"], "curriculum and curriculum_share come together"),
+        (["--curriculum", "3", "--curriculum-share", "0.5"], "curriculum = 3 must divide the largest n, 4"),
+        (["recall_datamux_n2", "--n", "1"], "DataMUX has no n but its capacity: give --n 2"),
         (["--curriculum", "9", "--curriculum-share", "0.5"], "curriculum = 9, but the model has room for 4"),
         (["--optim.groups", "6", "--optim.accumulate", "4"], "optim.groups = 6 cannot be split into optim.accumulate = 4"),
         (["--optim.momentum", "0.9", "0.8"], "optim.momentum is of sgd and muon, and optim.optimizer is adamw"),
@@ -298,6 +301,18 @@ def test_a_run_of_another_config_is_refused(runs, capsys):
 
 
 @pytest.mark.unchecked
+def test_lines_that_were_cut_off_are_dropped(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    whole = numbers(run)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 3}\n{"step": 9}\n\xff\xfe{"st')
+    main(["--resume", str(run), "--threads", "1"])
+    lines = [line["step"] for line in numbers(run)[1]]
+    assert lines == [2, 4, 3, *[line["step"] for line in whole[1]][2:]]
+
+
+@pytest.mark.unchecked
 def test_no_space_left(runs, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -381,6 +396,15 @@ def test_other_ways_to_compute(flags, tmp_path, monkeypatch):
     assert all(0 <= row["accuracy"] <= 1 for row in result["rows"])
 
 
+def test_memory_that_runs_out_is_said(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmuch more")
+
+    monkeypatch.setattr(experiment, "train", full)
+    said = refused(capsys, *SHORT, "--no-controls", "--out", str(tmp_path / "run"))
+    assert said.splitlines()[-1] == "error: CUDA out of memory. A higher --optim.accumulate splits a step into smaller batches"
+
+
 def test_every_kind_of_optimizer_and_model(tmp_path):
     few = ["--optim.steps", "3", "--log-every", "3", "--threads", "1"]
     for name, *flags in (
@@ -400,7 +424,7 @@ def test_every_kind_of_optimizer_and_model(tmp_path):
     assert {path.name for path in (tmp_path / "recall_n2_att").iterdir()} >= {"equal_cost_n2", "thin"}
     main(["report", str(tmp_path), "--out", str(tmp_path / "report")])
     text = (tmp_path / "report" / "report.md").read_text()
-    for words in ("recall_n2_att", "DataMUX", "Performer", "96.52"):
+    for words in ("recall_n2_att", "DataMUX", "Performer"):
         assert words in text
 
 

@@ -1,23 +1,28 @@
 """A result holds what was measured of the network, split and n that it names; a run goes on with its own settings alone."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from mimo_benchmarks import experiment, results
+from mimo_benchmarks import checkpoint, experiment, results, tasks
 from mimo_benchmarks.config import OptimConfig, RunConfig
 from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluate import Answers
 from mimo_benchmarks.grouping import Feed
+from mimo_benchmarks.list_program import random_task
 from mimo_benchmarks.log import RunDirectory
 from mimo_benchmarks.presets import find
 from mimo_benchmarks.results import Finished
+from mimo_benchmarks.stopping import Stopped
 from mimo_benchmarks.tasks import load
 from mimo_benchmarks.train import Training
 from mimoconv import MIMOConvConfig, WideResNet, count_macs
+from mimoformer import MIMOFormerConfig
 
 CPU = torch.device("cpu")
 SMALL = MIMOConvConfig(depth=10, width=0.5, stem_channels=8, in_channels=1, image_size=8)
@@ -72,13 +77,31 @@ def test_forms_of_a_preset_are_told_apart(tmp_path):
     thin = replace(CONFIG, model=find("quickstart.thin").model)
     named = {
         "quickstart.thin": ("quickstart", "thin", False),
-        "quickstart.short": ("quickstart", None, False),
-        "quickstart.short.equal_cost_n4": ("quickstart", "equal_cost_n4", False),
+        "quickstart.short": ("quickstart.short", None, False),
+        "quickstart.short.equal_cost_n4": ("quickstart.short", "equal_cost_n4", False),
     }
     for name, (preset, control, superposed) in named.items():
         found = results.result(finished(thin, tmp_path, name), task, {1: 1.0}, None, 0.0)
         assert (found["preset"], found["control"], found["superposed"]) == (preset, control, superposed)
         assert [row["n"] for row in found["rows"]] == [1]
+
+
+def test_the_paper_s_figure_stands_beside_the_run_that_it_is_of():
+    """And beside no other network, task, training or control, however it is called."""
+    config = find("recall_n2_att")
+    figures = {"2": [96.52, 2.79]}
+    assert results.reported(config, "recall_n2_att") == figures
+    same = replace(config, seed=3, threads=1, log_every=7, optim=replace(config.optim, accumulate=2))
+    assert results.reported(same, "recall_n2_att") == figures
+    for other in (
+        replace(config, task="induction"),
+        replace(config, n=(1,)),
+        replace(config, model=replace(config.model, layers=1)),
+        replace(config, optim=replace(config.optim, steps=9)),
+    ):
+        assert results.reported(other, "recall_n2_att") == {}
+    assert results.reported(find("recall_n2_att.thin"), "recall_n2_att.thin") == {}
+    assert results.reported(find("recall_n2_att.short"), "recall_n2_att.short") == {}
 
 
 def test_throughput_is_measured_in_one_go(monkeypatch, tmp_path):
@@ -97,6 +120,78 @@ def test_throughput_is_measured_in_one_go(monkeypatch, tmp_path):
     monkeypatch.setitem(results.BUDGET, "cpu", 1.0)
     monkeypatch.setattr(results, "inputs_per_second", lambda networks, inputs: [len(inputs)] * len(networks))
     assert results.throughput(both, CPU)[1] == {1: 4}
+
+
+@pytest.mark.unchecked
+def test_fewer_inputs_where_memory_does_not_hold_them(monkeypatch, tmp_path):
+    def inputs_per_second(networks, inputs):
+        if len(inputs) > 100:
+            raise torch.OutOfMemoryError
+        return [len(inputs)] * len(networks)
+
+    monkeypatch.setattr(results, "inputs_per_second", inputs_per_second)
+    assert results.throughput([finished(CONFIG, tmp_path)], CPU)[0] == {1: 60, 2: 60, 4: 60}
+
+
+TINY = MIMOFormerConfig(
+    m=2, n=2, vocab_size=20, max_length=12, layers=1, embed_dim=16, heads=1, mlp_dim=16, features=16, num_classes=2
+)
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_best_dev_accuracy_chooses_what_is_tested(interrupted, monkeypatch, tmp_path):
+    """Of the dev split, once the curriculum is over; also where the run was stopped after its best step, 9 of 12."""
+    optim = OptimConfig(steps=12, groups=4, lr=1e-2)
+    begun = {"curriculum": (1,), "curriculum_share": 0.5}
+    config = RunConfig(task="tiny", model=TINY, n=(2,), n_odds=(1,), optim=optim, dev_every=3, best=True, **begun)
+    task = random_task(config)
+    task = replace(task, test=replace(task.test, labels=1 - task.test.labels))
+    monkeypatch.setitem(tasks.TASKS, "tiny", lambda folder: task)
+    monkeypatch.setitem(results.BUDGET, "cpu", 1)
+    weights, accuracies = [], iter([0.9, 0.8, 0.5, 0.4])  # at steps 3, 6, 9, 12
+
+    def classify(network, model, of, split, n):
+        assert torch.equal(split.labels, task.dev.labels)
+        weights.append({name: value.clone() for name, value in network.state_dict().items()})
+        return SimpleNamespace(accuracy=next(accuracies))
+
+    monkeypatch.setattr(experiment, "classify", classify)
+    out = tmp_path / "run"
+    if interrupted:
+        signals = iter([0] * 9 + [15])
+        request = type("At", (), {"signal": property(lambda self: next(signals))})()
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment, "listening", lambda: nullcontext(request))
+            with pytest.raises(Stopped):
+                experiment.run(replace(config, out=out), "tiny", Accelerator(cpu=True))
+    again = {"resume": out} if interrupted else {"out": out}
+    experiment.run(replace(config, **again), "tiny", Accelerator(cpu=True))
+    kept = checkpoint.load(out / "model").tensors["model"]
+    assert len(weights) == 4
+    assert all(torch.equal(kept[name], value) for name, value in weights[2].items())
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_statistics_are_estimated_on_training_images(monkeypatch, tmp_path):
+    task, seen = load("digits", tmp_path), []
+    monkeypatch.setitem(results.BUDGET, "cpu", 1)
+
+    def recalibrate(network, batches, n):
+        seen.append(n)
+        batches = list(batches)
+        assert torch.equal(torch.cat(batches), task.pixels(task.train.images))
+        really(network, batches, n)
+
+    really = experiment.recalibrate
+    monkeypatch.setattr(experiment, "recalibrate", recalibrate)
+    experiment.run(replace(CONFIG, out=tmp_path / "run", controls=True), "quickstart", Accelerator(cpu=True))
+    assert seen[:3] == [1, 2, 4]
+    assert set(seen[3:]) == {1}
+    for path in (tmp_path / "run").glob("*/result.json"):
+        assert json.loads(path.read_text())["crosstalk"] is None
 
 
 def test_a_run_goes_on_with_its_own_settings_alone(tmp_path):

@@ -176,6 +176,25 @@ def test_a_resumed_run_is_the_run_that_never_stopped(kind, stop, tmp_path):
         assert {**line, "inputs_per_second": 0} == {**other, "inputs_per_second": 0}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_a_restored_optimizer_has_the_layout_of_its_weights(digits, optimizer, tmp_path):
+    """On GPUs, where weights of images are channels last, fused kernels want that of what they keep."""
+    settings = config(2, optimizer=optimizer, lr=0.01)
+    training = run(started(settings), digits)
+    checkpoint.save(tmp_path, 2, *training.state())
+    again = started(settings)
+    again.network.to(memory_format=torch.channels_last)
+    again.restore(checkpoint.load(tmp_path))
+    kept = 0
+    for parameter, mine in zip(again.network.parameters(), training.network.parameters(), strict=True):
+        for name, value in again.optimizer.state[parameter].items():
+            assert torch.equal(value, training.optimizer.state[mine][name])
+            if value.dim() == 4:
+                assert value.stride() == parameter.stride()
+                kept += 1
+    assert kept > 5
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_an_update_that_is_not_finite_is_left_out(digits, optimizer, value):

@@ -144,7 +144,8 @@ class RunConfig:
     n_odds: tuple[float, ...] = (1, 1, 3)
     """How often each n is drawn, relative to the others."""
     curriculum: tuple[int, ...] = ()
-    """Other n to begin with, one after the other, for equal parts of the curriculum's share of the steps."""
+    """Other n to begin with, one after the other, for equal parts of the curriculum's share of the steps, with as many inputs a
+    step as the largest n has."""
     curriculum_share: float = 0.0
     """Share of the steps that the curriculum takes."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -163,7 +164,7 @@ class RunConfig:
     device: Literal["cpu", "cuda"] | None = None
     """Where to run; a GPU if there is one, unless given."""
     threads: int | None = None
-    """CPU threads of a process; all cores that it may use, shared between the processes, unless given."""
+    """CPU threads of a process, whatever OMP_NUM_THREADS says; all cores that it may use, shared between processes, unless given."""
     data_dir: Path | None = None
     """Folder of data sets in torchvision's layout; else the variable MIMO_DATA, else the platform's cache folder."""
     out: Path | None = None
@@ -196,6 +197,15 @@ class RunConfig:
         require(len(odds) == len(self.n), f"n_odds must hold one number for each of n = {self.n}, got {odds}")
         require(all(0 <= odd < inf for odd in odds), f"n_odds must be finite and not negative, got {odds}")
         require(0 < sum(odds) < inf, f"n_odds must have a finite sum above 0, got {odds}")
+        for n in self.curriculum:
+            require(
+                max(self.n) % n == 0, f"curriculum = {n} must divide the largest n, {max(self.n)}, whose inputs a step it takes"
+            )
+        if isinstance(self.model, DataMUXConvConfig | DataMUXConfig):
+            always = self.model.capacity
+            require(
+                self.n == (always,) and not self.curriculum, f"DataMUX has no n but its capacity: give --n {always}, got {self.n}"
+            )
         share = self.curriculum_share
         require(0 <= share <= 1, f"curriculum_share must be from 0 to 1, got {share}")
         require((share > 0) == bool(self.curriculum), "curriculum and curriculum_share come together")

@@ -51,6 +51,7 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> None:
     set_seed(config.seed)
     network = models.build(config.model).to(accelerator.device)  # here, so that what is too large leaves nothing behind
     before = results.interference(config, task, network) if accelerator.is_main_process else None
+    del network
     networks = {"": config}
     if config.controls:
         plain = controls(config.model, config.n)
@@ -63,6 +64,8 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> None:
             inside = RunDirectory(path / name)
             finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), task, inside, accelerator, request))
             accelerator.free_memory()
+    if request.signal:
+        raise Stopped(request.signal, f"stopped after training; go on with --resume {shlex.quote(str(path))}")
     if not accelerator.is_main_process:
         return
     rates = results.throughput(finished, accelerator.device)
@@ -205,14 +208,16 @@ def check_fit(config: RunConfig, task: Task, accelerator: Accelerator) -> None:
     """Raise ConfigError unless network, task, settings and processes fit each other."""
     shares = accelerator.num_processes * config.optim.accumulate
     shared = f"{accelerator.num_processes} processes with optim.accumulate = {config.optim.accumulate}"
-    require(config.optim.groups % shares == 0, f"optim.groups = {config.optim.groups} cannot be shared by {shared}")
+    require(
+        config.optim.groups % shares == 0, f"optim.groups = {config.optim.groups} cannot be shared by {shared}: change either"
+    )
     needed: dict[str, Any]
     match task:
         case ImageTask():
             channels, size = task.train.images.shape[1:3]
             needed = {"in_channels": channels, "image_size": size, "num_classes": task.classes}
             crop = config.augment.crop
-            require(crop < size, f"augment.crop = {crop}, but the images of {task.name} have {size} pixels")
+            require(crop < size, f"augment.crop = {crop}, but the images of {task.name} have {size} pixels: give less")
             scaled = getattr(config.model, "mean", None) is not None
             require(not scaled, "each task scales its images itself: leave out --model.mean and --model.std")
             require(hasattr(config.model, "image_size"), f"task {task.name} has images, and the network takes tokens")

@@ -52,9 +52,13 @@ class Feed:
         self.task, self.config, self.device, self.rank, self.world = task, config, device, rank, world
         shares = world * config.optim.accumulate
         shared = f"{world} processes with optim.accumulate = {config.optim.accumulate}"
-        require(config.optim.groups % shares == 0, f"optim.groups = {config.optim.groups} cannot be shared by {shared}")
+        require(
+            config.optim.groups % shares == 0, f"optim.groups = {config.optim.groups} cannot be shared by {shared}: change either"
+        )
         self.n = n_of_steps(config)
-        sizes = [config.optim.groups * models.inputs(config.model, n) for n in self.n]
+        first, all_of_them = round(config.curriculum_share * config.optim.steps), models.inputs(config.model, max(config.n))
+        own = [models.inputs(config.model, n) for n in self.n]
+        sizes = [config.optim.groups * (all_of_them if step < first else inputs) for step, inputs in enumerate(own)]
         train = task.train
         self.lengths = train.lengths.cpu() if isinstance(train, Sequences) else None
         self.batches = Batches(len(train), sizes, config.seed, lengths=self.lengths)

@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import tyro
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from mimo_benchmarks import models
 from mimo_benchmarks.baselines.datamux import DataMUXConvConfig
@@ -65,6 +66,7 @@ def show(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, estimate: bo
 
 def seconds_per_step(config: RunConfig) -> float:
     """Of training on random inputs of full length, on the device at hand."""
+    AcceleratorState._reset_state()  # it is one for a whole process, and refuses another precision
     accelerator = Accelerator(mixed_precision=config.precision)
     config = replace(
         config, optim=replace(config.optim, steps=WARMUP + STEPS), curriculum=(), curriculum_share=0, log_every=STEPS

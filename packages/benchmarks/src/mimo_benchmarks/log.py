@@ -59,11 +59,15 @@ class RunDirectory:
 
     def write(self, name: str, content: Any) -> None:
         """One JSON file, whole or not at all."""
+        self.put(name, json.dumps(content, indent=2, default=str) + "\n")
+
+    def put(self, name: str, text: str) -> None:
+        """One file, whole or not at all."""
         path = self.path / name
         try:
             self.path.mkdir(exist_ok=True)
             beside = path.with_name(f".{name}")
-            beside.write_text(json.dumps(content, indent=2, default=str) + "\n")
+            beside.write_text(text)
             beside.replace(path)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written ({error}): make room, then go on with --resume") from error
@@ -83,13 +87,13 @@ class RunDirectory:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        path.write_text("".join(kept))
+        self.put("metrics.jsonl", "".join(kept))
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:
@@ -147,6 +151,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": {name: installed(name) for name in OURS + OTHERS},
     }
 

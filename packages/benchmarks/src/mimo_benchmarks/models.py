@@ -34,7 +34,8 @@ def build(config: ModelConfig) -> Network:
     try:
         return KINDS[type(config)](config)
     except (RuntimeError, TypeError, MemoryError, OverflowError) as error:  # the allocator's errors, and sizes beyond 64 bits
-        raise ConfigError(f"this network is too large to be built: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"this network is too large to be built ({reason}): give smaller --model sizes") from error
 
 
 def plain(config: ModelConfig) -> bool:

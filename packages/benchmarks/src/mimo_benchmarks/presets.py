@@ -16,7 +16,7 @@ SHORT = 20
 
 
 def quickstart() -> RunConfig:
-    """scikit-learn's handwritten digits, 8 x 8 pixels: no download, about a minute on two CPU cores."""
+    """scikit-learn's handwritten digits, 8 x 8 pixels: no download, a minute and a half on two CPU cores."""
     digits = MIMOConvConfig(capacity=4, depth=10, width=2, stem_channels=32, in_channels=1, image_size=8)
     return RunConfig(task="digits", model=digits, controls=True)
 
@@ -50,7 +50,7 @@ def cifar10_muon_n4() -> RunConfig:
 
 def documented(name: str, about: str, make: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
     """One of a family, its docstring filled in."""
-    reported = [f"{mean} ± {std} %" if std else f"{mean} %" for mean, std in PAPER.get(name, {}).values()]
+    reported = [f"{mean} ± {std} %" if std is not None else f"{mean} %" for mean, std in PAPER.get(name, {}).values()]
     make.__doc__ = f"{about}: {', '.join(reported) or 'no figure'} in Menet et al. (2023); not run to the end here."
     return make
 

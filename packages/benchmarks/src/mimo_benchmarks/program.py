@@ -105,10 +105,15 @@ def execute(arguments: Sequence[str]) -> None:
             return
         preset, config = parse(arguments)
         accelerator = machine(config)
+        config = replace(config, precision=accelerator.mixed_precision)  # what the launcher was told, so that a run keeps it
         experiment.run(config, preset, accelerator)
         accelerator.end_training()
     except (ConfigError, DatasetError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        print(f"error: {reason} A higher --optim.accumulate splits a step into smaller batches", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from mimo_benchmarks.grouping import Feed
 from mimo_benchmarks.kinds import ImageTask, Task, TokenTask
 from mimo_benchmarks.log import RunDirectory
 from mimo_benchmarks.models import Network
-from mimo_benchmarks.paper import PAPER
+from mimo_benchmarks.paper import PAPER, Reported
+from mimo_benchmarks.presets import PRESETS
 from mimo_benchmarks.throughput import example, inputs_per_second
 from mimo_benchmarks.train import Progress
 from mimoconv import MIMOConv
@@ -41,7 +42,7 @@ class Finished:
     feed: Feed
     progress: Progress
     peak_memory_bytes: int | None
-    """Of its training."""
+    """Of its training; on a CPU, of the whole process so far."""
 
 
 def fresh(config: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> Network:
@@ -71,8 +72,15 @@ def throughput(finished: list[Finished], device: torch.device) -> list[dict[int,
     whole = math.lcm(*(math.prod(models.grid(finished[place].config.model, n)) for place, n in settings))
     macs = max(models.count_macs(finished[place].network, n) for place, n in settings)
     count = whole * max(1, min(INPUTS, int(BUDGET[device.type] / macs)) // whole)
-    inputs = example(finished[0].config.model, count, device)
-    rates = inputs_per_second([(finished[place].network, n) for place, n in settings], inputs)
+    networks = [(finished[place].network, n) for place, n in settings]
+    while True:
+        try:
+            rates = inputs_per_second(networks, example(finished[0].config.model, count, device))
+            break
+        except torch.OutOfMemoryError:
+            if count == whole:
+                raise
+            count = max(whole, count // 2 // whole * whole)
     found: list[dict[int, float]] = [{} for _ in finished]
     for (place, n), rate in zip(settings, rates, strict=True):
         found[place][n] = rate
@@ -82,8 +90,8 @@ def throughput(finished: list[Finished], device: torch.device) -> list[dict[int,
 def result(one: Finished, task: Task, rates: dict[int, float], before: Crosstalk | None, wall_seconds: float) -> dict[str, Any]:
     """All that was found out about a network, as result.json has it."""
     config, network = one.config, one.network
-    preset, _, suffix = one.name.partition(".")
-    control = suffix.removeprefix("short").removeprefix(".") or None
+    preset, *forms = one.name.split(".")
+    control = forms.pop() if forms and forms[-1] != "short" else None
     rows = []
     for n in evaluated_n(config):
         answers = classify(network, config.model, task, task.test, n)
@@ -105,15 +113,15 @@ def result(one: Finished, task: Task, rates: dict[int, float], before: Crosstalk
                 "inputs_per_second": rates[n],
             }
         )
-    start = one.directory.starts()[-1]
+    start = one.directory.starts()[0]
     return {
-        "preset": preset,
+        "preset": ".".join([preset, *forms]),
         "control": control,
         "model": models.label(config.model),
         "superposed": not models.plain(config.model),
         "task": task.name,
         "seed": config.seed,
-        "paper": {} if control else PAPER.get(preset, {}),
+        "paper": reported(config, one.name),
         "rows": rows,
         "guesses": guesses(task),
         "crosstalk": before and {"before": before, "after": interference(config, task, network)},
@@ -125,6 +133,16 @@ def result(one: Finished, task: Task, rates: dict[int, float], before: Crosstalk
         "peak_memory_bytes": one.peak_memory_bytes,
         **{name: start[name] for name in ("device", "versions", "git_revision", "command")},
     }
+
+
+def reported(config: RunConfig, name: str) -> Reported:
+    """The paper's figures of a preset, where the run is the one that they are of: another network, task or training has none."""
+    if name not in PAPER:
+        return {}
+    of = PRESETS[name]()
+    alike = ("task", "model", "n", "n_odds", "curriculum", "curriculum_share", "augment")
+    same = all(getattr(config, setting) == getattr(of, setting) for setting in alike)
+    return PAPER[name] if same and replace(config.optim, accumulate=of.optim.accumulate) == of.optim else {}
 
 
 def guesses(task: Task) -> dict[str, float]:

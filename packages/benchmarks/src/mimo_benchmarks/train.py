@@ -101,6 +101,10 @@ class Training:
         """Go on from a checkpoint."""
         self.network.load_state_dict(kept.tensors["model"])
         self.optimizer.load_state_dict(restore_optimizer(kept.tensors["optimizer"], kept.state["groups"]))
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels want the parameter's layout
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self.schedule.load_state_dict(kept.state["schedule"])
         if self.average:
             self.average.load_state_dict(kept.tensors["average"])
@@ -146,14 +150,14 @@ def train(
     start, inputs = time.perf_counter(), feed.inputs(first - 1)
     for step in bar:
         torch.manual_seed(int(entropy(config.seed, step, "dropout", feed.rank).generate_state(1)[0]))
-        before, total = optimizers.snapshot(training.network), torch.zeros((), device=accelerator.device)
+        before, total = optimizers.snapshot(training.network), torch.zeros(2, device=accelerator.device)
         for part in range(optim.accumulate):
             x, mask, y = feed.at(step, part)
             with accelerator.no_sync(model) if part + 1 < optim.accumulate else nullcontext():
                 logits = model(x) if mask is None else model(x, mask)
                 loss = objective(logits, y, optim)
                 accelerator.backward((loss + penalties(training.network, optim)) / optim.accumulate)
-                total += loss.detach() / optim.accumulate
+                total += torch.stack([loss.detach(), accuracy(logits, y)]) / optim.accumulate
         norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
         optimizers.step_if(
             acceptable(norm, progress.counts, optim, new_epoch=step % epoch == 0), optimizer, training.network, before
@@ -165,9 +169,8 @@ def train(
             training.average.update_parameters(training.network)
         progress.step = step
         if step % config.log_every == 0 or step == optim.steps:
-            values = torch.stack(
-                [total, accuracy(logits, y), norm.to(total), *(progress.counts[name].to(total) for name in ("skipped", "row"))]
-            )
+            counts = [progress.counts[name].to(total) for name in ("skipped", "row")]
+            values = torch.cat([total, torch.stack([norm.to(total), *counts])])
             value, right, grad_norm, skipped, row = accelerator.reduce(values, "mean").tolist()
             now = time.perf_counter()
             rate = (feed.inputs(step) - inputs) / (now - start)
@@ -188,7 +191,9 @@ def train(
             if row >= PATIENCE or (step == optim.steps and not math.isfinite(value)):
                 found = f"the loss is {value}, the gradient's norm {grad_norm}, {int(row)} updates in a row were left out"
                 raise FloatingPointError(f"{name}, step {step}: {found}; training diverged: a lower --optim.lr may help")
+        paused = time.perf_counter()
         after(step)
+        start += time.perf_counter() - paused
 
 
 def objective(logits: Float[Tensor, "*b classes"], targets: Tensor, optim: OptimConfig) -> Float[Tensor, ""]:

@@ -13,7 +13,7 @@ UNSCORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSplit:
-    """Sequences and their targets, position by position."""
+    """Sequences and their targets, position by position, as many scored in each: the mean over a batch is that of its parts."""
 
     inputs: Int[Tensor, "count l"]
     targets: Int[Tensor, "count l"]

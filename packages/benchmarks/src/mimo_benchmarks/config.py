@@ -164,7 +164,7 @@ class RunConfig:
     device: Literal["cpu", "cuda"] | None = None
     """Where to run; a GPU if there is one, unless given."""
     threads: int | None = None
-    """CPU threads of a process, whatever OMP_NUM_THREADS says; all cores that it may use, shared between processes, unless given."""
+    """CPU threads of a process, whatever OMP_NUM_THREADS says; all cores, shared between the processes, unless given."""
     data_dir: Path | None = None
     """Folder of data sets in torchvision's layout; else the variable MIMO_DATA, else the platform's cache folder."""
     out: Path | None = None

@@ -275,7 +275,7 @@ def stop_at(step, monkeypatch):
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("step", [1, 4, 6, 9, 14], ids="step {}".format)
+@pytest.mark.parametrize("step", [1, 6, 14], ids="step {}".format)
 def test_an_interrupted_experiment_goes_on_as_if_it_had_not_been(step, runs, tmp_path, monkeypatch, capsys):
     """In the network itself or in a control: weights bit-equal, and all that was found out."""
     stop_at(step, monkeypatch)
@@ -353,15 +353,14 @@ def start(*arguments, **options):
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_step_saves_and_exits(number, tmp_path):
+def test_ctrl_c_ends_the_step_saves_and_exits(tmp_path):
     run = tmp_path / "run"
     process = start("--optim.steps", "3000", "--log-every", "1", "--no-controls", "--out", str(run))
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.1)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
-    assert process.returncode == 128 + number
+    assert process.returncode == 130
     assert "Interrupted: stopped after step" in errors
     assert "Traceback" not in errors
     kept = checkpoint.load(run / "checkpoints")
@@ -411,9 +410,7 @@ def test_every_kind_of_optimizer_and_model(tmp_path):
         ("quickstart", "--no-controls", "--optim.optimizer", "sgd", "--optim.average", "0.5", "--optim.reject", "10"),
         ("recall_n2_att", "--optim.accumulate", "2", "--controls"),
         ("recall_n2_att_dpfp",),
-        ("induction_transformer",),
         ("recall_datamux_n2",),
-        ("mqar_64_performer", "--optim.groups", "2", "--model.vocab-size", "8192"),
     ):
         run = tmp_path / name
         main([name, *few, *flags, "--out", str(run)])
@@ -484,17 +481,11 @@ def assert_same_result(run, alone):
 
 
 @pytest.mark.unchecked
-def test_two_processes_give_what_one_does(alone, tmp_path):
-    """The same global batch: 1e-5 relative over 50 fp32 steps, weights and losses alike."""
-    run = tmp_path / "run"
-    command = [*ELASTIC, "--standalone", "--nproc-per-node", "2", str(RUN), *RECALL, "--out", str(run)]
-    subprocess.run(command, check=True, capture_output=True, env=ON_CPU)
-    assert_same_result(run, alone)
-
-
-@pytest.mark.unchecked
 def test_two_machines_give_what_one_does(alone, tmp_path):
-    """Two machine ranks over the loopback address, each started by a line of its own, as docs/running.md has them."""
+    """The same global batch in two processes: 1e-5 relative over 50 fp32 steps, weights and losses alike.
+
+    They are two machine ranks over the loopback address, each started by a line of its own, as docs/running.md has them.
+    """
     run = tmp_path / "run"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -514,15 +505,11 @@ def test_two_machines_give_what_one_does(alone, tmp_path):
 
 @pytest.mark.unchecked
 def test_several_processes_that_cannot_work_all_say_so(tmp_path):
-    """Groups that cannot be shared, and a run directory that exists: nothing is written, and nobody waits for anybody."""
+    """The main process alone finds the run directory there: nothing is written, and nobody waits for anybody."""
     (tmp_path / "there").mkdir()
-    command = [*ELASTIC, "--standalone", "--nproc-per-node", "2", str(RUN)]
-    for flags, words in (
-        (["--optim.groups", "5"], "error: optim.groups = 5 cannot be shared by 2 processes"),
-        (["--out", "there"], "error: there exists already"),
-    ):
-        run = subprocess.run([*command, *flags], capture_output=True, text=True, env=ON_CPU, cwd=tmp_path, check=False)
-        assert run.returncode != 0
-        assert words in run.stderr
+    command = [*ELASTIC, "--standalone", "--nproc-per-node", "2", str(RUN), "--out", "there"]
+    run = subprocess.run(command, capture_output=True, text=True, env=ON_CPU, cwd=tmp_path, check=False)
+    assert run.returncode != 0
+    assert run.stderr.count("error: there exists already") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert not list((tmp_path / "there").iterdir())

@@ -20,7 +20,7 @@ from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluate import classify
-from mimo_benchmarks.grouping import Feed
+from mimo_benchmarks.grouping import Feed, check_shares
 from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, normalised
 from mimo_benchmarks.log import RunDirectory, as_json, new_directory, read_config, tuples
 from mimo_benchmarks.models import Network
@@ -206,11 +206,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def check_fit(config: RunConfig, task: Task, accelerator: Accelerator) -> None:
     """Raise ConfigError unless network, task, settings and processes fit each other."""
-    shares = accelerator.num_processes * config.optim.accumulate
-    shared = f"{accelerator.num_processes} processes with optim.accumulate = {config.optim.accumulate}"
-    require(
-        config.optim.groups % shares == 0, f"optim.groups = {config.optim.groups} cannot be shared by {shared}: change either"
-    )
+    check_shares(config, accelerator.num_processes)
     needed: dict[str, Any]
     match task:
         case ImageTask():

@@ -36,6 +36,13 @@ def compiled(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(varied_batch) if device == "cuda" else varied_batch
 
 
+def check_shares(config: RunConfig, world: int) -> None:
+    """Raise ConfigError unless every process has as many groups in each part of a step."""
+    groups, parts = config.optim.groups, config.optim.accumulate
+    shared = f"{world} processes with optim.accumulate = {parts}"
+    require(groups % (world * parts) == 0, f"optim.groups = {groups} cannot be shared by {shared}: change either")
+
+
 class Feed:
     """The batches of a run, each by its step: every process and every part of an accumulated batch takes groups of its own.
 
@@ -50,11 +57,7 @@ class Feed:
 
     def __init__(self, task: Task, config: RunConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
         self.task, self.config, self.device, self.rank, self.world = task, config, device, rank, world
-        shares = world * config.optim.accumulate
-        shared = f"{world} processes with optim.accumulate = {config.optim.accumulate}"
-        require(
-            config.optim.groups % shares == 0, f"optim.groups = {config.optim.groups} cannot be shared by {shared}: change either"
-        )
+        check_shares(config, world)
         self.n = n_of_steps(config)
         first, all_of_them = round(config.curriculum_share * config.optim.steps), models.inputs(config.model, max(config.n))
         own = [models.inputs(config.model, n) for n in self.n]

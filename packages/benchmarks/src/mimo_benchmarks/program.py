@@ -15,6 +15,7 @@ from accelerate.tracking import get_available_trackers
 
 from mimo_benchmarks import experiment
 from mimo_benchmarks.config import RunConfig, require
+from mimo_benchmarks.data.files import cores
 from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError
 from mimo_benchmarks.log import read_config
 from mimo_benchmarks.presets import PRESETS, find
@@ -89,7 +90,7 @@ def machine(config: RunConfig) -> Accelerator:
         require(tracker in there, f"tracker {tracker!r} is not installed here, only {', '.join(there) or 'none'}: install it")
     require(not (config.resume and config.out), "resume goes on in its own directory: leave out --out")
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = cores()
     threads = config.threads or max(1, available // accelerator.num_processes)
     require(threads <= available, f"threads = {threads}, but this process may use {available} cores")
     torch.set_num_threads(threads)

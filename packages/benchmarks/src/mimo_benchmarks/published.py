@@ -14,6 +14,7 @@ from mimo_benchmarks.baselines.datamux import DataMUXConfig, DataMUXConvConfig
 from mimo_benchmarks.config import ModelConfig, OptimConfig, RunConfig
 from mimo_benchmarks.data.augment import CORRECTED, NONE
 from mimo_benchmarks.data.mqar import MQAR
+from mimo_benchmarks.models import inputs
 from mimoconv import MIMOConvConfig, WideResNetConfig
 from mimoformer import MIMOFormerConfig
 from mimoformer.zoo import FAMILIES, TASKS
@@ -123,15 +124,10 @@ def lra(task: str, model: ModelConfig, n: int, curriculum: tuple[int, ...] = ())
         n_odds=(1,),
         curriculum=curriculum,
         curriculum_share=share,
-        optim=replace(LRA, steps=steps, groups=batch // passes(model, n), warmup=warmup / steps),
+        optim=replace(LRA, steps=steps, groups=batch // inputs(model, n), warmup=warmup / steps),
         dev_every=steps // 40,
         best=True,
     )
-
-
-def passes(model: ModelConfig, n: int) -> int:
-    """Sequences that share a pass."""
-    return n * n if isinstance(model, MIMOFormerConfig) else n
 
 
 def table2() -> Iterator[Entry]:
@@ -177,7 +173,7 @@ CAUSAL: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 def tokens(task: str, model: ModelConfig, n: int, batch: int, optim: OptimConfig) -> RunConfig:
     """A run that predicts tokens causally: as many sequences a step whatever N is."""
-    return RunConfig(task=task, model=model, n=(n,), n_odds=(1,), optim=replace(optim, groups=batch // passes(model, n)))
+    return RunConfig(task=task, model=model, n=(n,), n_odds=(1,), optim=replace(optim, groups=batch // inputs(model, n)))
 
 
 def table3() -> Iterator[Entry]:

@@ -1,7 +1,6 @@
 """`run.py throughput`: how fast the network of a preset is on the device in hand, and how many times faster than before."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import count
@@ -13,6 +12,7 @@ import tyro
 
 from mimo_benchmarks import models, presets
 from mimo_benchmarks.config import require
+from mimo_benchmarks.data.files import cores
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.log import as_json, environment
 from mimo_benchmarks.results import evaluated_n
@@ -103,8 +103,8 @@ def choose(device: str | None, threads: int | None, precision: str) -> torch.dev
     place = torch.device(device or ("cuda" if gpu else "cpu"))
     require(precision != "fp16" or place.type == "cuda", "precision = fp16 is for GPUs: choose bf16 or no")
     if threads is not None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        require(1 <= threads <= cores, f"threads = {threads}, but this process may use 1 to {cores}")
+        available = cores()
+        require(1 <= threads <= available, f"threads = {threads}, but this process may use 1 to {available}")
         torch.set_num_threads(threads)
     return place
 

@@ -151,13 +151,15 @@ def train(
     for step in bar:
         torch.manual_seed(int(entropy(config.seed, step, "dropout", feed.rank).generate_state(1)[0]))
         before, total = optimizers.snapshot(training.network), torch.zeros(2, device=accelerator.device)
+        told = step % config.log_every == 0 or step == optim.steps
         for part in range(optim.accumulate):
             x, mask, y = feed.at(step, part)
             with accelerator.no_sync(model) if part + 1 < optim.accumulate else nullcontext():
                 logits = model(x) if mask is None else model(x, mask)
                 loss = objective(logits, y, optim)
                 accelerator.backward((loss + penalties(training.network, optim)) / optim.accumulate)
-                total += torch.stack([loss.detach(), accuracy(logits, y)]) / optim.accumulate
+                if told:
+                    total += torch.stack([loss.detach(), accuracy(logits, y)]) / optim.accumulate
         norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
         optimizers.step_if(
             acceptable(norm, progress.counts, optim, new_epoch=step % epoch == 0), optimizer, training.network, before
@@ -168,7 +170,7 @@ def train(
         if training.average:
             training.average.update_parameters(training.network)
         progress.step = step
-        if step % config.log_every == 0 or step == optim.steps:
+        if told:
             counts = [progress.counts[name].to(total) for name in ("skipped", "row")]
             values = torch.cat([total, torch.stack([norm.to(total), *counts])])
             value, right, grad_norm, skipped, row = accelerator.reduce(values, "mean").tolist()

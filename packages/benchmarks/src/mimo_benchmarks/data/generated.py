@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetInfo, Features, are_progress_bars_disabled,
 from datasets.table import InMemoryTable
 from tqdm import tqdm
 
-from mimo_benchmarks.data.files import digest, sync
+from mimo_benchmarks.data.files import cores, digest, sync
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 Columns = Mapping[str, list[bytes] | list[int]]
@@ -99,11 +99,6 @@ def recipe(name: str, version: int, arguments: Arguments, count: int) -> str:
 def fingerprint(recipe: str) -> str:
     """16 hex digits."""
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

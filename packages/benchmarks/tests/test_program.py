@@ -95,7 +95,14 @@ def test_a_gpu_where_there_is_none(capsys):
         (["recall_datamux_n2", "--n", "1"], "DataMUX has no n but its capacity: give --n 2"),
         (["--curriculum", "9", "--curriculum-share", "0.5"], "curriculum = 9, but the model has room for 4"),
         (["--optim.groups", "6", "--optim.accumulate", "4"], "optim.groups = 6 cannot be split into optim.accumulate = 4"),
-        (["--optim.momentum", "0.9", "0.8"], "optim.momentum is of sgd and muon, and optim.optimizer is adamw"),
+        (["--optim.momentum", "0.9", "0.8"], "optim.momentum has no effect, because optim.optimizer is adamw: leave it out"),
+        (["mnist_mimoconv_n4", "--optim.betas", "0.9", "0.99"], "optim.betas has no effect, because optim.optimizer is sgd"),
+        (["cifar10_muon_n4", "--optim.eps", "1e-7"], "optim.eps has no effect, because optim.optimizer is muon"),
+        (["cifar10_fast_n4", "--optim.rest-lr", "0.1"], "optim.rest_lr has no effect, because optim.optimizer is sgd"),
+        (["listops_deep_n2_att", "--optim.isometry", "1"], "optim.isometry has no effect, because the network has no"),
+        (["cifar10_fast_n4.thin", "--optim.key-penalty", "1"], "optim.key_penalty has no effect, because the network has no"),
+        (["listops_deep_n2_att", "--augment.crop", "4"], "augment has no effect, because the network takes tokens"),
+        (["cifar10_fast_n4.thin", "--controls"], "controls has no effect, because this network has none"),
         (["--optim.loss", "squared"], "optim.label_smoothing is of cross_entropy"),
         (["--optim.average", "1"], "optim.average must be from 0 to below 1, got 1"),
         (["--best"], "best needs dev accuracies to choose by: give dev_every"),
@@ -114,6 +121,12 @@ def test_what_cannot_work_is_refused_in_one_message(arguments, named, capsys, tm
     monkeypatch.chdir(tmp_path)
     assert named in " ".join(refused(capsys, *arguments).replace("│", " ").split())
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_preset_sets_for_another_optimizer_is_left_alone():
+    """Its cycled momentum does not stand in the way of AdamW."""
+    _, config = parse(["cifar10_fast_n4", "--optim.optimizer", "adamw", "--optim.betas", "0.9", "0.99"])
+    assert (config.optim.momentum, config.optim.betas) == ((0.95, 0.85), (0.9, 0.99))
 
 
 def test_an_existing_run_directory_is_never_overwritten(capsys, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mimo_benchmarks import checkpoint, experiment, results, tasks
+from mimo_benchmarks import checkpoint, experiment, fit, results, tasks, trained
 from mimo_benchmarks.config import OptimConfig, RunConfig
 from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluate import Answers
@@ -197,22 +197,22 @@ def test_statistics_are_estimated_on_training_images(monkeypatch, tmp_path):
 def test_a_run_goes_on_with_its_own_settings_alone(tmp_path):
     RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
     free = replace(CONFIG, threads=2, log_every=3, save_every=5, resume=tmp_path, data_dir=tmp_path, controls=True)
-    assert experiment.same_run(tmp_path, "quickstart", free) == tmp_path
+    assert fit.same_run(tmp_path, "quickstart", free) == tmp_path
     changed = replace(CONFIG, seed=3, optim=replace(CONFIG.optim, lr=0.5), model=replace(SMALL, width=2))
     with pytest.raises(ConfigError) as error:
-        experiment.same_run(tmp_path, "quickstart", changed)
+        fit.same_run(tmp_path, "quickstart", changed)
     for words in ("seed was 0 and is 3", "optim.lr was 0.008 and is 0.5", "model.width was 0.5 and is 2"):
         assert words in str(error.value)
     assert "threads" not in str(error.value)
     with pytest.raises(ConfigError, match="is a run of quickstart, not of mnist"):
-        experiment.same_run(tmp_path, "mnist", CONFIG)
+        fit.same_run(tmp_path, "mnist", CONFIG)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"preset": "x"}', '{"preset": "x", "config": {"model": {"kind": "Other"}}}'])
 def test_a_directory_of_something_else(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
-        experiment.same_run(tmp_path, "quickstart", CONFIG)
+        fit.same_run(tmp_path, "quickstart", CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -237,20 +237,20 @@ def test_a_directory_of_something_else(text, tmp_path):
 )
 def test_what_does_not_fit_the_task(name, changes, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
-        experiment.check_fit(replace(CONFIG, task=name, **changes), load(name, tmp_path), Accelerator(cpu=True))
+        fit.check_fit(replace(CONFIG, task=name, **changes), load(name, tmp_path), Accelerator(cpu=True))
 
 
 def test_a_network_that_is_not_finished(tmp_path):
     RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
     with pytest.raises(CheckpointError, match="has no finished network: go on with `--resume"):
-        experiment.trained(tmp_path, CPU)
+        trained.trained(tmp_path, CPU)
 
 
 @pytest.mark.once
 def test_a_trained_network_comes_back(tmp_path):
     config = replace(CONFIG, out=tmp_path / "run")
     experiment.run(config, "quickstart", Accelerator(cpu=True))
-    task, back = load("digits", tmp_path), experiment.trained(tmp_path / "run", CPU)
+    task, back = load("digits", tmp_path), trained.trained(tmp_path / "run", CPU)
     assert (back.config, back.scale, back.classes) == (config, 16, 10)
     assert torch.equal(back.pixels(task.test.images), task.pixels(task.test.images))
     found = results.classify(back.network, SMALL, task, task.test, 2).accuracy

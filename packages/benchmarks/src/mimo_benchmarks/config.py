@@ -10,8 +10,12 @@ from mimo_benchmarks.errors import ConfigError
 from mimoconv import MIMOConvConfig, WideResNetConfig
 from mimoformer import MIMOFormerConfig
 
-ModelConfig = MIMOConvConfig | WideResNetConfig | MIMOFormerConfig | DataMUXConvConfig | DataMUXConfig
-"""The networks that the program trains; their `n` is what `RunConfig.n` counts."""
+ImageConfig = MIMOConvConfig | WideResNetConfig | DataMUXConvConfig
+TokenConfig = MIMOFormerConfig | DataMUXConfig
+ModelConfig = ImageConfig | TokenConfig
+"""The networks that the program trains: those of images, and those of tokens."""
+FREE = {"out", "resume", "threads", "device", "tracker", "data_dir", "log_every", "save_every", "controls"}
+"""Settings that a resumed run may change, and in which runs that are averaged may differ: none of them changes what is learnt."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -97,8 +101,6 @@ class OptimConfig:
         require(0 < self.max_grad_norm <= inf, f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
         squared = self.loss == "squared" and self.label_smoothing > 0
         require(not squared, "optim.label_smoothing is of cross_entropy: set it to 0 with optim.loss squared")
-        cycled = self.optimizer == "adamw" and self.momentum[0] != self.momentum[1]
-        require(not cycled, "optim.momentum is of sgd and muon, and optim.optimizer is adamw: leave it out, or choose another")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +221,11 @@ class RunConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(self.dev_every >= 0, f"dev_every must not be negative, got {self.dev_every}")
         require(not self.best or self.dev_every > 0, "best needs dev accuracies to choose by: give dev_every")
+
+    @property
+    def curriculum_steps(self) -> int:
+        """Steps that the curriculum takes."""
+        return round(self.curriculum_share * self.optim.steps)
 
 
 def sides(model: ModelConfig) -> int | None:

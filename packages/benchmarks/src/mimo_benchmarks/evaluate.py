@@ -74,7 +74,7 @@ def classify(
     Raises:
         FloatingPointError: an answer is not finite.
     """
-    shared = models.inputs(config, n) if not models.plain(config) else 1
+    shared = models.shared(config, n)
     if passes is None and isinstance(split, TokenSplit):
         assert isinstance(task, TokenTask)
         passes = max(1, LOGITS // (split.inputs.shape[1] * task.vocab_size * shared))

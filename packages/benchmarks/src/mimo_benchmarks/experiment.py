@@ -2,8 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from accelerate.utils import broadcast_object_list, set_seed
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from mimo_benchmarks import checkpoint, models, report, results, tasks
 from mimo_benchmarks.baselines.controls import controls
-from mimo_benchmarks.config import RunConfig, require
+from mimo_benchmarks.config import RunConfig
 from mimo_benchmarks.data.folder import data_folder
 from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluate import classify
-from mimo_benchmarks.grouping import Feed, check_shares
-from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, normalised
-from mimo_benchmarks.log import RunDirectory, as_json, new_directory, read_config, tuples
-from mimo_benchmarks.models import Network
+from mimo_benchmarks.fit import check_fit, same_run
+from mimo_benchmarks.grouping import Feed
+from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task
+from mimo_benchmarks.log import RunDirectory, as_json, new_directory
 from mimo_benchmarks.results import Finished
 from mimo_benchmarks.stopping import Request, Stopped, listening
 from mimo_benchmarks.train import Training, train
 from mimoconv import MIMOConvConfig, WideResNetConfig, recalibrate
 
-FREE = {"out", "resume", "threads", "device", "tracker", "data_dir", "log_every", "save_every", "controls"}
-"""Settings that a resumed run may change: none of them changes what is learnt."""
 CALIBRATION = 4096
 """Training images that BatchNorm statistics are estimated on after training."""
 
@@ -145,7 +140,7 @@ def choose(training: Training, task: Task, step: int, device: torch.device) -> d
     network = results.fresh(config.model, training.evaluated().state_dict(), device)
     found = {n: classify(network, config.model, task, task.dev, n).accuracy for n in config.n}
     highest = max(found.values())
-    if config.best and highest > training.progress.best and step > config.curriculum_share * config.optim.steps:
+    if config.best and highest > training.progress.best and step > config.curriculum_steps:
         training.keep(highest)
     return found
 
@@ -180,94 +175,3 @@ def directory(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
         accelerator.project_configuration.set_directories(str(path))
         accelerator.init_trackers(preset, {"config": str(as_json(config))})
     return Path(path)
-
-
-def same_run(path: Path, preset: str, config: RunConfig) -> Path:
-    """The directory of a run that these settings go on with; ConfigError names those that differ."""
-    name, before = read_config(path)
-    require(name == preset, f"{path} is a run of {name}, not of {preset}: resume it without naming a preset")
-    old, new = as_json(before), as_json(config)
-    changed = [f"{key} was {was!r} and is {now!r}" for key, was, now in differences(old, new) if key.split(".")[0] not in FREE]
-    require(not changed, f"{path} cannot go on with other settings: {'; '.join(changed)}")
-    return path
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Settings that are not the same, by their names on the command line."""
-    found = []
-    for key in old | new:
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += differences(was, now, f"{prefix}{key}.")
-        elif was != now:
-            found.append((prefix + key, was, now))
-    return found
-
-
-def check_fit(config: RunConfig, task: Task, accelerator: Accelerator) -> None:
-    """Raise ConfigError unless network, task, settings and processes fit each other."""
-    check_shares(config, accelerator.num_processes)
-    needed: dict[str, Any]
-    match task:
-        case ImageTask():
-            channels, size = task.train.images.shape[1:3]
-            needed = {"in_channels": channels, "image_size": size, "num_classes": task.classes}
-            crop = config.augment.crop
-            require(crop < size, f"augment.crop = {crop}, but the images of {task.name} have {size} pixels: give less")
-            scaled = getattr(config.model, "mean", None) is not None
-            require(not scaled, "each task scales its images itself: leave out --model.mean and --model.std")
-            require(hasattr(config.model, "image_size"), f"task {task.name} has images, and the network takes tokens")
-        case SequenceTask():
-            needed = {"num_classes": task.classes, "head": "pair" if task.train.parts == 2 else "classes"}
-        case _:
-            needed = {"head": "tokens"}
-    if not isinstance(task, ImageTask):
-        require(not hasattr(config.model, "image_size"), f"task {task.name} has tokens, and the network takes images")
-        length = task.max_length if isinstance(task, SequenceTask) else task.train.inputs.shape[1]
-        for name, least in (("vocab_size", task.vocab_size), ("max_length", length)):
-            given = getattr(config.model, name)
-            require(given >= least, f"task {task.name} needs --model.{name.replace('_', '-')} {least} or more, got {given}")
-    for name, value in needed.items():
-        given = getattr(config.model, name)
-        require(given == value, f"task {task.name} needs --model.{name.replace('_', '-')} {value}, got {given}")
-    has_dev = isinstance(task, SequenceTask)
-    require(has_dev or not config.dev_every, f"task {task.name} has no dev split: leave out dev_every and best")
-    gpu = accelerator.device.type == "cuda"
-    require(gpu or not config.sync_batch_norm, "sync_batch_norm is for several GPUs, and this runs on a CPU")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A network for images whose training is finished."""
-
-    config: RunConfig
-    network: Network
-    """In eval mode."""
-    pixels: Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
-    """What it sees of images on the task's own scale of grey."""
-    scale: float
-    """The value of a white pixel there."""
-    classes: int
-
-
-def trained(path: Path, device: torch.device) -> Trained:
-    """The network of a run directory.
-
-    Raises:
-        ConfigError: it is none, or none of images.
-        CheckpointError: its weights are missing or damaged.
-    """
-    _, config = read_config(path)
-    kept = checkpoint.load(path / "model", device)
-    if kept is None:
-        raise CheckpointError(f"{path} has no finished network: go on with `--resume {shlex.quote(str(path))}` first")
-    require(bool(kept.state["pixels"]), f"{path} is a run on {config.task}, which has no images")
-    seen: dict[str, Any] = tuples(kept.state["pixels"])
-    network = results.fresh(config.model, kept.tensors["model"], device)
-    return Trained(
-        config=config,
-        network=network,
-        pixels=lambda images: normalised(images, **seen),
-        scale=seen["scale"],
-        classes=kept.state["classes"],
-    )

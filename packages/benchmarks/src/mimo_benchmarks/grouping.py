@@ -26,7 +26,7 @@ def n_of_steps(config: RunConfig) -> list[int]:
     uniform = (np.random.Philox(entropy(config.seed, 0, "n")).random_raw(steps) >> 11) * 2.0**-53
     odds = np.cumsum(config.n_odds)
     drawn = [config.n[place] for place in np.searchsorted(odds / odds[-1], uniform, side="right")]
-    first = round(config.curriculum_share * steps)
+    first = config.curriculum_steps
     return [config.curriculum[step * len(config.curriculum) // first] for step in range(first)] + drawn[first:]
 
 
@@ -59,9 +59,8 @@ class Feed:
         self.task, self.config, self.device, self.rank, self.world = task, config, device, rank, world
         check_shares(config, world)
         self.n = n_of_steps(config)
-        first, all_of_them = round(config.curriculum_share * config.optim.steps), models.inputs(config.model, max(config.n))
-        own = [models.inputs(config.model, n) for n in self.n]
-        sizes = [config.optim.groups * (all_of_them if step < first else inputs) for step, inputs in enumerate(own)]
+        filled = [max(config.n)] * config.curriculum_steps + self.n[config.curriculum_steps :]
+        sizes = [config.optim.groups * models.inputs(config.model, n) for n in filled]
         train = task.train
         self.lengths = train.lengths.cpu() if isinstance(train, Sequences) else None
         self.batches = Batches(len(train), sizes, config.seed, lengths=self.lengths)

@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mimo_benchmarks import models
-from mimo_benchmarks.baselines.datamux import DataMUXConvConfig
-from mimo_benchmarks.config import RunConfig
+from mimo_benchmarks.config import ImageConfig, RunConfig
 from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.data.tokens import TokenSplit
@@ -22,7 +21,6 @@ from mimo_benchmarks.kinds import ImageTask, SequenceTask, Task, TokenTask
 from mimo_benchmarks.paper import PAPER
 from mimo_benchmarks.presets import PRESETS, find
 from mimo_benchmarks.train import Training, train
-from mimoconv import MIMOConvConfig, WideResNetConfig
 
 STEPS, WARMUP = 20, 3
 """Of the probe that time is taken of, and before."""
@@ -92,7 +90,7 @@ def random_task(config: RunConfig) -> Task:
     def integers(below: int, *shape: int) -> torch.Tensor:
         return torch.randint(below, (ITEMS, *shape), generator=generator)
 
-    if isinstance(model, MIMOConvConfig | WideResNetConfig | DataMUXConvConfig):
+    if isinstance(model, ImageConfig):
         images = integers(256, model.in_channels, model.image_size, model.image_size).to(torch.uint8)
         split = Split(images=images, labels=integers(model.num_classes))
         return ImageTask(name="random", train=split, test=split, classes=model.num_classes)

@@ -103,6 +103,14 @@ def as_json(config: RunConfig) -> dict[str, Any]:
     return values
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their names on the command line, which are joined with dots."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
 def read_json(path: Path, kind: type) -> Any:
     """What a JSON file holds; ConfigError unless it is of that kind."""
     try:

@@ -1,6 +1,7 @@
 """The networks that the program trains, behind one set of functions: build, shape of a pass, cost, answers."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -54,6 +55,11 @@ def grid(config: ModelConfig, n: int) -> tuple[int, ...]:
 def inputs(config: ModelConfig, n: int) -> int:
     """Inputs of a superposition; as many are seen one by one by a plain network."""
     return n * n if isinstance(config, MIMOFormerConfig) else n
+
+
+def shared(config: ModelConfig, n: int) -> int:
+    """How many of them share a pass; 1 in a plain network."""
+    return prod(grid(config, n))
 
 
 def count_macs(network: Network, n: int) -> float:

@@ -15,12 +15,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mimo_benchmarks import models
-from mimo_benchmarks.baselines.datamux import DataMUXConfig
-from mimo_benchmarks.config import require
+from mimo_benchmarks.config import TokenConfig, require
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.experiment import trained
 from mimo_benchmarks.results import evaluated_n
-from mimoformer import MIMOFormerConfig
+from mimo_benchmarks.trained import trained
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -64,7 +62,7 @@ def predict(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     one = trained(run, device)
     model, known = one.config.model, evaluated_n(one.config)
-    assert not isinstance(model, MIMOFormerConfig | DataMUXConfig)  # it sees images
+    assert not isinstance(model, TokenConfig)  # it sees images
     n = max(known) if n is None else n
     require(n in known, f"n = {n}, but {run} was trained for n = {', '.join(map(str, known))}: choose one of these")
     require(model.in_channels in MODES, f"{run} takes images of {model.in_channels} channels, and files have 1 or 3")

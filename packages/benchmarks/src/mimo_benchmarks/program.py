@@ -17,6 +17,7 @@ from mimo_benchmarks import experiment
 from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.files import cores
 from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError
+from mimo_benchmarks.fit import check_effect
 from mimo_benchmarks.log import read_config
 from mimo_benchmarks.presets import PRESETS, find
 from mimo_benchmarks.stopping import Stopped
@@ -63,15 +64,15 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     )
     settings = (tyro.conf.AvoidSubcommands,)
     try:
-        return name, tyro.cli(
-            RunConfig, default=default, args=flags, prog=f"run.py {name}", description=description, config=settings
-        )
+        asked = tyro.cli(RunConfig, default=default, args=flags, prog=f"run.py {name}", description=description, config=settings)
     except SystemExit as exit_:
         if exit_.code == 2 and set(flags) & set(PRESETS):
             print("A preset's name comes first, before all flags.", file=sys.stderr)
         raise
     except ValueError as error:  # a dataclass refused a value
         raise ConfigError(str(error)) from error
+    check_effect(default, asked)
+    return name, asked
 
 
 def machine(config: RunConfig) -> Accelerator:

@@ -69,7 +69,7 @@ def interference(config: RunConfig, task: Task, network: Network) -> Crosstalk |
 def throughput(finished: list[Finished], device: torch.device) -> list[dict[int, float]]:
     """Inputs a second of each network at each n, all measured in turn on the same random inputs."""
     settings = [(place, n) for place, one in enumerate(finished) for n in evaluated_n(one.config)]
-    whole = math.lcm(*(math.prod(models.grid(finished[place].config.model, n)) for place, n in settings))
+    whole = math.lcm(*(models.shared(finished[place].config.model, n) for place, n in settings))
     macs = max(models.count_macs(finished[place].network, n) for place, n in settings)
     count = whole * max(1, min(INPUTS, int(BUDGET[device.type] / macs)) // whole)
     networks = [(finished[place].network, n) for place, n in settings]
@@ -98,7 +98,7 @@ def result(one: Finished, task: Task, rates: dict[int, float], before: Crosstalk
         with batch_statistics(network) as norms:
             passes = config.optim.groups
             other = classify(network, config.model, task, task.test, n, passes=passes).accuracy if norms else None
-        shared = math.prod(models.grid(config.model, n))
+        shared = models.shared(config.model, n)
         rows.append(
             {
                 "n": n,

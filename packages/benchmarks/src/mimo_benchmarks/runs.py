@@ -7,11 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from mimo_benchmarks.config import FREE
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.log import read_json
+from mimo_benchmarks.log import flat, read_json
 
-FREE = {"seed", "out", "resume", "threads", "device", "data_dir", "tracker", "log_every", "save_every", "controls"}
-"""Settings in which runs may differ that are averaged."""
 Settings = Mapping[str, str]
 Stages = dict[str, dict[str, float]]
 Curve = tuple[list[float], list[float]]
@@ -52,7 +51,7 @@ class Run:
     seed: int
     device: str
     settings: Settings
-    """All but FREE, by their names on the command line; JSON."""
+    """All but the seed and FREE, by their names on the command line; JSON."""
     experiment: Settings
     """The same of the root."""
     rows: tuple[Row, ...]
@@ -150,16 +149,8 @@ def settings(path: Path) -> Settings:
     found = read_json(path / "config.json", dict).get("config")
     if not isinstance(found, dict):
         raise ConfigError(f"{path / 'config.json'} holds no settings: leave this run out")
-    return flat({name: value for name, value in found.items() if name not in FREE})
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings without the nesting."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        deeper = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {text(prefix + name): text(json.dumps(value))}
-        found |= deeper
-    return found
+    asked = flat({name: value for name, value in found.items() if name not in FREE | {"seed"}})
+    return {text(name): text(json.dumps(value)) for name, value in asked.items()}
 
 
 def curves(run: Run) -> tuple[list[Curve], list[Curve]]:

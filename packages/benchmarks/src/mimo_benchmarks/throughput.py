@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,9 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from mimo_benchmarks import models
-from mimo_benchmarks.baselines.datamux import DataMUXConfig
-from mimo_benchmarks.config import ModelConfig
+from mimo_benchmarks.config import ModelConfig, TokenConfig
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.models import Network
-from mimoformer import MIMOFormerConfig
 from vsa_core.slots import group
 
 LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -61,13 +58,12 @@ class Measurement:
 
 def grouped(config: ModelConfig, inputs: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b *grid_item"]:
     """A flat batch in the groups that share a pass."""
-    grid = models.grid(config, n)
-    return group(inputs, prod(grid)).unflatten(1, grid)
+    return group(inputs, models.shared(config, n)).unflatten(1, models.grid(config, n))
 
 
 def layouts(config: ModelConfig) -> list[str]:
     """The memory layouts that make a difference: both for images, the usual one for tokens."""
-    return ["contiguous"] if isinstance(config, MIMOFormerConfig | DataMUXConfig) else list(LAYOUTS)
+    return ["contiguous"] if isinstance(config, TokenConfig) else list(LAYOUTS)
 
 
 @torch.inference_mode()
@@ -114,7 +110,7 @@ def inputs_per_second(
 
 def example(config: ModelConfig, count: int, device: torch.device) -> Shaped[Tensor, "count *item"]:
     """Random inputs of a network's own size: images, or sequences of its greatest length, or pairs of them."""
-    if isinstance(config, MIMOFormerConfig | DataMUXConfig):
+    if isinstance(config, TokenConfig):
         pair = (2,) if config.head == "pair" else ()
         return torch.randint(config.vocab_size, (count, *pair, config.max_length), device=device)
     return torch.randn(count, config.in_channels, config.image_size, config.image_size, device=device)
@@ -157,7 +153,7 @@ def measure(
         ConfigError: the passes do not fit into memory.
     """
     config, device = network.config, next(network.parameters()).device
-    macs, inputs = models.count_macs(network, n), prod(models.grid(config, n))
+    macs, inputs = models.count_macs(network, n), models.shared(config, n)
 
     def timing(passes: int) -> Timing:
         x = grouped(config, example(config, passes * inputs, device), n)

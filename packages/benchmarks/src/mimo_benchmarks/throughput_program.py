@@ -14,7 +14,7 @@ from mimo_benchmarks import models, presets
 from mimo_benchmarks.config import require
 from mimo_benchmarks.data.files import cores
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.log import as_json, environment
+from mimo_benchmarks.log import as_json, environment, flat
 from mimo_benchmarks.results import evaluated_n
 from mimo_benchmarks.throughput import DTYPES, Measurement, Timing, device_peak, measure
 
@@ -133,7 +133,7 @@ def earlier(path: Path, settings: Settings) -> Before:
     """
     try:
         content = json.loads(path.read_text())
-        old, new = (flat({name: values[name] for name in settings}) for values in (content, settings))
+        old, new = flat({name: content[name] for name in settings} | {"network": dict(content["network"])}), flat(settings)
         rows = {int(row["n"]): {name: float(row[name]["median"]) for name in ("latency", "batch")} for row in content["rows"]}
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is no file of `run.py throughput` ({error})") from error
@@ -141,13 +141,6 @@ def earlier(path: Path, settings: Settings) -> Before:
         there, here = old.get(name), new.get(name)
         require(there == here, f"{path} cannot be compared: its {name} is {there}, and here it is {here}")
     return rows
-
-
-def flat(settings: Settings) -> Settings:
-    """With the network's own settings among them, one by one."""
-    return {name: value for name, value in settings.items() if name != "network"} | {
-        f"network.{name}": value for name, value in settings["network"].items()
-    }
 
 
 def table(rows: list[Measurement], passes: int, before: Before) -> str:

@@ -48,6 +48,24 @@ def test_hidden_weights_move_as_defined():
     assert_close([optimizer.state[p]["momentum_buffer"] for p in parameters], [buffer for _, buffer in expected])
 
 
+def test_the_layout_in_memory_changes_nothing():
+    """Of weights, of gradients, or of some of those of one shape."""
+    plain, other = weights(), weights()
+    for number, parameter in enumerate(other):
+        if parameter.dim() == 4 and number != 1:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    optimizers = [Muon(parameters, **OPTIONS, hidden=True) for parameters in (plain, other)]
+    for step in range(3):
+        for parameters, optimizer in zip((plain, other), optimizers, strict=True):
+            set_gradients(parameters, step)
+            if parameters is other and step < 2:
+                for parameter in parameters:
+                    parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            optimizer.step()
+    assert other[0].stride() != plain[0].stride()
+    assert_close([p.detach() for p in other], [p.detach() for p in plain])
+
+
 def test_the_rest_moves_as_in_sgd():
     """In the same optimizer, with options of its own, vectors among them."""
     shapes = [*SHAPES, (3,), ()]

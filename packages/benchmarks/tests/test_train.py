@@ -57,6 +57,25 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a | b)
 
 
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"n": (4,), "odds": (1,)}, "reduce-overhead"),
+        ({}, None),
+        ({"n": (4,), "odds": (1,), "curriculum": (2,), "curriculum_share": 0.5}, None),
+        ({"n": (4,), "odds": (1,), "accumulate": 2}, None),
+        ({"n": (2,), "odds": (1,), "model": FORMER}, None),
+    ],
+    ids=["one shape", "dynamic", "curriculum", "accumulated", "tokens"],
+)
+def test_steps_of_one_pass_and_shape_are_compiled_into_cuda_graphs(settings, mode, monkeypatch):
+    """Which would overwrite the gradients of an earlier pass."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode: asked.append(mode) or network)
+    started(config(compile=True, **settings))
+    assert asked == [mode]
+
+
 @pytest.mark.parametrize("mixup", [0, 1])
 @pytest.mark.parametrize("model", [SMALL, WideResNetConfig(**SIZES)], ids=["superposed", "plain"])
 def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(digits, model, mixup):

@@ -162,7 +162,7 @@ class RunConfig:
     sync_batch_norm: bool = False
     """On several GPUs, BatchNorm over the inputs of all of them; each uses its own otherwise."""
     compile: bool = False
-    """Compile the network with torch.compile."""
+    """Compile the network with torch.compile; with CUDA graphs where every step is one pass of images of one shape."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to run; a GPU if there is one, unless given."""
     threads: int | None = None

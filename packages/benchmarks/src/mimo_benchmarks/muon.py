@@ -87,12 +87,15 @@ def step_hidden(
     params = torch._foreach_mul(params, 1 - lr * decay)
     stacks = defaultdict(list)
     for parameter, update in zip(params, updates, strict=True):
-        stacks[parameter.shape].append((parameter, update.flatten(1)))
-    for shape, pairs in stacks.items():
+        order = sorted(
+            range(1, update.dim()), key=update.stride, reverse=True
+        )  # columns as in memory: their order is all the same
+        stacks[parameter.shape, *order].append((parameter.permute(0, *order), update.permute(0, *order)))
+    for pairs in stacks.values():
         alike, matrices = zip(*pairs, strict=True)
-        stack = orthogonalised(torch.stack(matrices))
+        stack = orthogonalised(torch.stack(matrices).flatten(2))
         scale = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
-        torch._foreach_add_(alike, [matrix.view(shape) for matrix in stack], alpha=-lr * scale)
+        torch._foreach_add_(alike, [matrix.view(alike[0].shape) for matrix in stack], alpha=-lr * scale)
     return params, buffers
 
 

@@ -16,7 +16,10 @@ SHORT = 20
 
 
 def quickstart() -> RunConfig:
-    """scikit-learn's handwritten digits, 8 x 8 pixels: no download, a minute and a half on two CPU cores."""
+    """scikit-learn's handwritten digits, 8 x 8 pixels: no download, a minute and a half on two CPU cores.
+
+    The README has what was measured; the paper has no such run.
+    """
     digits = MIMOConvConfig(capacity=4, depth=10, width=2, stem_channels=32, in_channels=1, image_size=8)
     return RunConfig(task="digits", model=digits, controls=True)
 
@@ -35,7 +38,10 @@ def cifar10() -> RunConfig:
 
 
 def cifar10_fast_n4() -> RunConfig:
-    """MIMOConv-28-10 with N = 4 in 5,000 steps of SGD in bf16, without mixup, isometry and a ReLU before binding."""
+    """MIMOConv-28-10 with N = 4 in 5,000 steps of SGD in bf16, without mixup, isometry and a ReLU before binding.
+
+    Measured: 67.4 and 67.5 % (seeds 0 and 1, H200, commit e924f82); the paper has no such run. docs/running.md has the controls.
+    """
     optim = replace(published.CONV, steps=5000, reject=0.0, isometry=0.0)
     augment = replace(NONE, crop=4, flip=True)
     model = MIMOConvConfig(capacity=4)
@@ -43,7 +49,7 @@ def cifar10_fast_n4() -> RunConfig:
 
 
 def cifar10_muon_n4() -> RunConfig:
-    """The same with Muon for the weights of the body."""
+    """The same with Muon for the weights of the body. Measured: 78.1 % (seed 0, H200, commit e924f82)."""
     base = cifar10_fast_n4()
     return replace(base, optim=replace(base.optim, optimizer="muon", lr=0.02, momentum=(0.95, 0.95)))
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mimo_benchmarks import optimizers
 from mimo_benchmarks.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
-from mimo_benchmarks.config import OptimConfig, RunConfig
+from mimo_benchmarks.config import ImageConfig, OptimConfig, RunConfig
 from mimo_benchmarks.data.tokens import UNSCORED
 from mimo_benchmarks.grouping import Feed
 from mimo_benchmarks.models import Network
@@ -57,7 +57,11 @@ class Training:
             network = network.to(memory_format=torch.channels_last)
         optimizer = optimizers.build(network.to(accelerator.device), config.optim)
         self.schedule = optimizers.schedule(optimizer, config.optim)
-        model: Any = torch.compile(network) if config.compile else network
+        one_shape = isinstance(config.model, ImageConfig) and len({*config.n, *config.curriculum}) == 1
+        one_pass = config.optim.accumulate == 1 and accelerator.num_processes == 1
+        # CUDA graphs, where each step is one pass of one shape, because launching its kernels takes longer than running them
+        mode = "reduce-overhead" if one_shape and one_pass else None
+        model: Any = torch.compile(network, mode=mode) if config.compile else network
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if self.average:
             self.average.to(accelerator.device)

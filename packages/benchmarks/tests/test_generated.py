@@ -248,7 +248,7 @@ def test_progress_bars_of_datasets_stay_off_the_screen_and_as_they_were_set(tmp_
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from datasets import Features, Value
 from mimo_benchmarks.data.generated import generated
@@ -261,6 +261,7 @@ def slow(chunk):
     return {"row": [b"%d" % chunk]}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in the background of a shell
     features = Features({"row": Value("binary")})
     generated(Path(sys.argv[1]), "slow", version=1, arguments={}, produce=slow, features=features, count=10_000, workers=2)
 """
@@ -284,7 +285,7 @@ def test_workers_end_with_their_parent(tmp_path, how):
         try:
             assert [run.stdout.readline() for _ in range(3)] == ["1\n", "2\n", "3\n"]
             os.killpg(run.pid, how) if how == signal.SIGINT else run.kill()
-            output, _ = run.communicate(timeout=60)
+            output, _ = run.communicate(timeout=600)
         except BaseException:
             os.killpg(run.pid, signal.SIGKILL)
             raise

@@ -117,7 +117,7 @@ def test_the_published_cycle():
 
 
 def test_a_linear_cycle():
-    seen, _ = cycle(settings("adamw", lr=1.0, steps=9, warmup=0.5, start=0.2, end=0.5, schedule="linear"))
+    seen, _ = cycle(settings("adamw", lr=1.0, steps=9, warmup=0.5, start=0.2, end=0.5, schedule="linear", momentum=(0.9, 0.8)))
     assert [group["lr"] for (group,) in seen] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.9, 0.8, 0.7, 0.6])
     assert {group["betas"] for (group,) in seen} == {(0.9, 0.999)}
 

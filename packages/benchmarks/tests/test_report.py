@@ -124,6 +124,34 @@ def test_runs_are_averaged_over_nothing_but_seeds(tmp_path):
     ]
 
 
+def test_runs_of_several_processes_are_kept_apart(tmp_path):
+    """BatchNorm takes its statistics of fewer inputs there."""
+    make_run(tmp_path / "a", (ROW,))
+    make_run(tmp_path / "b", (ROW | {"accuracy": 0.7},), processes=2)
+    rows, _ = written(tmp_path / "out", tmp_path)
+    assert [(row["preset"], row["accuracy (seeds)"]) for row in rows] == [
+        ("small, processes = 1", "90.00% (1)"),
+        ("small, processes = 2", "70.00% (1)"),
+    ]
+
+
+def test_a_control_that_was_trained_alone_joins_the_only_experiment_that_it_fits(tmp_path):
+    make_run(tmp_path / "run", settings={"model": {"kind": "X", "capacity": 4}})
+    make_control(tmp_path / "alone", 0.95, settings={"model": {"kind": "Y"}})
+    make_run(tmp_path / "other", (ROW,), preset="other")
+    rows, returned = written(tmp_path / "out", tmp_path)
+    assert [(row["preset"], row["control"]) for row in rows] == [
+        ("other", ""),
+        ("small", ""),
+        ("small", ""),
+        ("small", "equal cost, n = 4"),
+    ]
+    assert "small, n = 4: a plain network does as well at the same cost or less: WRN-10-1" in returned
+    make_run(tmp_path / "wider", settings={"model": {"kind": "X", "capacity": 8}})
+    rows, _ = written(tmp_path / "again", tmp_path)
+    assert "model.kind = Y" in {row["control"]: row["preset"] for row in rows}["equal cost, n = 4"].replace('"', "")
+
+
 def test_controls_that_differ_among_themselves_are_kept_apart(tmp_path):
     for seed, width in enumerate((1, 2)):
         make_run(tmp_path / str(seed), (ROW,), seed=seed)

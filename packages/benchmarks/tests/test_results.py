@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mimo_benchmarks import checkpoint, experiment, fit, results, tasks, trained
+from mimo_benchmarks import checkpoint, experiment, fit, models, results, tasks, trained
 from mimo_benchmarks.config import OptimConfig, RunConfig
 from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluate import Answers
@@ -26,6 +26,7 @@ from mimoformer import MIMOFormerConfig
 
 CPU = torch.device("cpu")
 SMALL = MIMOConvConfig(depth=10, width=0.5, stem_channels=8, in_channels=1, image_size=8)
+SQUARED = OptimConfig(loss="squared", label_smoothing=0)
 CONFIG = RunConfig(model=SMALL, optim=OptimConfig(steps=2, groups=4), threads=1)
 
 
@@ -55,7 +56,11 @@ def test_rows_hold_what_was_measured(monkeypatch, tmp_path):
 
     monkeypatch.setattr(results, "classify", classify)
     monkeypatch.setattr(results, "changed_by_regrouping", lambda network, config, of, n, answers, seed: n / 100 + seed)
+    (first,) = one.directory.starts()
+    again = first | {"command": "run.py --resume", "device": "another", "processes": 2}
+    one.directory.write("environment.json", [first, again])
     found = results.result(one, task, {1: 10.0, 2: 20.0, 4: 30.0}, None, 9.0)
+    assert (found["command"], found["device"], found["processes"]) == (first["command"], "another", 2)
     rows = found["rows"]
     assert asked == [(1, None), (1, 4), (2, None), (2, 4), (4, None), (4, 4)]
     assert [row["n"] for row in rows] == [row["inputs"] for row in rows] == [1, 2, 4]
@@ -96,6 +101,7 @@ def test_the_paper_s_figure_stands_beside_the_run_that_it_is_of():
     for other in (
         replace(config, task="induction"),
         replace(config, n=(1,)),
+        replace(config, dev_every=7),
         replace(config, model=replace(config.model, layers=1)),
         replace(config, optim=replace(config.optim, steps=9)),
     ):
@@ -175,6 +181,21 @@ def test_the_best_dev_accuracy_chooses_what_is_tested(interrupted, monkeypatch, 
 
 @pytest.mark.once
 @pytest.mark.unchecked
+def test_the_last_weights_are_held_against_the_dev_split_too(monkeypatch, tmp_path):
+    """Also where the run is too short for any other evaluation."""
+    config = find("recall_n2_att")
+    config = replace(config, task="tiny", model=TINY, optim=OptimConfig(steps=2, groups=4), dev_every=100, best=True)
+    task = random_task(config)
+    monkeypatch.setitem(tasks.TASKS, "tiny", lambda folder: task)
+    monkeypatch.setitem(results.BUDGET, "cpu", 1)
+    experiment.run(replace(config, out=tmp_path / "run"), "tiny", Accelerator(cpu=True))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "dev_accuracy" in line] == [2]
+    assert "best" in checkpoint.load(tmp_path / "run" / "checkpoints").tensors
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
 def test_statistics_are_estimated_on_training_images(monkeypatch, tmp_path):
     task, seen = load("digits", tmp_path), []
     monkeypatch.setitem(results.BUDGET, "cpu", 1)
@@ -206,6 +227,35 @@ def test_a_run_goes_on_with_its_own_settings_alone(tmp_path):
     assert "threads" not in str(error.value)
     with pytest.raises(ConfigError, match="is a run of quickstart, not of mnist"):
         fit.same_run(tmp_path, "mnist", CONFIG)
+    RunDirectory(tmp_path / "thin").begin("quickstart.thin", CONFIG, CPU)
+    with pytest.raises(ConfigError, match=r"thin is a part of the run .*: resume that"):
+        fit.same_run(tmp_path / "thin", "quickstart.thin", CONFIG)
+
+
+@pytest.mark.once
+def test_controls_that_a_resumed_run_has_added_stay_asked_for(monkeypatch, tmp_path):
+    """In what is said where it is interrupted among them."""
+    monkeypatch.setitem(results.BUDGET, "cpu", 1)
+    experiment.run(replace(CONFIG, out=tmp_path / "run"), "quickstart", Accelerator(cpu=True))
+    monkeypatch.setattr(experiment, "listening", lambda: nullcontext(SimpleNamespace(signal=2)))
+    with pytest.raises(Stopped, match=r"^stopped after step 1; go on with --resume \S*/run --controls$") as stopped:
+        experiment.run(replace(CONFIG, resume=tmp_path / "run", controls=True), "quickstart", Accelerator(cpu=True))
+    assert stopped.value.code == 130
+
+
+def test_a_checkpoint_of_another_network(tmp_path):
+    """In a run that goes on, and in one that is finished."""
+    out = tmp_path / "run"
+    RunDirectory(tmp_path).begin("x", CONFIG, CPU)
+    RunDirectory(out).begin("quickstart", CONFIG, CPU)
+    other = Training(models.build(replace(SMALL, width=1)), CONFIG, Accelerator(cpu=True))
+    checkpoint.save(out / "checkpoints", 1, *other.state())
+    checkpoint.save(out / "model", 2, {"model": other.network.state_dict()}, {"pixels": {"scale": 16}, "classes": 10})
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="does not fit: it is of another network or optimizer"):
+        experiment.run(replace(CONFIG, resume=out), "quickstart", Accelerator(cpu=True))
+    with pytest.raises(CheckpointError, match="does not fit: it is of another network or optimizer"):
+        trained.trained(out, CPU)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"preset": "x"}', '{"preset": "x", "config": {"model": {"kind": "Other"}}}'])
@@ -225,6 +275,11 @@ def test_a_directory_of_something_else(text, tmp_path):
             "recall",
             {"model": find("induction_n2_att").model, "n": (2,), "n_odds": (1,)},
             "needs --model.max-length 42 or more, got 31",
+        ),
+        (
+            "recall",
+            {"model": find("recall_n2_att").model, "n": (2,), "n_odds": (1,), "optim": SQUARED},
+            "squared is for images, and task recall has tokens",
         ),
         ("digits", {"dev_every": 5}, "has no dev split"),
         ("digits", {"sync_batch_norm": True}, "is for several GPUs"),

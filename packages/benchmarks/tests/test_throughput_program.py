@@ -15,6 +15,13 @@ from mimoconv import MIMOConvConfig, WideResNetConfig
 RUNS = {
     "small": RunConfig(model=MIMOConvConfig(capacity=4, depth=10, width=0.25, stem_channels=8, image_size=8)),
     "plain": RunConfig(model=WideResNetConfig(depth=10, width=0.25, image_size=8)),
+    "begun": RunConfig(
+        model=MIMOConvConfig(depth=10, width=0.25, stem_channels=8, image_size=8),
+        n=(4,),
+        n_odds=(1,),
+        curriculum=(2,),
+        curriculum_share=0.5,
+    ),
     "mux": RunConfig(model=DataMUXConvConfig(capacity=2), n=(2,), n_odds=(1,)),
 }
 
@@ -89,9 +96,16 @@ def test_a_file_that_appears_meanwhile_is_kept(monkeypatch, tmp_path):
 
 
 def test_a_plain_network_is_measured_once_one_by_one(capsys):
+    with pytest.raises(ConfigError, match=r"n = \(4,\), but the network of plain takes its inputs one by one"):
+        run("plain", "--n", 4)
     run("plain", "--passes", 6)
     (row,) = lines(capsys)[2:]
     assert (row[0], row[3]) == ("1", "600")
+
+
+def test_a_curriculum_is_of_training_alone(capsys):
+    run("begun", "--n", 1)
+    assert lines(capsys)[2][0] == "1"
 
 
 def test_compare_tells_how_many_times_faster_each_n_is_now(capsys, monkeypatch):

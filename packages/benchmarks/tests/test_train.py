@@ -235,6 +235,14 @@ def test_an_update_that_is_not_finite_is_left_out(digits, optimizer, value):
     json.dumps(state, allow_nan=False)
 
 
+def test_time_counts_up_to_every_step(digits):
+    """Not to the last log line alone."""
+    training = started(replace(config(steps=3), log_every=100))
+    found = []
+    run(training, digits, after=lambda step: found.append(training.progress.seconds))
+    assert 0 < found[0] < found[1] < found[2]
+
+
 def test_training_is_given_up_after_many_of_them(digits):
     training, lines = started(config(60)), []
     next(training.network.parameters()).register_hook(lambda gradient: gradient * float("nan"))

@@ -9,7 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from mimo_benchmarks.data.files import sync
-from mimo_benchmarks.errors import CheckpointError
+from mimo_benchmarks.errors import CheckpointError, first_line
 
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", ".safetensors"
 UNFINISHED, REPLACED = ".saving", ".replaced-"
@@ -38,6 +39,16 @@ class Checkpoint:
     state: dict[str, Any]
     skipped: list[str]
     """Why each newer checkpoint is not valid, a line for each, the newest first."""
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Inside, what is not the network's or optimizer's that it is given to is a CheckpointError of this checkpoint."""
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = f"it is of another network or optimizer than config.json's ({first_line(error)})"
+        raise CheckpointError(f"{path} does not fit: {reason}; bring back the run's own files") from error
 
 
 def save(

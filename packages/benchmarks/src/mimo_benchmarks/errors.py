@@ -16,6 +16,11 @@ class CheckpointError(RuntimeError):
     """A run's files that cannot be read or written."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error whose others would only bury what a message says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def suggestion(name: str, names: Iterable[str]) -> str:
     """What else could be meant by a name that is none of these."""
     names = list(names)

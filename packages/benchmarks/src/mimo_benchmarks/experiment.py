@@ -55,12 +55,16 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> None:
     task = task.to(accelerator.device)
     finished = []
     with listening() as request:
-        for name, each in networks.items():
-            inside = RunDirectory(path / name)
-            finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), task, inside, accelerator, request))
-            accelerator.free_memory()
-    if request.signal:
-        raise Stopped(request.signal, f"stopped after training; go on with --resume {shlex.quote(str(path))}")
+        try:
+            for name, each in networks.items():
+                inside = RunDirectory(path / name)
+                finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), task, inside, accelerator, request))
+                accelerator.free_memory()
+            if request.signal:
+                raise Stopped(request.signal, "stopped after training")
+        except Stopped as stopped:
+            again = f"--resume {shlex.quote(str(path))}" + " --controls" * bool(config.resume and config.controls)
+            raise Stopped(stopped.number, f"{stopped}; go on with {again}") from None
     if not accelerator.is_main_process:
         return
     rates = results.throughput(finished, accelerator.device)
@@ -83,7 +87,8 @@ def carry_out(
     saves = directory.path / "checkpoints"
     kept = checkpoint.load(saves, accelerator.device)
     if kept:
-        training.restore(kept)
+        with checkpoint.fitting(kept.path):
+            training.restore(kept)
     steps = accelerator.gather(torch.tensor([training.progress.step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise CheckpointError(f"{saves}: the processes would go on from steps {steps}; all machines must see the run directory")
@@ -102,13 +107,13 @@ def carry_out(
         accelerator.log({f"{name}/{key}": value for key, value in (values | dev).items()}, step=step)
 
     def after(step: int) -> None:
-        if main and config.dev_every and step % config.dev_every == 0:
+        if main and config.dev_every and (step % config.dev_every == 0 or step == config.optim.steps):
             log(step=step, dev_accuracy=choose(training, task, step, accelerator.device))
         number = asked_to_stop(request, step, config, accelerator)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
             checkpoint.save(saves, step, *training.state())
         if number:
-            raise Stopped(number, f"stopped after step {step}; go on with --resume {shlex.quote(str(root(directory.path)))}")
+            raise Stopped(number, f"stopped after step {step}")
 
     try:
         train(training, feed, accelerator, name=name, log=log, after=after)
@@ -140,14 +145,10 @@ def choose(training: Training, task: Task, step: int, device: torch.device) -> d
     network = results.fresh(config.model, training.evaluated().state_dict(), device)
     found = {n: classify(network, config.model, task, task.dev, n).accuracy for n in config.n}
     highest = max(found.values())
-    if config.best and highest > training.progress.best and step > config.curriculum_steps:
+    late = step > config.curriculum_steps or step == config.optim.steps
+    if config.best and late and highest > training.progress.best:
         training.keep(highest)
     return found
-
-
-def root(path: Path) -> Path:
-    """The directory of the whole experiment, given that of one of its networks."""
-    return path.parent if (path.parent / "config.json").exists() else path
 
 
 def asked_to_stop(request: Request, step: int, config: RunConfig, accelerator: Accelerator) -> int:

@@ -23,8 +23,11 @@ def check_effect(before: RunConfig, asked: RunConfig) -> None:
         "optim.eps": (optim.optimizer == "adamw", f"optim.optimizer is {optim.optimizer}"),
         "optim.rest_lr": (optim.optimizer == "muon", f"optim.optimizer is {optim.optimizer}"),
         "optim.isometry": (isinstance(model, MIMOConvConfig | WideResNetConfig), "the network has no convolutions that it is of"),
-        "optim.key_penalty": (isinstance(model, MIMOConvConfig), "the network has no keys that it is of"),
+        "optim.key_penalty": (getattr(model, "trainable_keys", False), "the network has no keys that are trained"),
+        "optim.decay": (optim.weight_decay > 0, "optim.weight_decay is 0"),
         "augment": (isinstance(model, ImageConfig), "the network takes tokens"),
+        "augment.border": (asked.augment.crop > 0, "augment.crop is 0"),
+        "augment.mixup_each": (asked.augment.mixup > 0, "augment.mixup is 0"),
     }
     for name, (effect, reason) in effects.items():
         value = attrgetter(name)
@@ -35,6 +38,8 @@ def check_effect(before: RunConfig, asked: RunConfig) -> None:
 
 def same_run(path: Path, preset: str, config: RunConfig) -> Path:
     """The directory of a run that these settings go on with; ConfigError names those that differ."""
+    around = path.resolve().parent
+    require(not (around / "config.json").exists(), f"{path} is a part of the run {around}: resume that")
     name, before = read_config(path)
     require(name == preset, f"{path} is a run of {name}, not of {preset}: resume it without naming a preset")
     old, new = flat(as_json(before)), flat(as_json(config))
@@ -61,6 +66,8 @@ def check_fit(config: RunConfig, task: Task, accelerator: Accelerator) -> None:
             needed = {"num_classes": task.classes, "head": "pair" if task.train.parts == 2 else "classes"}
         case _:
             needed = {"head": "tokens"}
+    classes = isinstance(task, ImageTask) or config.optim.loss == "cross_entropy"
+    require(classes, f"optim.loss squared is for images, and task {task.name} has tokens: leave it out")
     if not isinstance(task, ImageTask):
         require(isinstance(config.model, TokenConfig), f"task {task.name} has tokens, and the network takes images")
         length = task.max_length if isinstance(task, SequenceTask) else task.train.inputs.shape[1]

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mimo_benchmarks import models
-from mimo_benchmarks.config import ImageConfig, RunConfig
+from mimo_benchmarks.config import ImageConfig, RunConfig, require
 from mimo_benchmarks.data.images import Split
 from mimo_benchmarks.data.sequences import Sequences
 from mimo_benchmarks.data.tokens import TokenSplit
@@ -47,6 +47,7 @@ def show(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, estimate: bo
     """
     names = [name for name in PRESETS if fnmatchcase(name, pattern)]
     if not names:
+        require(not set("*?[") & set(pattern), f"no preset's name is like {pattern!r}: `run.py list` shows all")
         find(pattern)  # raises, unless it is the form of a preset
         names = [pattern]
     heads = ("preset", "network", "task", "n", "steps", "paper: % at n")

@@ -137,7 +137,7 @@ def read_config(run: Path) -> tuple[str, RunConfig]:
         nested["augment"] = AugmentConfig(**tuples(values.pop("augment")))
         paths: dict[str, Any] = {name: Path(values.pop(name)) for name in PATHS if values.get(name) is not None}
         return str(found["preset"]), RunConfig(**tuples(values), **nested, **paths)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{run / 'config.json'} holds no settings of this version ({error})") from error
 
 

@@ -12,7 +12,7 @@ import mimoformer
 from mimo_benchmarks.baselines import datamux
 from mimo_benchmarks.baselines.datamux import DataMUX, DataMUXConfig, DataMUXConv, DataMUXConvConfig
 from mimo_benchmarks.config import ModelConfig
-from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.errors import ConfigError, first_line
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
 from mimoformer import MIMOFormer, MIMOFormerConfig
 from vsa_core import slots
@@ -35,8 +35,7 @@ def build(config: ModelConfig) -> Network:
     try:
         return KINDS[type(config)](config)
     except (RuntimeError, TypeError, MemoryError, OverflowError) as error:  # the allocator's errors, and sizes beyond 64 bits
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"this network is too large to be built ({reason}): give smaller --model sizes") from error
+        raise ConfigError(f"this network is too large to be built ({first_line(error)}): give smaller --model sizes") from error
 
 
 def plain(config: ModelConfig) -> bool:

@@ -62,7 +62,7 @@ def schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
         anneal_strategy="cos" if config.schedule == "cosine" else "linear",
         div_factor=1 / config.start,
         final_div_factor=config.start / config.end,
-        cycle_momentum=high != low,
+        cycle_momentum=high != low and config.optimizer != "adamw",  # whose betas torch would cycle in its place
         base_momentum=low,
         max_momentum=high,
     )

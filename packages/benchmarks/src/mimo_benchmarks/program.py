@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 from mimo_benchmarks import experiment
 from mimo_benchmarks.config import RunConfig, require
 from mimo_benchmarks.data.files import cores
-from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError
+from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError, first_line
 from mimo_benchmarks.fit import check_effect
 from mimo_benchmarks.log import read_config
 from mimo_benchmarks.presets import PRESETS, find
@@ -114,8 +114,7 @@ def execute(arguments: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        print(f"error: {reason} A higher --optim.accumulate splits a step into smaller batches", file=sys.stderr)
+        print(f"error: {first_line(error)} A higher --optim.accumulate splits a step into smaller batches", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -113,7 +113,7 @@ def result(one: Finished, task: Task, rates: dict[int, float], before: Crosstalk
                 "inputs_per_second": rates[n],
             }
         )
-    start = one.directory.starts()[0]
+    starts = one.directory.starts()
     return {
         "preset": ".".join([preset, *forms]),
         "control": control,
@@ -131,7 +131,8 @@ def result(one: Finished, task: Task, rates: dict[int, float], before: Crosstalk
         "train_seconds": one.progress.seconds,
         "wall_seconds": wall_seconds,
         "peak_memory_bytes": one.peak_memory_bytes,
-        **{name: start[name] for name in ("device", "versions", "git_revision", "command")},
+        "command": starts[0]["command"],
+        **{name: starts[-1][name] for name in ("device", "processes", "versions", "git_revision")},  # of what was measured
     }
 
 
@@ -140,7 +141,7 @@ def reported(config: RunConfig, name: str) -> Reported:
     if name not in PAPER:
         return {}
     of = PRESETS[name]()
-    alike = ("task", "model", "n", "n_odds", "curriculum", "curriculum_share", "augment")
+    alike = ("task", "model", "n", "n_odds", "curriculum", "curriculum_share", "augment", "dev_every", "best")
     same = all(getattr(config, setting) == getattr(of, setting) for setting in alike)
     return PAPER[name] if same and replace(config.optim, accumulate=of.optim.accumulate) == of.optim else {}
 

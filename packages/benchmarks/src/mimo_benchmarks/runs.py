@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Run:
     seed: int
     device: str
     settings: Settings
-    """All but the seed and FREE, by their names on the command line; JSON."""
+    """All but the seed and FREE, by their names on the command line, and the number of processes; JSON."""
     experiment: Settings
     """The same of the root."""
     rows: tuple[Row, ...]
@@ -72,11 +72,23 @@ def find(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
         raise ConfigError(f"{', '.join(missing)}: no such folder; name run directories, or a folder that holds some")
     found = {path.resolve(): path for folder in folders for path in sorted({p.parent for p in folder.rglob("*.json")})}
     runs = [read(path) for path in found.values() if (path / "result.json").exists()]
+    runs = [adopted(run, runs) for run in runs]
     if not runs:
         named = ", ".join(map(str, folders)) or "nothing"
         raise ConfigError(f"no finished run in {named}: name run directories with a result.json, or a folder that holds some")
     begun = [path for path in found.values() if (path / "config.json").exists() and not (path / "result.json").exists()]
     return runs, begun
+
+
+def adopted(run: Run, runs: Sequence[Run]) -> Run:
+    """A control that was trained alone, as one of the only experiment whose settings but for the network are its own."""
+
+    def apart(one: Run) -> tuple[str, str, Settings]:
+        return one.task, one.preset, {name: value for name, value in one.settings.items() if not name.startswith("model.")}
+
+    alone = run.control is not None and run.root == run.path.resolve()
+    found = [one.experiment for one in runs if alone and one.control is None and apart(one) == apart(run)]
+    return replace(run, experiment=found[0]) if found and all(one == found[0] for one in found) else run
 
 
 def read(path: Path) -> Run:
@@ -89,6 +101,7 @@ def read(path: Path) -> Run:
             raise ValueError("no rows")
         paper = {n: (number(mean), optional(std)) for n, (mean, std) in result["paper"].items()}
         crosstalk = result["crosstalk"] and (stages(result["crosstalk"]["before"]), stages(result["crosstalk"]["after"]))
+        shares = {"processes": text(result.get("processes", 1))}
         return Run(
             path=path,
             root=root,
@@ -99,8 +112,8 @@ def read(path: Path) -> Run:
             superposed=bool(result["superposed"]),
             seed=int(number(result["seed"])),
             device=text(result["device"]),
-            settings=settings(path),
-            experiment=settings(root),
+            settings={**settings(path), **shares},
+            experiment={**settings(root), **shares},
             rows=tuple(row(each, paper) for each in result["rows"]),
             guesses={text(name): number(share) for name, share in result["guesses"].items()},
             crosstalk=crosstalk or None,

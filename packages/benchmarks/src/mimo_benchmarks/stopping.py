@@ -16,6 +16,7 @@ class Stopped(Exception):
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
+        self.number = number
         self.code = 128 + number
         """Exit code by the shells' custom: 130 for SIGINT, 143 for SIGTERM."""
 

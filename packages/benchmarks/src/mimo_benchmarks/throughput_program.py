@@ -63,7 +63,8 @@ def throughput(
     """
     config = presets.find(preset)
     if n:
-        config = replace(config, n=n, n_odds=(1,) * len(n))  # which checks it
+        config = replace(config, n=n, n_odds=(1,) * len(n), curriculum=(), curriculum_share=0)  # which checks it
+        require(not models.plain(config.model) or n == (1,), f"n = {n}, but the network of {preset} takes its inputs one by one")
     for name, value in (("passes", passes), ("rounds", rounds)):
         require(1 <= value < 2**31, f"{name} must be from 1 to 2^31 - 1, got {value}")
     place = choose(device, threads, precision)

@@ -151,8 +151,9 @@ def train(
         initial=first - 1,
         disable=not accelerator.is_main_process,
     )
-    start, inputs = time.perf_counter(), feed.inputs(first - 1)
+    inputs, seconds = feed.inputs(first - 1), progress.seconds
     for step in bar:
+        start = time.perf_counter()
         torch.manual_seed(int(entropy(config.seed, step, "dropout", feed.rank).generate_state(1)[0]))
         before, total = optimizers.snapshot(training.network), torch.zeros(2, device=accelerator.device)
         told = step % config.log_every == 0 or step == optim.steps
@@ -178,10 +179,9 @@ def train(
             counts = [progress.counts[name].to(total) for name in ("skipped", "row")]
             values = torch.cat([total, torch.stack([norm.to(total), *counts])])
             value, right, grad_norm, skipped, row = accelerator.reduce(values, "mean").tolist()
-            now = time.perf_counter()
-            rate = (feed.inputs(step) - inputs) / (now - start)
-            progress.seconds += now - start
-            start, inputs = now, feed.inputs(step)
+            so_far = progress.seconds + time.perf_counter() - start
+            rate = (feed.inputs(step) - inputs) / (so_far - seconds)
+            inputs, seconds = feed.inputs(step), so_far
             bar.set_postfix_str(f"loss {value:.3f}, accuracy {right:.1%}, {rate:,.0f} inputs/s", refresh=False)
             log(
                 step=step,
@@ -197,9 +197,8 @@ def train(
             if row >= PATIENCE or (step == optim.steps and not math.isfinite(value)):
                 found = f"the loss is {value}, the gradient's norm {grad_norm}, {int(row)} updates in a row were left out"
                 raise FloatingPointError(f"{name}, step {step}: {found}; training diverged: a lower --optim.lr may help")
-        paused = time.perf_counter()
+        progress.seconds += time.perf_counter() - start
         after(step)
-        start += time.perf_counter() - paused
 
 
 def objective(logits: Float[Tensor, "*b classes"], targets: Tensor, optim: OptimConfig) -> Float[Tensor, ""]:

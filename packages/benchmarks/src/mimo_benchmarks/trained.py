@@ -45,7 +45,8 @@ def trained(path: Path, device: torch.device) -> Trained:
         raise CheckpointError(f"{path} has no finished network: go on with `--resume {shlex.quote(str(path))}` first")
     require(bool(kept.state["pixels"]), f"{path} is a run on {config.task}, which has no images")
     seen: dict[str, Any] = tuples(kept.state["pixels"])
-    network = results.fresh(config.model, kept.tensors["model"], device)
+    with checkpoint.fitting(kept.path):
+        network = results.fresh(config.model, kept.tensors["model"], device)
     return Trained(
         config=config,
         network=network,

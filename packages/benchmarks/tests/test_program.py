@@ -101,7 +101,10 @@ def test_a_gpu_where_there_is_none(capsys):
         (["cifar10_muon_n4", "--optim.eps", "1e-7"], "optim.eps has no effect, because optim.optimizer is muon"),
         (["cifar10_fast_n4", "--optim.rest-lr", "0.1"], "optim.rest_lr has no effect, because optim.optimizer is sgd"),
         (["listops_deep_n2_att", "--optim.isometry", "1"], "optim.isometry has no effect, because the network has no"),
-        (["cifar10_fast_n4.thin", "--optim.key-penalty", "1"], "optim.key_penalty has no effect, because the network"),
+        (
+            ["recall_n2_att", "--model.trainable-keys", "--optim.key-penalty", "1"],
+            "optim.key_penalty has no effect, because the network",
+        ),
         (["listops_deep_n2_att", "--augment.crop", "4"], "augment has no effect, because the network takes tokens"),
         (["--augment.border", "zero"], "augment.border has no effect, because augment.crop is 0"),
         (["--augment.no-mixup-each"], "augment.mixup_each has no effect, because augment.mixup is 0"),

@@ -23,7 +23,10 @@ def check_effect(before: RunConfig, asked: RunConfig) -> None:
         "optim.eps": (optim.optimizer == "adamw", f"optim.optimizer is {optim.optimizer}"),
         "optim.rest_lr": (optim.optimizer == "muon", f"optim.optimizer is {optim.optimizer}"),
         "optim.isometry": (isinstance(model, MIMOConvConfig | WideResNetConfig), "the network has no convolutions that it is of"),
-        "optim.key_penalty": (getattr(model, "trainable_keys", False), "the network has no keys that are trained"),
+        "optim.key_penalty": (
+            isinstance(model, MIMOConvConfig) and model.trainable_keys,
+            "the network has no keys of images that are trained",
+        ),
         "optim.decay": (optim.weight_decay > 0, "optim.weight_decay is 0"),
         "augment": (isinstance(model, ImageConfig), "the network takes tokens"),
         "augment.border": (asked.augment.crop > 0, "augment.crop is 0"),

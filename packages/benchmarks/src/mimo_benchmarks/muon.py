@@ -87,9 +87,8 @@ def step_hidden(
     params = torch._foreach_mul(params, 1 - lr * decay)
     stacks = defaultdict(list)
     for parameter, update in zip(params, updates, strict=True):
-        order = sorted(
-            range(1, update.dim()), key=update.stride, reverse=True
-        )  # columns as in memory: their order is all the same
+        # columns as they lie in memory: the step does not depend on their order
+        order = sorted(range(1, update.dim()), key=update.stride, reverse=True)
         stacks[parameter.shape, *order].append((parameter.permute(0, *order), update.permute(0, *order)))
     for pairs in stacks.values():
         alike, matrices = zip(*pairs, strict=True)

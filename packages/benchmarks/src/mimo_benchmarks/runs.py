@@ -86,8 +86,10 @@ def adopted(run: Run, runs: Sequence[Run]) -> Run:
     def apart(one: Run) -> tuple[str, str, Settings]:
         return one.task, one.preset, {name: value for name, value in one.settings.items() if not name.startswith("model.")}
 
-    alone = run.control is not None and run.root == run.path.resolve()
-    found = [one.experiment for one in runs if alone and one.control is None and apart(one) == apart(run)]
+    if run.control is None or run.root != run.path.resolve():
+        return run
+    own = apart(run)
+    found = [one.experiment for one in runs if one.control is None and apart(one) == own]
     return replace(run, experiment=found[0]) if found and all(one == found[0] for one in found) else run
 
 

@@ -18,10 +18,10 @@ from torch import nn
 
 import mimoconv
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, hub, predict
-from mimoconv.card import model_card
+from mimoconv.hub.card import model_card
 from mimoconv.superposed import Superposed
-from vsa_core.card import fenced
-from vsa_core.hub import DTYPES, digest
+from vsa_core.hub.card import fenced
+from vsa_core.hub.library import DTYPES, digest
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 unchecked = pytest.mark.unchecked  # of our own errors

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, predict
-from mimoconv.published import convolution_keys, import_published
+from mimoconv.importer import convolution_keys, import_published
 from vsa_core import hrr
 
 STRIDES = {1: 1, 2: 2, 3: 2}

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 import mimoconv
 import mimoformer
 from mimoformer import MIMOFormer, MIMOFormerConfig, predict
-from mimoformer.card import model_card
-from vsa_core.hub import DTYPES, digest
+from mimoformer.hub.card import model_card
+from vsa_core.hub.library import DTYPES, digest
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 SIZES = {

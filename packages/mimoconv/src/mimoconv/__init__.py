@@ -1,10 +1,10 @@
 """MIMOConv: convolutional networks that classify several images in one forward pass, in superposition."""
 
 from mimoconv.config import MIMOConvConfig, NetworkConfig, WideResNetConfig
+from mimoconv.importer import import_published
 from mimoconv.inference import count_macs, predict, recalibrate
 from mimoconv.isometry import isometry_penalty
 from mimoconv.model import MIMOConv, WideResNet
-from mimoconv.published import import_published
 from mimoconv.superposed import Superposed
 from mimoconv.zoo import create_model, list_models
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from mimoconv import blocks
 from mimoconv.config import MIMOConvConfig, WideResNetConfig
 from mimoconv.superposed import StatisticsPerN, Superposed, check_images, pooled
-from vsa_core.pretrained import Pretrained
+from vsa_core.hub import Pretrained
 
 
 class MIMOConv(Superposed):

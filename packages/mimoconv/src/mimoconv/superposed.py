@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mimoconv.binding import PositionwiseHRR, Unbinding
 from mimoconv.config import positive
 from vsa_core import slots
-from vsa_core.pretrained import Pretrained
+from vsa_core.hub import Pretrained
 
 
 class StatisticsPerN(nn.Module):

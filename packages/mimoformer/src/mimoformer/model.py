@@ -12,7 +12,7 @@ from mimoformer.blocks import ACTIVATIONS, AttentionBlock, block
 from mimoformer.bundles import check_mask
 from mimoformer.causal import State
 from mimoformer.config import MIMOFormerConfig, Pool
-from vsa_core.pretrained import Pretrained
+from vsa_core.hub import Pretrained
 
 
 class ModelState(NamedTuple):

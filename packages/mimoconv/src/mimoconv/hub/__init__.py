@@ -1,8 +1,8 @@
 """Networks of this package in folders and on the Hugging Face hub (`vsa_core.hub`): `pip install mimoconv[hub]`."""
 
 import mimoconv
-from mimoconv.card import model_card
 from mimoconv.config import MIMOConvConfig, WideResNetConfig
+from mimoconv.hub.card import model_card
 from mimoconv.model import MIMOConv, WideResNet
 from vsa_core.hub import Library, load_strict
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 
 from mimoconv.model import MIMOConv, WideResNet
-from vsa_core import card
+from vsa_core.hub import card
 
 
 def model_card(model: MIMOConv | WideResNet, name: str, accuracy: Mapping[int, float] | None, command: str | None) -> str:

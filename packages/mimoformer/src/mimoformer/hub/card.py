@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from mimoformer.config import MIMOFormerConfig
 from mimoformer.model import MIMOFormer
-from vsa_core import card
+from vsa_core.hub import card
 
 TASKS = {
     "classes": "classifies {}",

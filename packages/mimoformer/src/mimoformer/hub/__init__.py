@@ -1,8 +1,8 @@
 """Networks of this package in folders and on the Hugging Face hub (`vsa_core.hub`): `pip install mimoformer[hub]`."""
 
 import mimoformer
-from mimoformer.card import model_card
 from mimoformer.config import MIMOFormerConfig
+from mimoformer.hub.card import model_card
 from mimoformer.model import MIMOFormer
 from vsa_core.hub import Library, load_strict
 

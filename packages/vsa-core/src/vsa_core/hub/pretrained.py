@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from vsa_core.hub import Library
+from vsa_core.hub.library import Library
 
 Model = TypeVar("Model", bound="Pretrained")
 

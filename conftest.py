@@ -38,7 +38,7 @@ def cifar10() -> tuple[torch.Tensor, torch.Tensor]:
     """CIFAR-10's training images (count 3 32 32), uint8, and labels, from the data folder; skips where they are not there."""
     from torchvision.datasets import CIFAR10
 
-    from mimo_benchmarks.data.folder import data_folder
+    from mimo_benchmarks.data.storage.folder import data_folder
 
     try:
         train = CIFAR10(data_folder())
@@ -52,7 +52,7 @@ def imdb() -> tuple[list[bytes], torch.Tensor]:
     """IMDb's training reviews in UTF-8, and labels, 1 of good ones, from the data folder; skips where they are not there."""
     from pyarrow import parquet
 
-    from mimo_benchmarks.data.folder import data_folder
+    from mimo_benchmarks.data.storage.folder import data_folder
 
     path = data_folder() / "imdb" / "train.parquet"
     if not path.is_file():

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from mimo_benchmarks import grouping
-from mimo_benchmarks.config import OptimConfig, RunConfig
-from mimo_benchmarks.data.augment import CORRECTED, NONE, PUBLISHED
-from mimo_benchmarks.data.folder import data_folder
-from mimo_benchmarks.data.images import Split
+from mimo_benchmarks.data.storage.folder import data_folder
+from mimo_benchmarks.data.vision.augment import CORRECTED, NONE, PUBLISHED
+from mimo_benchmarks.data.vision.images import Split
 from mimo_benchmarks.errors import DatasetError
-from mimo_benchmarks.kinds import ImageTask
-from mimo_benchmarks.sampling import Batches
-from mimo_benchmarks.tasks import cifar10
+from mimo_benchmarks.settings import OptimConfig, RunConfig
+from mimo_benchmarks.tasks.kinds import ImageTask
+from mimo_benchmarks.tasks.registry import cifar10
+from mimo_benchmarks.training import feed as grouping
+from mimo_benchmarks.training.sampling import Batches
 from mimoconv import MIMOConvConfig
 
 ROUNDS, N = 15, 4

@@ -20,9 +20,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from mimo_benchmarks.data.pathfinder import CHUNK, pathfinder
-from mimo_benchmarks.data.pathfinder_scenes import Scene, paint, scene
-from mimo_benchmarks.data.sequences import Sequences
+from mimo_benchmarks.data.long_range_arena.pathfinder import CHUNK, pathfinder
+from mimo_benchmarks.data.long_range_arena.pathfinder_scenes import Scene, paint, scene
+from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 
 LOOKED_AT = 3000
 

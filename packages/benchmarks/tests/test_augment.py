@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mimo_benchmarks.config import AugmentConfig
-from mimo_benchmarks.data.augment import (
+from mimo_benchmarks.data.vision.augment import (
     CORRECTED,
     NONE,
     PUBLISHED,
@@ -22,7 +21,8 @@ from mimo_benchmarks.data.augment import (
     varied_batch,
 )
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.tasks import TASKS
+from mimo_benchmarks.settings import AugmentConfig
+from mimo_benchmarks.tasks.registry import TASKS
 
 
 def key(seed=5):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimo_benchmarks.data.chance import below, mixed, permutation, scattered, uniform
+from mimo_benchmarks.data.vision.chance import below, mixed, permutation, scattered, uniform
 
 KEY = torch.tensor([123, 2**32 - 1])
 

@@ -17,10 +17,10 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mimo_benchmarks import checkpoint
-from mimo_benchmarks.checkpoint import MANIFEST, flatten_optimizer, load, restore_optimizer, save
 from mimo_benchmarks.errors import CheckpointError
-from mimo_benchmarks.muon import Muon
+from mimo_benchmarks.training import checkpoint
+from mimo_benchmarks.training.checkpoint import MANIFEST, flatten_optimizer, load, restore_optimizer, save
+from mimo_benchmarks.training.muon import Muon
 
 
 def content(step):
@@ -314,7 +314,7 @@ SAVER = """
 import os, sys
 from pathlib import Path
 import torch
-from mimo_benchmarks.checkpoint import load, save
+from mimo_benchmarks.training.checkpoint import load, save
 
 def told(do):
     def call(*args, **kwargs):

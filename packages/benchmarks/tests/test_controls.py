@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from mimo_benchmarks.baselines.controls import STEP, TOLERANCE, controls, cost, cost_ratio, equal_cost, thin
-from mimo_benchmarks.baselines.datamux import DataMUXConfig, DataMUXConvConfig
+from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
+from mimo_benchmarks.presets.controls import STEP, TOLERANCE, controls, cost, cost_ratio, equal_cost, thin
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
 from mimoconv import count_macs as conv_macs
 from mimoformer import MIMOFormer, MIMOFormerConfig

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mimo_benchmarks import catalogue, data_program
 from mimo_benchmarks.__main__ import main
-from mimo_benchmarks.data.folder import data_folder
-from mimo_benchmarks.tasks import TASKS
+from mimo_benchmarks.cli import data as data_program
+from mimo_benchmarks.data.storage.folder import data_folder
+from mimo_benchmarks.tasks import catalogue
+from mimo_benchmarks.tasks.registry import TASKS
 
 SETS = catalogue.sets()
 RUN = Path(__file__).parent.parent / "run.py"

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mimo_benchmarks.baselines.datamux import DataMUX, DataMUXConfig, DataMUXConv, DataMUXConvConfig, count_macs
+from mimo_benchmarks.networks.datamux import DataMUX, DataMUXConfig, DataMUXConv, DataMUXConvConfig, count_macs
 
 SMALL = DataMUXConfig(
     capacity=3, vocab_size=7, max_length=9, layers=2, embed_dim=8, heads=2, mlp_dim=12, activation="gelu", num_classes=4

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import pytest
 
-from mimo_benchmarks.data import download, web
-from mimo_benchmarks.data.download import fetch
-from mimo_benchmarks.data.files import ByContent, File, Source
+from mimo_benchmarks.data.storage import download
+from mimo_benchmarks.data.storage import http as web
+from mimo_benchmarks.data.storage.download import fetch
+from mimo_benchmarks.data.storage.files import ByContent, File, Source
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -427,8 +428,8 @@ def test_an_error_page_leaves_the_part_to_the_next_mirror(site, tmp_path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from mimo_benchmarks.data.download import fetch
-from mimo_benchmarks.data.files import File, Source
+from mimo_benchmarks.data.storage.download import fetch
+from mimo_benchmarks.data.storage.files import File, Source
 
 url, size, digest, folder = sys.argv[1:]
 file = File(path="set/file", size=int(size), digest=digest)

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mimo_benchmarks import evaluate, models
-from mimo_benchmarks.data.images import Split
-from mimo_benchmarks.data.sequences import Sequences
-from mimo_benchmarks.data.tokens import TokenSplit
-from mimo_benchmarks.kinds import ImageTask, SequenceTask, TokenTask
+from mimo_benchmarks.data.long_range_arena.sequences import Sequences
+from mimo_benchmarks.data.synthetic.tokens import TokenSplit
+from mimo_benchmarks.data.vision.images import Split
+from mimo_benchmarks.evaluation import answers as evaluate
+from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.tasks.kinds import ImageTask, SequenceTask, TokenTask
 from mimoconv import MIMOConv, MIMOConvConfig
 from mimoformer import MIMOFormerConfig
 

@@ -16,7 +16,7 @@ import datasets
 import pytest
 from datasets import Dataset, Features, Value
 
-from mimo_benchmarks.data.generated import cache, generated
+from mimo_benchmarks.data.storage.generated import cache, generated
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 
@@ -251,7 +251,7 @@ SLOW = """
 import signal, sys, time
 from pathlib import Path
 from datasets import Features, Value
-from mimo_benchmarks.data.generated import generated
+from mimo_benchmarks.data.storage.generated import generated
 
 def slow(chunk):
     if chunk % 4 == 0:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mimo_benchmarks.config import OptimConfig
-from mimo_benchmarks.data.augment import NONE
-from mimo_benchmarks.data.images import Split
-from mimo_benchmarks.grouping import Feed, n_of_steps
-from mimo_benchmarks.kinds import ImageTask
-from mimo_benchmarks.presets import quickstart
+from mimo_benchmarks.data.vision.augment import NONE
+from mimo_benchmarks.data.vision.images import Split
+from mimo_benchmarks.presets.find import quickstart
+from mimo_benchmarks.settings import OptimConfig
+from mimo_benchmarks.tasks.kinds import ImageTask
+from mimo_benchmarks.training.feed import Feed, n_of_steps
 from mimoconv import WideResNetConfig
 
 CPU = torch.device("cpu")

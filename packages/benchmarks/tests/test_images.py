@@ -16,9 +16,10 @@ import torchvision
 from scipy.io import loadmat, savemat
 from torchvision.transforms import CenterCrop
 
-from mimo_benchmarks.data import files, images
-from mimo_benchmarks.data.folder import data_folder
-from mimo_benchmarks.data.images import Split
+from mimo_benchmarks.data.storage import files
+from mimo_benchmarks.data.storage.folder import data_folder
+from mimo_benchmarks.data.vision import images
+from mimo_benchmarks.data.vision.images import Split
 from mimo_benchmarks.errors import DatasetError
 
 LOADERS = {"mnist": images.mnist, "cifar10": images.cifar10, "cifar100": images.cifar100, "svhn": images.svhn}

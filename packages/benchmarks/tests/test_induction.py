@@ -8,8 +8,8 @@ from math import comb, sqrt
 import pytest
 import torch
 
-from mimo_benchmarks.data.induction import guesses, induction_head, induction_splits
-from mimo_benchmarks.data.tokens import UNSCORED
+from mimo_benchmarks.data.synthetic.induction import guesses, induction_head, induction_splits
+from mimo_benchmarks.data.synthetic.tokens import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
 FULL = {"vocab_size": 20, "length": 30}

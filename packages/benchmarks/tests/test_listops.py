@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_benchmarks.data.listops import (
+from mimo_benchmarks.data.long_range_arena.listops import (
     PUBLISHED,
     SPLITS,
     SYMBOLS,
@@ -26,7 +26,7 @@ from mimo_benchmarks.data.listops import (
     parenthesized,
     parse,
 )
-from mimo_benchmarks.data.listops_files import read_tsv
+from mimo_benchmarks.data.long_range_arena.listops_files import read_tsv
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 SMALL = {"counts": (60, 20, 10), "min_length": 3, "max_length": 40, "max_depth": 4, "max_args": 5, "workers": 1}
@@ -262,7 +262,7 @@ def test_the_files_do_not_depend_on_the_workers(tmp_path):
 
 def test_the_cache_is_used_and_checked(tmp_path, monkeypatch):
     made = content(listops(tmp_path, **SMALL))
-    monkeypatch.delattr("mimo_benchmarks.data.listops.draw")
+    monkeypatch.delattr("mimo_benchmarks.data.long_range_arena.listops.draw")
     assert content(listops(tmp_path, **SMALL)) == made
     (path,) = (tmp_path / "generated").iterdir()
     file = path / "data-00000-of-00001.arrow"
@@ -375,7 +375,9 @@ def test_an_altered_file_is_refused_or_still_right(tmp_path):
 def test_the_published_task_lies_where_cache_says(tmp_path, monkeypatch):
     """Under the arguments by default, which are the published ones."""
     asked = {}
-    monkeypatch.setattr("mimo_benchmarks.data.listops.generated", lambda *args, **kwargs: asked.update(kwargs) or 1 / 0)
+    monkeypatch.setattr(
+        "mimo_benchmarks.data.long_range_arena.listops.generated", lambda *args, **kwargs: asked.update(kwargs) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         listops(tmp_path)
     assert asked["arguments"] == {"seed": 0, **PUBLISHED}

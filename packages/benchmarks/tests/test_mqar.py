@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mimo_benchmarks.data import mqar as module
-from mimo_benchmarks.data.mqar import MQAR, guesses, mqar, mqar_splits
-from mimo_benchmarks.data.tokens import UNSCORED
+from mimo_benchmarks.data.synthetic import mqar as module
+from mimo_benchmarks.data.synthetic.mqar import MQAR, guesses, mqar, mqar_splits
+from mimo_benchmarks.data.synthetic.tokens import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
 TINY = {"length": 14, "pairs": 3, "vocab_size": 12}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mimo_benchmarks.muon import Muon, orthogonalised
+from mimo_benchmarks.training.muon import Muon, orthogonalised
 
 SHAPES = [(6, 4, 3, 3), (6, 4, 3, 3), (20, 2, 1, 3), (5, 12), (12, 5), (12, 5), (7, 7), (9, 1)]
 OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3}

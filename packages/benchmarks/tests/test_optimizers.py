@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mimo_benchmarks import models, optimizers
-from mimo_benchmarks.baselines.datamux import DataMUXConfig, DataMUXConvConfig
-from mimo_benchmarks.config import OptimConfig
+from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
+from mimo_benchmarks.settings import OptimConfig
+from mimo_benchmarks.training import optimizers
 from mimoconv import MIMOConvConfig, WideResNetConfig
 from mimoformer import MIMOFormerConfig
 

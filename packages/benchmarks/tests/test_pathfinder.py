@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from scipy.ndimage import grey_dilation
 
-from mimo_benchmarks.data.pathfinder import CHUNK, pathfinder, pictures
-from mimo_benchmarks.data.pathfinder_scenes import Contour, Field, paint, place, position, scene
-from mimo_benchmarks.data.pathfinder_strokes import BRUSHES, SEEDS
+from mimo_benchmarks.data.long_range_arena.pathfinder import CHUNK, pathfinder, pictures
+from mimo_benchmarks.data.long_range_arena.pathfinder_scenes import Contour, Field, paint, place, position, scene
+from mimo_benchmarks.data.long_range_arena.pathfinder_strokes import BRUSHES, SEEDS
 from mimo_benchmarks.errors import ConfigError
 
 # --- The rule once more, with Pillow as published: a paddle is (row, column, direction), a direction an end in half pixels.
@@ -256,7 +256,7 @@ def digest(made):
 
 
 def test_pictures_follow_seed_and_chunk_alone(monkeypatch):
-    monkeypatch.setattr("mimo_benchmarks.data.pathfinder.CHUNK", 5)
+    monkeypatch.setattr("mimo_benchmarks.data.long_range_arena.pathfinder.CHUNK", 5)
     made = [pictures(chunk, seed=seed) for chunk, seed in ((0, 0), (1, 0), (0, 1), (0, 0))]
     assert digest(made[0]) == digest(made[3])
     assert len({digest(one) for one in made}) == 3
@@ -282,7 +282,7 @@ def test_the_set_does_not_depend_on_the_number_of_workers(tmp_path, count=210):
 
 
 def test_black_pixels_are_padding_only_where_this_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("mimo_benchmarks.data.pathfinder.CHUNK", 10)
+    monkeypatch.setattr("mimo_benchmarks.data.long_range_arena.pathfinder.CHUNK", 10)
     index = torch.arange(8)
     ours, published = (pathfinder(tmp_path, count=10, workers=1, published=asked)["train"] for asked in (False, True))
     levels = ours.values.view(8, 1024).long()

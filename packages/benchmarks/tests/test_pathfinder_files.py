@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mimo_benchmarks.data.pathfinder_files import decode, read_original
-from mimo_benchmarks.data.pathfinder_scenes import paint, scene
+from mimo_benchmarks.data.long_range_arena.pathfinder_files import decode, read_original
+from mimo_benchmarks.data.long_range_arena.pathfinder_scenes import paint, scene
 from mimo_benchmarks.errors import DatasetError
 
 

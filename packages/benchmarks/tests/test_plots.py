@@ -6,8 +6,8 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from mimo_benchmarks import plots
-from mimo_benchmarks.plots import Point, Series
+from mimo_benchmarks.report import plots
+from mimo_benchmarks.report.plots import Point, Series
 
 ONE = Point(n="n = 1", accuracy=0.9, spread=0.01, macs=4e6, rate=1000.0)
 FOUR = Point(n="n = 4", accuracy=0.8, spread=0.02, macs=1e6, rate=None)

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from mimo_benchmarks import predict_program
-from mimo_benchmarks.config import ModelConfig, RunConfig
+from mimo_benchmarks.cli import predict as predict_program
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.models import build
+from mimo_benchmarks.networks.registry import build
+from mimo_benchmarks.settings import ModelConfig, RunConfig
 from mimoconv import MIMOConvConfig, WideResNetConfig
 
 GREY = MIMOConvConfig(capacity=3, depth=10, width=0.25, stem_channels=8, in_channels=1, image_size=8)

@@ -5,16 +5,16 @@ from math import inf
 
 import pytest
 
-from mimo_benchmarks import models
-from mimo_benchmarks.baselines.controls import controls
-from mimo_benchmarks.baselines.datamux import DataMUXConfig, DataMUXConvConfig
-from mimo_benchmarks.config import AugmentConfig, OptimConfig
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.log import RunDirectory, as_json, read_config
-from mimo_benchmarks.models import inputs
-from mimo_benchmarks.paper import PAPER
-from mimo_benchmarks.presets import PRESETS, SHORT, find
-from mimo_benchmarks.tasks import TASKS
+from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
+from mimo_benchmarks.networks.registry import inputs
+from mimo_benchmarks.presets.controls import controls
+from mimo_benchmarks.presets.find import PRESETS, SHORT, find
+from mimo_benchmarks.presets.paper import PAPER
+from mimo_benchmarks.run_directory import RunDirectory, as_json, read_config
+from mimo_benchmarks.settings import AugmentConfig, OptimConfig
+from mimo_benchmarks.tasks.registry import TASKS
 from mimoconv import MIMOConvConfig, WideResNetConfig
 from mimoformer import MIMOFormerConfig
 

@@ -18,9 +18,13 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from torch.testing import assert_close
 
-from mimo_benchmarks import checkpoint, experiment, program, results, stopping
 from mimo_benchmarks.__main__ import main
-from mimo_benchmarks.program import parse
+from mimo_benchmarks.cli import main as program
+from mimo_benchmarks.cli.main import parse
+from mimo_benchmarks.evaluation import results
+from mimo_benchmarks.experiment import experiment
+from mimo_benchmarks.training import checkpoint
+from mimo_benchmarks.training import signals as stopping
 
 pytestmark = pytest.mark.once
 RUN = Path(__file__).parent.parent / "run.py"
@@ -353,11 +357,11 @@ def test_no_space_left(runs, tmp_path, monkeypatch, capsys):
 def test_ctrl_c_while_importing_ends_in_a_line(monkeypatch, capsys):
     class Interrupting:
         def find_spec(self, name, *_):
-            if name == "mimo_benchmarks.program":
+            if name == "mimo_benchmarks.cli.main":
                 raise KeyboardInterrupt
 
-    monkeypatch.delitem(sys.modules, "mimo_benchmarks.program")
-    monkeypatch.delattr("mimo_benchmarks.program")
+    monkeypatch.delitem(sys.modules, "mimo_benchmarks.cli.main")
+    monkeypatch.delattr("mimo_benchmarks.cli.main")
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     with pytest.raises(SystemExit) as exit_:
         main([])

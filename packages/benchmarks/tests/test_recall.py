@@ -7,8 +7,8 @@ from math import sqrt
 import pytest
 import torch
 
-from mimo_benchmarks.data.recall import VS10, associative_recall, guesses, possible, query_blind, recall_splits
-from mimo_benchmarks.data.tokens import UNSCORED
+from mimo_benchmarks.data.synthetic.recall import VS10, associative_recall, guesses, possible, query_blind, recall_splits
+from mimo_benchmarks.data.synthetic.tokens import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
 FULL = {"vocab_size": 20, "pairs": 20}

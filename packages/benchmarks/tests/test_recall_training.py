@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mimo_benchmarks.data.recall import VS10, associative_recall, query_blind
+from mimo_benchmarks.data.synthetic.recall import VS10, associative_recall, query_blind
 from mimoformer import MIMOFormer, MIMOFormerConfig, predict
 
 SMALL = {"vocab_size": 6, "pairs": 6}

@@ -6,8 +6,8 @@ from statistics import stdev
 
 import pytest
 
-from mimo_benchmarks import plots, report
 from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.report import plots, report
 
 ROW = {"n": 1, "inputs": 1, "accuracy": 0.9, "accuracy_batch_statistics": None, "accuracy_per_slot": [0.9]}
 ROW |= {"changed_by_regrouping": None, "macs": 4e6, "inputs_per_second": 1000.0}

@@ -9,18 +9,23 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mimo_benchmarks import checkpoint, experiment, fit, models, results, tasks, trained
-from mimo_benchmarks.config import OptimConfig, RunConfig
+from mimo_benchmarks.cli.list import random_task
 from mimo_benchmarks.errors import CheckpointError, ConfigError
-from mimo_benchmarks.evaluate import Answers
-from mimo_benchmarks.grouping import Feed
-from mimo_benchmarks.list_program import random_task
-from mimo_benchmarks.log import RunDirectory
-from mimo_benchmarks.presets import find
-from mimo_benchmarks.results import Finished
-from mimo_benchmarks.stopping import Stopped
-from mimo_benchmarks.tasks import load
-from mimo_benchmarks.train import Training
+from mimo_benchmarks.evaluation import results, trained
+from mimo_benchmarks.evaluation.answers import Answers
+from mimo_benchmarks.evaluation.results import Finished
+from mimo_benchmarks.experiment import compatibility as fit
+from mimo_benchmarks.experiment import experiment
+from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.presets.find import find
+from mimo_benchmarks.run_directory import RunDirectory
+from mimo_benchmarks.settings import OptimConfig, RunConfig
+from mimo_benchmarks.tasks import registry as tasks
+from mimo_benchmarks.tasks.registry import load
+from mimo_benchmarks.training import checkpoint
+from mimo_benchmarks.training.feed import Feed
+from mimo_benchmarks.training.loop import Training
+from mimo_benchmarks.training.signals import Stopped
 from mimoconv import MIMOConvConfig, WideResNet, count_macs
 from mimoformer import MIMOFormerConfig
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mimo_benchmarks.data import retrieval as module
-from mimo_benchmarks.data.retrieval import FILES, retrieval
+from mimo_benchmarks.data.long_range_arena import retrieval as module
+from mimo_benchmarks.data.long_range_arena.retrieval import FILES, retrieval
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 TEXTS = ["", "Abstract\nWe show that", 'he said "so"', "it's", "both \" and '", "a\ttab", "Zürich, 東京", "x" * 300]

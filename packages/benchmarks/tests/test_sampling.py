@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from mimo_benchmarks.config import OptimConfig, RunConfig
-from mimo_benchmarks.data.sequences import Sequences
+from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.grouping import Feed
-from mimo_benchmarks.kinds import SequenceTask
-from mimo_benchmarks.sampling import STREAMS, WINDOW, Batches, by_length, generator, padding, permutation
+from mimo_benchmarks.settings import OptimConfig, RunConfig
+from mimo_benchmarks.tasks.kinds import SequenceTask
+from mimo_benchmarks.training.feed import Feed
+from mimo_benchmarks.training.sampling import STREAMS, WINDOW, Batches, by_length, generator, padding, permutation
 from mimoformer import MIMOFormerConfig
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimo_benchmarks.data.sequences import Sequences
+from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 
 
 def strings(count, seed=0):

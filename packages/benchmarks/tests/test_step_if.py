@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from mimo_benchmarks import optimizers
-from mimo_benchmarks.config import OptimConfig
+from mimo_benchmarks.settings import OptimConfig
+from mimo_benchmarks.training import optimizers
 from mimoconv import MIMOConv, MIMOConvConfig
 
 OPTIMIZERS = ("adamw", "sgd", "muon")

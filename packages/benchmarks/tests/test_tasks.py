@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimo_benchmarks.catalogue import sets
-from mimo_benchmarks.data import images, listops, pathfinder
-from mimo_benchmarks.data.folder import data_folder
-from mimo_benchmarks.data.generated import cache
-from mimo_benchmarks.data.images import Split
+from mimo_benchmarks.data.long_range_arena import listops, pathfinder
+from mimo_benchmarks.data.storage.folder import data_folder
+from mimo_benchmarks.data.storage.generated import cache
+from mimo_benchmarks.data.vision import images
+from mimo_benchmarks.data.vision.images import Split
 from mimo_benchmarks.errors import ConfigError, DatasetError
-from mimo_benchmarks.kinds import ImageTask, SequenceTask, TokenTask
-from mimo_benchmarks.tasks import TASKS, load
+from mimo_benchmarks.tasks.catalogue import sets
+from mimo_benchmarks.tasks.kinds import ImageTask, SequenceTask, TokenTask
+from mimo_benchmarks.tasks.registry import TASKS, load
 
 
 def present(name) -> ImageTask | SequenceTask | TokenTask:

@@ -17,10 +17,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from mimo_benchmarks.data import text as module
-from mimo_benchmarks.data.folder import data_folder
-from mimo_benchmarks.data.tables import read_table
-from mimo_benchmarks.data.text import digest, hold_out, text, user_text
+from mimo_benchmarks.data.long_range_arena import text as module
+from mimo_benchmarks.data.long_range_arena.text import digest, hold_out, text, user_text
+from mimo_benchmarks.data.long_range_arena.text_tables import read_table
+from mimo_benchmarks.data.storage.folder import data_folder
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 ROWS = [

@@ -5,9 +5,10 @@ import torch
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimo_benchmarks import models, throughput
-from mimo_benchmarks.baselines.datamux import DataMUXConfig
 from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.evaluation import rates as throughput
+from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.networks.datamux import DataMUXConfig
 from mimoconv import MIMOConv, MIMOConvConfig
 from mimoformer import MIMOFormer, MIMOFormerConfig
 

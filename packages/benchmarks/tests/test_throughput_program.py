@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mimo_benchmarks import models, presets, throughput, throughput_program
-from mimo_benchmarks.baselines.datamux import DataMUXConvConfig
-from mimo_benchmarks.config import RunConfig
+from mimo_benchmarks.cli import throughput as throughput_program
 from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.evaluation import rates as throughput
+from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.networks.datamux import DataMUXConvConfig
+from mimo_benchmarks.presets import find as presets
+from mimo_benchmarks.settings import RunConfig
 from mimoconv import MIMOConvConfig, WideResNetConfig
 
 RUNS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mimo_benchmarks.data import induction, mqar, recall
-from mimo_benchmarks.data.tokens import UNSCORED, TokenSplit, different, next_token, right
+from mimo_benchmarks.data.synthetic import induction, mqar, recall
+from mimo_benchmarks.data.synthetic.tokens import UNSCORED, TokenSplit, different, next_token, right
 
 
 def seeded_generator(device="cpu", seed=0):

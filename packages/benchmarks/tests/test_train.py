@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.testing import assert_close
 
-from mimo_benchmarks import checkpoint, models
-from mimo_benchmarks.config import OptimConfig, RunConfig
-from mimo_benchmarks.grouping import Feed
-from mimo_benchmarks.presets import quickstart
-from mimo_benchmarks.tasks import load
-from mimo_benchmarks.train import PATIENCE, Training, accuracy, objective, train
+from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.presets.find import quickstart
+from mimo_benchmarks.settings import OptimConfig, RunConfig
+from mimo_benchmarks.tasks.registry import load
+from mimo_benchmarks.training import checkpoint
+from mimo_benchmarks.training.feed import Feed
+from mimo_benchmarks.training.loop import PATIENCE, Training, accuracy, objective, train
 from mimoconv import MIMOConvConfig, WideResNetConfig, isometry_penalty
 from mimoformer import MIMOFormerConfig
 from vsa_core.penalties import key_orthonormality

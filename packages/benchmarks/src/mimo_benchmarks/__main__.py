@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
     try:
-        from mimo_benchmarks import program
+        from mimo_benchmarks.cli import main as program
 
         program.execute(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:

@@ -1,1 +1,0 @@
-"""The plain networks that a superposed one is compared with."""

@@ -1,0 +1,30 @@
+"""`mimonets report`: finished runs as tables, figures and one HTML page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mimo_benchmarks.report.report import write
+
+
+def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path = Path("report")) -> None:
+    """Compare finished runs: report.md, report.html, which needs no other file, and pictures.
+
+    Args:
+        runs: run directories, or folders with run directories anywhere below.
+        out: where the report is written.
+    """
+    print(write(runs, out, "Report"))
+    print(f"{out}: report.md, report.html and their pictures")
+
+
+def execute(arguments: Sequence[str]) -> None:
+    """Run `report` with these arguments.
+
+    Raises:
+        ConfigError: no finished run, a damaged one, or a folder that cannot be written.
+        SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
+    """
+    tyro.cli(report, args=arguments, prog="mimonets report")

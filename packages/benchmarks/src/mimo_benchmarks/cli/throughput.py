@@ -1,0 +1,164 @@
+"""`run.py throughput`: how fast the network of a preset is on the device in hand, and how many times faster than before."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from mimo_benchmarks.data.storage.files import cores
+from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.evaluation.rates import DTYPES, Measurement, Timing, device_peak, measure
+from mimo_benchmarks.evaluation.results import evaluated_n
+from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.presets import find as presets
+from mimo_benchmarks.run_directory import as_json, environment, flat
+from mimo_benchmarks.settings import require
+
+Settings = dict[str, Any]
+"""Preset, network and the like: two files can be compared where all of them are the same."""
+Before = dict[int, dict[str, float]]
+"""Median seconds of "latency" and "batch" for each n of an earlier file."""
+
+
+def execute(arguments: Sequence[str]) -> None:
+    """Run `throughput` with these arguments.
+
+    Raises:
+        ConfigError: a value that cannot work, or files that cannot be compared, read or written.
+        SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
+    """
+    tyro.cli(throughput, args=arguments, prog="run.py throughput")
+
+
+def throughput(
+    preset: Annotated[str, tyro.conf.Positional],
+    *,
+    n: tuple[int, ...] = (),
+    passes: int = 64,
+    rounds: int = 30,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    compile: bool = False,
+    device: Literal["cpu", "cuda"] | None = None,
+    threads: int | None = None,
+    compare: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure how fast a preset's network is, untrained and on random inputs: print a table and write a JSON file.
+
+    Args:
+        preset: whose network it is.
+        n: inputs a pass, or the side of a MIMOFormer's grid; the preset's unless given. A plain network has 1 only.
+        passes: in the batch that throughput is measured with; latency is that of one pass.
+        rounds: calls that are timed for each number of the table, after others to warm up.
+        precision: of the pass, by autocast; fp16 on GPUs only.
+        compile: compile the network with torch.compile.
+        device: where to run; a GPU if there is one, unless given.
+        threads: CPU threads; as many as torch takes unless given.
+        compare: an earlier file of this command; adds how many times faster each n is now.
+        out: file to write, which must not exist yet; runs/throughput-PRESET-001.json, -002, .. unless given.
+    """
+    config = presets.find(preset)
+    if n:
+        config = replace(config, n=n, n_odds=(1,) * len(n), curriculum=(), curriculum_share=0)  # which checks it
+        require(not models.plain(config.model) or n == (1,), f"n = {n}, but the network of {preset} takes its inputs one by one")
+    for name, value in (("passes", passes), ("rounds", rounds)):
+        require(1 <= value < 2**31, f"{name} must be from 1 to 2^31 - 1, got {value}")
+    place = choose(device, threads, precision)
+    where = environment(place)
+    settings = {
+        "preset": preset,
+        "network": as_json(config)["model"],
+        "passes": passes,
+        "precision": precision,
+        "device": where["device"] if place.type == "cuda" else f"cpu (threads = {where['threads']})",
+    }
+    before = earlier(compare, settings) if compare else {}
+    path = new_file(out, preset)
+    network = models.build(config.model).to(place).eval()
+    peak = device_peak(place, DTYPES[precision])
+    try:
+        rows = [
+            measure(network, each, passes, peak=peak, rounds=rounds, precision=precision, compiled=compile)
+            for each in evaluated_n(config)
+        ]
+    except ValueError as error:  # DataMUX refuses all n but its own
+        raise ConfigError(str(error)) from error
+    print(f"{models.label(config.model)} on {settings['device']}\n\n{table(rows, passes, before)}\n")
+    content = {**settings, "compile": compile, "rounds": rounds, "peak": peak, "rows": [asdict(row) for row in rows]}
+    try:
+        with path.open("x") as file:
+            file.write(json.dumps({**content, "environment": where}, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error}): choose another --out") from error
+    print(path)
+
+
+def choose(device: str | None, threads: int | None, precision: str) -> torch.device:
+    """The device, with this many threads set; ConfigError where there is no such device, or it cannot do that."""
+    gpu = torch.cuda.is_available()
+    require(device != "cuda" or gpu, "device = cuda, but torch finds no GPU: choose --device cpu")
+    place = torch.device(device or ("cuda" if gpu else "cpu"))
+    require(precision != "fp16" or place.type == "cuda", "precision = fp16 is for GPUs: choose bf16 or no")
+    if threads is not None:
+        available = cores()
+        require(1 <= threads <= available, f"threads = {threads}, but this process may use 1 to {available}")
+        torch.set_num_threads(threads)
+    return place
+
+
+def new_file(given: Path | None, preset: str) -> Path:
+    """Where to write: the given file, else the first free runs/throughput-PRESET-001.json, -002, .. below the current folder.
+
+    Raises:
+        ConfigError: it exists already, or its folder cannot be made.
+    """
+    names = (Path("runs") / f"throughput-{preset}-{number:03}.json" for number in count(1))
+    path = given or next(name for name in names if not name.exists())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require(not path.exists(), f"{path} exists already, and is never overwritten: choose another --out")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error}): choose another --out") from error
+    return path
+
+
+def earlier(path: Path, settings: Settings) -> Before:
+    """What an earlier file measured.
+
+    Raises:
+        ConfigError: there is none, or it was measured with other settings; names both values.
+    """
+    try:
+        content = json.loads(path.read_text())
+        old, new = flat({name: content[name] for name in settings} | {"network": dict(content["network"])}), flat(settings)
+        rows = {int(row["n"]): {name: float(row[name]["median"]) for name in ("latency", "batch")} for row in content["rows"]}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no file of `run.py throughput` ({error})") from error
+    for name in [*new, *old]:
+        there, here = old.get(name), new.get(name)
+        require(there == here, f"{path} cannot be compared: its {name} is {there}, and here it is {here}")
+    return rows
+
+
+def table(rows: list[Measurement], passes: int, before: Before) -> str:
+    """In Markdown, a line for each n; with ratios old / new of the medians where there are old ones."""
+    names = ["n", "one pass, ms (5 to 95 %)", f"{passes} passes, ms (5 to 95 %)", "inputs/s", "of peak", "memory, MB"]
+    lines = [names + ["one pass, old/new", f"{passes} passes, old/new"] * bool(before)]
+    for row in rows:
+        memory = "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f}"
+        line = [str(row.n), spread(row.latency), spread(row.batch), f"{row.inputs_per_second:,.0f}", f"{row.share:.1%}", memory]
+        old = before.get(row.n)
+        ratios = [f"{old['latency'] / row.latency.median:.2f}x", f"{old['batch'] / row.batch.median:.2f}x"] if old else ["-", "-"]
+        lines.append(line + ratios * bool(before))
+    lines.insert(1, ["---:"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(timing: Timing) -> str:
+    """The median in milliseconds, and the two percentiles."""
+    return f"{1e3 * timing.median:.3g} ({1e3 * timing.low:.3g} to {1e3 * timing.high:.3g})"

@@ -1,0 +1,1 @@
+"""Sequences made from a seed."""

@@ -1,0 +1,157 @@
+"""Multi-query associative recall (Arora et al., 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models").
+
+A sequence shows `pairs` keys, each followed by its value. Then every key comes once more, with gaps; its value is asked there.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mimo_benchmarks.data.synthetic.tokens import UNSCORED, TokenSplit
+from mimo_benchmarks.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MQARSetting:
+    """One of the paper's settings."""
+
+    length: int
+    pairs: int
+    batch_size: int
+    train: int = 100_000
+    test: int = 3_000
+    vocab_size: int = 8192
+    random_non_queries: bool = False
+
+
+MQAR = {
+    64: MQARSetting(length=64, pairs=4, batch_size=512),
+    128: MQARSetting(length=128, pairs=8, batch_size=512),
+    256: MQARSetting(length=256, pairs=16, batch_size=256),
+    512: MQARSetting(length=512, pairs=64, batch_size=128),
+}
+"""The four of the paper's figure 2 by length, as iclr24_zoology_figure2/configs.py of HazyResearch/zoology sets them."""
+
+ROWS = 1000
+"""Sequences drawn at a time: 33 MB for each choice among 4096 values. Another number would give other sequences."""
+
+
+def mqar(
+    count: int,
+    *,
+    length: int,
+    pairs: int,
+    vocab_size: int = 8192,
+    power: float = 0.01,
+    random_non_queries: bool = True,
+    generator: torch.Generator,
+) -> TokenSplit:
+    """Sequences of `length` tokens; a target stands at each key that is asked, and nowhere else.
+
+    As in zoology/data/multiquery_ar.py of HazyResearch/zoology, with one pass over the pairs. Id 0 is for places where nothing
+    stands, the rest of the first half of the ids are keys, the second half values. A sequence has `pairs` different keys and
+    different values, uniform, and starts with key, value, key, value .. What follows is slots of two tokens; each key stands at
+    the start of a slot of its own, the other tokens are 0. The slots are drawn key by key without replacement, the i-th of them
+    with a weight of i^(power - 1): the first pairs tend to be asked first. Its value is not shown again: as the target of the key
+    it is the next token of a text that the network does not read.
+
+    Args:
+        count: sequences; equal ones are kept, as published.
+        length: tokens, an even number of at least 4 pairs.
+        pairs: keys shown with their values.
+        vocab_size: ids.
+        power: 1 makes all slots alike; smaller ones make early slots likelier.
+        random_non_queries: put any of the ids at random where else 0 stands; neither shown nor asked, but it may be a key.
+        generator: the sequences are drawn on its device and stay there. The same state gives the same ones, on any machine if it
+            is on the CPU (unless two numbers agree to the last bit of a logarithm).
+
+    Raises:
+        ConfigError: there are no such sequences.
+
+    >>> example = mqar(1, length=12, pairs=2, vocab_size=12, random_non_queries=False, generator=torch.Generator().manual_seed(3))
+    >>> print(*example.inputs, *example.targets)
+    tensor([ 3, 10,  5,  6,  5,  0,  0,  0,  0,  0,  3,  0])
+    tensor([-100, -100, -100, -100,    6, -100, -100, -100, -100, -100,   10, -100])
+    """
+    for name, value in (("pairs", pairs), ("count", count)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if vocab_size % 2 or vocab_size < 2 * pairs + 2:
+        raise ConfigError(
+            f"vocab_size is {vocab_size}; it must be even and at least {2 * pairs + 2}: 0, {pairs} keys and as many values"
+        )
+    if length % 2 or length < 4 * pairs:
+        raise ConfigError(
+            f"length is {length}; it must be even and at least {4 * pairs}: two tokens to show each pair and two to ask it"
+        )
+    if not 0 < power < math.inf:
+        raise ConfigError(f"power is {power}; it must be a positive number")
+    inputs = torch.empty(count, length, dtype=torch.long, device=generator.device)
+    targets = torch.empty_like(inputs)
+    for start in range(0, count, ROWS):
+        rows = slice(start, min(start + ROWS, count))
+        number = rows.stop - start
+        inputs[rows], targets[rows] = draw(number, length, pairs, vocab_size // 2, power, random_non_queries, generator)
+    return TokenSplit(inputs=inputs, targets=targets)
+
+
+def draw(
+    count: int, length: int, pairs: int, half: int, power: float, random_non_queries: bool, generator: torch.Generator
+) -> tuple[Int[Tensor, "count length"], Int[Tensor, "count length"]]:
+    """Inputs and targets of independent sequences with `half` - 1 keys and `half` values.
+
+    Choices without replacement are the things with the highest of independent scores, best first. With uniform scores all orders
+    are alike. With log w - log(-log u), u uniform, the score falls with -log(u) / w, the time until an event of rate w. The first
+    event is of thing i with probability w_i / sum of all w; what the others still have to wait is then exponential again, with
+    the rates they had, so that each next event is a draw among those left in proportion to their weights. numpy's
+    choice(replace=False, p=..) has this distribution too: it draws with replacement and skips what it has drawn before.
+    """
+
+    def uniform(things: int) -> Float[Tensor, "count things"]:
+        return torch.rand(count, things, generator=generator, device=generator.device, dtype=torch.float64)
+
+    shown, slots = 2 * pairs, length // 2 - pairs
+    keys = 1 + uniform(half - 1).topk(pairs).indices
+    values = half + uniform(half).topk(pairs).indices
+    log_weight = (power - 1) * torch.arange(1, slots + 1, device=generator.device).double().log()
+    places = shown + 2 * (log_weight - (-uniform(slots).log()).log()).topk(pairs).indices
+
+    highest = 2 * half if random_non_queries else 1
+    inputs = torch.randint(highest, (count, length), generator=generator, device=generator.device)
+    inputs[:, :shown] = torch.stack([keys, values], -1).flatten(1)
+    inputs.scatter_(1, places, keys)
+    return inputs, torch.full_like(inputs, UNSCORED).scatter_(1, places, values)
+
+
+def mqar_splits(setting: MQARSetting, *, generator: torch.Generator) -> tuple[TokenSplit, TokenSplit]:
+    """Training and test sequences of a setting, scored alike; see `mqar`."""
+    arguments = vars(setting) | {"generator": generator}
+    counts = arguments.pop("train"), arguments.pop("test")
+    del arguments["batch_size"]
+    train, test = (mqar(count, **arguments) for count in counts)
+    return train, test
+
+
+def guesses(split: TokenSplit, *, vocab_size: int) -> dict[str, float]:
+    """Accuracies at the queries that need no look at the key asked for: what a network must exceed to have learnt the rule.
+
+    Returns:
+        Shares right of "chance", a value at random; "shown", one of those shown, at random or always the last (this is exact:
+        each is asked once); "unasked", at random one of those whose keys were not asked before; "first", the first of these.
+        Only "first" depends on the sequences, the others are expectations.
+    """
+    scored = split.targets != UNSCORED
+    asked = split.inputs[scored].view(len(split), -1)
+    pairs = asked.shape[1]
+    keys, order = split.inputs[:, : 2 * pairs : 2].sort(1)
+    turn = torch.empty_like(asked)
+    turn.scatter_(1, order.gather(1, torch.searchsorted(keys, asked)), torch.arange(pairs, device=asked.device).expand_as(asked))
+    return {
+        "chance": 2 / vocab_size,
+        "shown": 1 / pairs,
+        "unasked": sum(1 / left for left in range(1, pairs + 1)) / pairs,
+        "first": float((turn == turn.cummax(1).values).double().mean()),  # no pair before it is still to be asked
+    }

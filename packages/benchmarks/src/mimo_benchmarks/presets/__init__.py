@@ -1,0 +1,1 @@
+"""Every experiment by name."""

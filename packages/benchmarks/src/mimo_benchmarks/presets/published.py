@@ -1,0 +1,208 @@
+"""The experiments of the paper and those it leans on, as settings: families of presets with their names and what they are.
+
+Recipes are the published code's, apart from what docs/running.md lists; where neither it nor the paper gives a number, the words
+of the preset say what was taken.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from math import inf
+from typing import Any
+
+from mimo_benchmarks.data.synthetic.mqar import MQAR
+from mimo_benchmarks.data.vision.augment import CORRECTED, NONE
+from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
+from mimo_benchmarks.networks.registry import inputs
+from mimo_benchmarks.settings import ModelConfig, OptimConfig, RunConfig
+from mimoconv import MIMOConvConfig, WideResNetConfig
+from mimoformer import MIMOFormerConfig
+from mimoformer.zoo import FAMILIES, TASKS
+
+Entry = tuple[str, str, Callable[[], RunConfig]]
+"""Name, a sentence, and the settings."""
+NO_CONTROLS = "a baseline, which has no controls"
+
+CONV = OptimConfig(
+    groups=128,
+    optimizer="sgd",
+    lr=0.2,
+    momentum=(0.95, 0.85),
+    weight_decay=1e-5,
+    warmup=0.3,
+    label_smoothing=0.0,
+    max_grad_norm=inf,
+    reject=10.0,
+    isometry=1e-4,
+    key_penalty=0.1,
+)
+"""How Menet et al. (2023) train MIMOConv: 1,200 epochs of N passes over the set."""
+
+
+def images(task: str, model: ModelConfig, n: tuple[int, ...] = (1,), odds: tuple[float, ...] = (1,), **optim: Any) -> RunConfig:
+    """A published run on images: mixup with a share for each image, and no digit mirrored."""
+    steps = 1200 * (388 if 4 in n else 390)  # an epoch leaves out what does not fill a step of N passes
+    settings = replace(CONV, **{"steps": steps} | optim)
+    return RunConfig(task=task, model=model, n=n, n_odds=odds, optim=settings, augment=CORRECTED[task])
+
+
+def mimoconv(classes: int, capacity: int, **options: Any) -> MIMOConvConfig:
+    """The published MIMOConv-28-10."""
+    return replace(MIMOConvConfig(num_classes=classes, capacity=capacity, stem="conv-norm-relu"), **options)
+
+
+def table1() -> Iterator[Entry]:
+    """CIFAR-10 and -100, and SVHN, which the text has."""
+    for task, classes in (("cifar10", 10), ("cifar100", 100), ("svhn", 10)):
+        source = "the steps are those of CIFAR" if task == "svhn" else "Table 1"
+        for n in (1, 2, 4):
+            make = partial(images, task, mimoconv(classes, n), (n,))
+            yield f"{task}_mimoconv_n{n}", f"MIMOConv-28-10 with N = {n}; {source}", make
+        if task == "svhn":
+            continue
+        words = "one MIMOConv-28-10 for one, two (never trained) and four images a pass; Table 1"
+        passes = f"{words}; where one image a pass is trained, 128 of them make a step, not 512 as published"
+        yield f"{task}_mimoconv_dynamic", passes, partial(images, task, mimoconv(classes, 4), (1, 2, 4), (1, 0, 4))
+        iso = WideResNetConfig(num_classes=classes, stem="conv-norm-relu", activation="prelu", final_norm=False)
+        yield f"{task}_wide_isonet", "WideIsoNet-28-10; Table 1", partial(images, task, iso)
+        make = partial(images, task, replace(iso, activation="relu"), steps=78_000, isometry=0.0)
+        yield f"{task}_wide_resnet", "WideResNet-28-10 without isometry; Table 1", make
+
+
+def ablations() -> Iterator[Entry]:
+    """What the paper's appendix varies, of which its text gives no figure."""
+    changes: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
+        **{f"n{n}_no_isometry": ("without isometry", n, {}, {"isometry": 0.0}) for n in (1, 2, 4)},
+        **{f"n4_d{d}": (f"with D = {d} feature maps of the stem", 4, {"stem_channels": d}, {}) for d in (16, 32, 128)},
+        "n4_frozen_keys": ("with keys that are not trained", 4, {"trainable_keys": False}, {"key_penalty": 0.0}),
+        **{f"n4_{epochs}_epochs": (f"for {epochs} epochs", 4, {}, {"steps": 388 * epochs}) for epochs in (200, 600)},
+    }
+    for name, (words, n, options, optim) in changes.items():
+        make = partial(images, "cifar10", mimoconv(10, n, **options), (n,), **optim)
+        yield f"cifar10_mimoconv_{name}", f"MIMOConv-28-10 with N = {n} {words}; ablation", make
+
+
+def figure4() -> Iterator[Entry]:
+    """MNIST's inner 20 x 20 pixels, MIMOConv beside DataMUX."""
+    for n in (1, 2, 4, 8, 16):
+        sizes: dict[str, Any] = {"depth": 10, "width": 1, "stem_channels": 16, "in_channels": 1, "image_size": 20}
+        make = partial(images, "mnist20", mimoconv(10, n, **sizes), (n,), steps=28_125)
+        yield f"mnist_mimoconv_n{n}", f"MIMOConv-10-1 with N = {n}; Figure 4, the steps are those of DataMUX", make
+        yield (
+            f"mnist_datamux_n{n}",
+            f"DataMUX's CNN with N = {n} on normalised pixels; Figure 4; {NO_CONTROLS}",
+            partial(datamux_cnn, n),
+        )
+
+
+def datamux_cnn(n: int) -> RunConfig:
+    """As DataMUX's authors train it: plain SGD at 0.1 on squared errors, 15 epochs in batches of 32 N images."""
+    rates: dict[str, Any] = {"lr": 0.1, "start": 1.0, "end": 1.0, "momentum": (0.0, 0.0), "weight_decay": 0.0}
+    optim = OptimConfig(steps=28_125, groups=32, optimizer="sgd", loss="squared", label_smoothing=0.0, max_grad_norm=inf, **rates)
+    return RunConfig(task="mnist20", model=DataMUXConvConfig(capacity=n), n=(n,), n_odds=(1,), optim=optim, augment=NONE)
+
+
+LRA = OptimConfig(eps=1e-6, lr=1e-4, weight_decay=0.0, schedule="linear", label_smoothing=0.0, max_grad_norm=inf)
+RECIPES = {
+    "listops": (64, 20_000, 1_000, 3_000),
+    "text": (32, 40_000, 8_000, 6_500),
+    "retrieval": (32, 60_000, 800, 10_000),
+    "image": (256, 70_000, 175, 10_000),
+    "pathfinder": (256, 124_800, 312, 20_800),
+}
+"""Sequences a step, steps, those of warm-up and of the curriculum."""
+
+
+def lra(task: str, model: ModelConfig, n: int, curriculum: tuple[int, ...] = ()) -> RunConfig:
+    """A run on the long range arena: as many sequences a step whatever N is; the weights of the best dev accuracy are tested."""
+    batch, steps, warmup, first = RECIPES[task]
+    share = first / steps if curriculum else 0.0
+    return RunConfig(
+        task=task,
+        model=model,
+        n=(n,),
+        n_odds=(1,),
+        curriculum=curriculum,
+        curriculum_share=share,
+        optim=replace(LRA, steps=steps, groups=batch // inputs(model, n), warmup=warmup / steps),
+        dev_every=steps // 40,
+        best=True,
+    )
+
+
+def table2() -> Iterator[Entry]:
+    """The long range arena, its starred rows too, and what the text has of DataMUX."""
+    rows: dict[str, tuple[str, int, dict[str, Any]]] = {
+        "transformer": ("Transformer with softmax attention", 1, FAMILIES["transformer"]),
+        "performer": ("Performer", 1, FAMILIES["performer"]),
+        "n2_att": ("MIMOFormer with N = 2, att.", 2, {"m": 2, "n": 2}),
+        "n2_att_mlp": ("MIMOFormer with N = 2, att.+MLP", 2, {"m": 2, "n": 2, "variant": "att+mlp"}),
+        "n4_att": ("MIMOFormer with N = 4, att.", 4, {"m": 4, "n": 4}),
+        "n4_att_curriculum": ("MIMOFormer with N = 4, att.*, which begins with N = 2", 4, {"m": 4, "n": 4}),
+        "n4_att_mlp": ("MIMOFormer with N = 4, att.+MLP", 4, {"m": 4, "n": 4, "variant": "att+mlp"}),
+    }
+    for task, network in TASKS.items():
+        for size in ("deep", "wide"):
+            for row, (words, n, options) in rows.items():
+                make = partial(lra, task, network(size, **options), n, (2,) if row.endswith("curriculum") else ())
+                yield f"{task}_{size}_{row}", f"{size} {words}; Table 2", make
+    sizes: dict[str, Any] = {"layers": 6, "embed_dim": 512, "heads": 8, "mlp_dim": 2048, "num_classes": 10}
+    mux = DataMUXConfig(capacity=2, vocab_size=32, max_length=2048, **sizes)
+    yield "listops_deep_datamux_n2", f"DataMUX's Transformer with N = 2; {NO_CONTROLS}", partial(lra, "listops", mux, 2)
+
+
+TOKENS = OptimConfig(
+    steps=62_800,
+    lr=5e-4,
+    weight_decay=0.1,
+    decay="usual",
+    schedule="linear",
+    start=1e-3,
+    end=1e-6,
+    label_smoothing=0.0,
+    max_grad_norm=inf,
+)
+"""H3's for associative recall: 400 epochs in batches of 32."""
+CAUSAL: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "transformer": ("Transformer with softmax attention", 1, FAMILIES["transformer"]),
+    "performer": ("Performer", 1, FAMILIES["performer"]),
+    "n2_att": ("MIMOFormer with N = 2, att.", 2, {"m": 2, "n": 2}),
+    "n2_att_dpfp": ("MIMOFormer with N = 2, att., the feature map DPFP", 2, {"m": 2, "n": 2, "attention": "dpfp"}),
+}
+
+
+def tokens(task: str, model: ModelConfig, n: int, batch: int, optim: OptimConfig) -> RunConfig:
+    """A run that predicts tokens causally: as many sequences a step whatever N is."""
+    return RunConfig(task=task, model=model, n=(n,), n_odds=(1,), optim=replace(optim, groups=batch // inputs(model, n)))
+
+
+def table3() -> Iterator[Entry]:
+    """H3's synthetic tasks."""
+    induction = replace(TOKENS, schedule="cosine", end=0.1)
+    for task, length, optim in (("recall", 42, TOKENS), ("induction", 31, induction)):
+        shape: dict[str, Any] = {"layers": 2, "embed_dim": 32, "heads": 1, "mlp_dim": 128, "activation": "gelu", "head": "tokens"}
+        shape |= {"vocab_size": 20, "max_length": length}
+        for row, (words, n, options) in CAUSAL.items():
+            make = partial(tokens, task, MIMOFormerConfig(tied=True, **shape, **options), n, 32, optim)
+            yield f"{task}_{row}", f"{words}, causal; Table 3", make
+        make = partial(tokens, task, DataMUXConfig(capacity=2, **shape), 2, 32, optim)
+        yield f"{task}_datamux_n2", f"DataMUX's Transformer with N = 2, causal, untied; Table 3; {NO_CONTROLS}", make
+
+
+def mqar() -> Iterator[Entry]:
+    """Zoology's multi-query recall."""
+    zoology = "at the third of Zoology's four rates, never stopped early, with an MLP of one width where it has none"
+    for length in MQAR:
+        batch = {64: 512, 128: 512, 256: 256, 512: 128}[length]
+        optim = replace(TOKENS, steps=64 * 100_000 // batch, lr=10 ** (-8 / 3), schedule="cosine")
+        shape: dict[str, Any] = {
+            "vocab_size": 8192,
+            "max_length": length,
+            "layers": 2,
+            "embed_dim": 64,
+            "heads": 1,
+            "mlp_dim": 64,
+        }
+        for row, (words, n, options) in CAUSAL.items():
+            make = partial(tokens, f"mqar_{length}", MIMOFormerConfig(head="tokens", **shape, **options), n, batch, optim)
+            yield f"mqar_{length}_{row}", f"{words}, {length} tokens, causal; {zoology}", make

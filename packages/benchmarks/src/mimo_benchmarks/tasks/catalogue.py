@@ -1,0 +1,223 @@
+"""The data sets: what they are, on whose terms, where they come from, and how to get them."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimo_benchmarks.data.storage.files import ByContent, File, Source, there
+from mimo_benchmarks.data.storage.folder import data_folder
+from mimo_benchmarks.data.vision import images
+
+UNSTATED = "no licence stated; cite the source"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """What `run.py data list` says of one."""
+
+    about: str
+    tasks: tuple[str, ...]
+    """The tasks that need it."""
+    terms: str
+    origin: str
+    """Where its authors publish it."""
+    megabytes: int
+    """Of its files in the data folder, about; of 10^6 bytes."""
+    sources: tuple[Source, ...] = ()
+    """Where it can be fetched."""
+    by_hand: str = ""
+    """How to get it where no program can."""
+    expected: tuple[str, ...] = ()
+    """Files below the data folder that come by hand."""
+    cache: Callable[[Path], Path] | None = None
+    """Where it is kept once it is generated."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What must lie below the data folder."""
+        return self.expected + tuple(file.path for source in self.sources for file in source.files)
+
+    def missing(self, folder: Path) -> list[str]:
+        """Those that are not there, or have another size than published: a look at the folder, not into the files.
+
+        Raises:
+            DatasetError: it cannot be told.
+        """
+        sizes = {file.path: file.size for source in self.sources for file in source.files if isinstance(file, File)}
+        paths = {file: folder / file for file in self.files}
+        return [
+            file
+            for file, path in paths.items()
+            if not there(path) or (file in sizes and (not path.is_file() or path.stat().st_size != sizes[file]))
+        ]
+
+
+def gzipped(file: File, size: int, md5: str) -> Source:
+    """One of MNIST's files, as torchvision fetches it."""
+    archive = File(path=f"{file.path}.gz", size=size, digest=f"md5:{md5}")
+    name = Path(archive.path).name
+    mirrors = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+    return Source(urls=tuple(mirror + name for mirror in mirrors), archive=archive, files=(file,))
+
+
+def cifar(name: str, size: int, md5: str, files: tuple[File, ...]) -> Source:
+    """The archive of Python pickles."""
+    archive = File(path=name, size=size, digest=f"md5:{md5}")
+    return Source(urls=(f"https://www.cs.toronto.edu/~kriz/{name}",), archive=archive, files=files)
+
+
+def imdb(split: str) -> Source:
+    """One split, which is checked by what it says: another writer of Parquet may have written it."""
+
+    def check(content: bytes) -> None:
+        from mimo_benchmarks.data.long_range_arena.text import check_imdb  # here, because the import takes a second
+
+        check_imdb(content, split)
+
+    file = ByContent(path=f"imdb/{split}.parquet", limit=40_000_000, check=check)
+    url = f"https://huggingface.co/datasets/stanfordnlp/imdb/resolve/main/plain_text/{split}-00000-of-00001.parquet"
+    return Source(urls=(url,), files=(file,))
+
+
+def listops_cache(folder: Path) -> Path:
+    """Where the task's expressions are kept."""
+    from mimo_benchmarks.data.long_range_arena.listops import cached  # here, because the import takes a second
+
+    return cached(folder)
+
+
+def pathfinder_cache(folder: Path) -> Path:
+    """Where the task's pictures are kept."""
+    from mimo_benchmarks.data.long_range_arena.pathfinder import cached  # here, because the import takes a second
+
+    return cached(folder)
+
+
+RELEASE = "lra_release/lra_release"
+"""Where the long range arena's own files lie below the data folder, as its archive unpacks."""
+UNPACK = (
+    "fetch https://storage.googleapis.com/long-range-arena/lra_release.gz (7.7 GB) and unpack it into the data folder with "
+    "`tar -xzf lra_release.gz -C FOLDER`"
+)
+
+
+def sets() -> dict[str, DataSet]:
+    """All data sets by name."""
+    return {
+        "digits": DataSet(
+            about="1,797 handwritten digits, 8 x 8 grey levels",
+            tasks=("digits",),
+            terms="CC BY 4.0",
+            origin="https://archive.ics.uci.edu/dataset/80, bundled with scikit-learn",
+            megabytes=0,
+        ),
+        "mnist": DataSet(
+            about="70,000 handwritten digits, 28 x 28 grey levels (LeCun et al., 1998)",
+            tasks=("mnist", "mnist20"),
+            terms=UNSTATED,
+            origin="http://yann.lecun.com/exdb/mnist/",
+            megabytes=55,
+            sources=tuple(
+                gzipped(images.MNIST[part], size, md5)
+                for part, size, md5 in (
+                    (("train", "images"), 9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+                    (("train", "labels"), 28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
+                    (("test", "images"), 1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
+                    (("test", "labels"), 4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
+                )
+            ),
+        ),
+        "cifar10": DataSet(
+            about="60,000 photographs in 10 classes, 32 x 32 in colour (Krizhevsky, 2009)",
+            tasks=("cifar10", "image", "image_published"),
+            terms=UNSTATED,
+            origin="https://www.cs.toronto.edu/~kriz/cifar.html",
+            megabytes=186,
+            sources=(cifar("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a", images.CIFAR10),),
+        ),
+        "cifar100": DataSet(
+            about="60,000 photographs in 100 classes, 32 x 32 in colour (Krizhevsky, 2009)",
+            tasks=("cifar100",),
+            terms=UNSTATED,
+            origin="https://www.cs.toronto.edu/~kriz/cifar.html",
+            megabytes=186,
+            sources=(cifar("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85", images.CIFAR100),),
+        ),
+        "svhn": DataSet(
+            about="99,289 digits of house numbers, 32 x 32 in colour (Netzer et al., 2011)",
+            tasks=("svhn",),
+            terms="for non-commercial use only",
+            origin="http://ufldl.stanford.edu/housenumbers/",
+            megabytes=246,
+            sources=tuple(
+                Source(urls=(f"http://ufldl.stanford.edu/housenumbers/{Path(file.path).name}",), files=(file,))
+                for file in images.SVHN
+            ),
+        ),
+        "imdb": DataSet(
+            about="50,000 reviews of films, good or bad (Maas et al., 2011)",
+            tasks=("text", "text_published"),
+            terms=UNSTATED,
+            origin="https://ai.stanford.edu/~amaas/data/sentiment/",
+            megabytes=42,
+            sources=(imdb("train"), imdb("test")),
+        ),
+        "aan": DataSet(
+            about="182,613 pairs of papers, one citing the other or not (Radev et al., 2013), as the long range arena has them",
+            tasks=("retrieval",),
+            terms="those of the ACL Anthology Network; " + UNSTATED,
+            origin="https://github.com/google-research/long-range-arena",
+            megabytes=11_000,
+            by_hand=UNPACK,
+            expected=tuple(f"{RELEASE}/tsv_data/new_aan_pairs.{split}.tsv" for split in ("train", "eval", "test")),
+        ),
+        "listops": DataSet(
+            about="100,000 nested expressions of 500 to 2,000 symbols, generated by the rule of the long range arena",
+            tasks=("listops",),
+            terms="none: made on this machine",
+            origin="https://github.com/google-research/long-range-arena (the rule)",
+            megabytes=104,
+            cache=listops_cache,
+        ),
+        "listops_lra": DataSet(
+            about="the long range arena's own 100,000 expressions",
+            tasks=("listops_lra",),
+            terms="Apache-2.0",
+            origin="https://github.com/google-research/long-range-arena",
+            megabytes=660,
+            by_hand=UNPACK,
+            expected=tuple(f"{RELEASE}/listops-1000/basic_{split}.tsv" for split in ("train", "val", "test")),
+        ),
+        "pathfinder": DataSet(
+            about="200,000 pictures of dashed lines, 32 x 32 grey levels, generated by the published rule (Linsley et al., 2018)",
+            tasks=("pathfinder", "pathfinder_published"),
+            terms="none: made on this machine",
+            origin="https://github.com/drewlinsley/pathfinder (the rule)",
+            megabytes=206,
+            cache=pathfinder_cache,
+        ),
+        "pathfinder_lra": DataSet(
+            about="the long range arena's own 200,000 pictures",
+            tasks=("pathfinder_lra",),
+            terms="Apache-2.0",
+            origin="https://github.com/google-research/long-range-arena",
+            megabytes=140,
+            by_hand=UNPACK,
+            expected=tuple(f"{RELEASE}/pathfinder32/curv_contour_length_14/{part}" for part in ("imgs", "metadata")),
+        ),
+    }
+
+
+def remedy(name: str, folder: Path) -> str:
+    """What to do about a data set that is missing from this folder, or not as it should be there."""
+    wanted = sets()[name]
+    if wanted.by_hand:
+        return f"{wanted.by_hand}, or name another folder with --data-dir"
+    return f"get it with `{command('prepare', name, folder)} --download`, or name another folder with --data-dir"
+
+
+def command(verb: str, name: str, folder: Path) -> str:
+    """The command line that does so to the data set."""
+    place = "" if folder == data_folder() else f" --data-dir {shlex.quote(str(folder))}"
+    return f"python benchmarks/run.py data {verb} {name}{place}"

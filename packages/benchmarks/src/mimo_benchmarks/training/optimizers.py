@@ -1,0 +1,99 @@
+"""Optimizers and the one-cycle schedule from their settings, and steps that are taken only if a number on the device says so."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from mimo_benchmarks.settings import OptimConfig
+from mimo_benchmarks.training.muon import Muon
+from mimoconv.binding import Unbinding
+
+HIDDEN = {"body", "blocks", "lenet"}
+"""Parts of a network, inside which Muon updates the weights of convolutions and linear layers."""
+
+
+def build(network: nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimizer of a network that is on its device already.
+
+    Its groups, those that are not empty: hidden weights (of Muon alone), what else decays, and what does not.
+    """
+    layers = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear | Unbinding)]
+    weights = {layer.weight for _, layer in layers}
+    hidden = {layer.weight for path, layer in layers if config.optimizer == "muon" and HIDDEN & set(path.split("."))}
+    slopes = {layer.weight for layer in network.modules() if isinstance(layer, nn.PReLU)}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decaying = weights if config.decay == "usual" else set(trained) - slopes
+    rest_lr = config.rest_lr if config.optimizer == "muon" else config.lr
+    groups = [
+        {"params": [p for p in trained if p in hidden], "lr": config.lr, "hidden": True},
+        {"params": [p for p in trained if p not in hidden and p in decaying], "lr": rest_lr},
+        {"params": [p for p in trained if p not in hidden and p not in decaying], "lr": rest_lr, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    lr, decay, momentum = config.lr, config.weight_decay, config.momentum[0]
+    if config.optimizer == "muon":
+        return Muon(groups, lr, momentum=momentum, weight_decay=decay)
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True)
+    optimizer = SGD(groups, lr, momentum=momentum, weight_decay=decay, fused=True)
+    for parameter in trained:  # a first step that is refused would leave them as memory was
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
+    """One cycle of every group's rate, which is its peak until here, and of momentum where it has two values.
+
+    Step k has the k-th of `steps` + 1 points, so even the last step's rate is above that of the cycle's end.
+    """
+    points = config.steps + 1
+    # a peak at the very first point would be a rise of no steps, which torch divides by
+    warmup = config.warmup * (1 + 1e-9) if config.warmup * points == 1 else float(config.warmup)
+    high, low = config.momentum
+    return OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=points,
+        pct_start=warmup,
+        anneal_strategy="cos" if config.schedule == "cosine" else "linear",
+        div_factor=1 / config.start,
+        final_div_factor=config.start / config.end,
+        cycle_momentum=high != low and config.optimizer != "adamw",  # whose betas torch would cycle in its place
+        base_momentum=low,
+        max_momentum=high,
+    )
+
+
+def snapshot(network: nn.Module) -> list[Tensor]:
+    """The network's buffers, such as BatchNorm statistics, to be taken before a step's forward passes."""
+    return [buffer.clone() for buffer in network.buffers()]
+
+
+@torch.no_grad()
+def step_if(ok: Bool[Tensor, ""], optimizer: Optimizer, network: nn.Module, before: list[Tensor]) -> None:
+    """Take the optimizer's step if `ok`; else weights, buffers and optimizer state are bit for bit as before it.
+
+    Nothing waits for the device, and nothing is copied but buffers: an optimizer's own kernels write nothing where its
+    `found_inf` is 1, which torch has for gradients that overflow in fp16.
+
+    Args:
+        ok: on the parameters' device.
+        optimizer: from `build`, or accelerate's around it.
+        network: whose buffers forward passes may have changed.
+        before: `snapshot(network)` from before those.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+
+    def refuse(inner: Any, *_: Any) -> None:  # within the step, as a GradScaler tells what it found right before that
+        inner.found_inf = (~ok | (getattr(inner, "found_inf", 0.0) != 0)).float()
+
+    hook = inner.register_step_pre_hook(refuse)
+    optimizer.step()
+    hook.remove()
+    vars(inner).pop("found_inf", None)
+    for buffer, old in zip(network.buffers(), before, strict=True):
+        torch.where(ok, buffer, old, out=buffer)

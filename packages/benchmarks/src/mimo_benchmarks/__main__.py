@@ -8,9 +8,9 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
     try:
-        from mimo_benchmarks.cli import main as program
+        from mimo_benchmarks.cli.main import execute_command
 
-        program.execute(sys.argv[1:] if arguments is None else arguments)
+        execute_command(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # one line, however many processes
             print("\nInterrupted.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a run is made of: frozen dataclasses that check themselves and fill `--help`."""
+"""The settings of a run: frozen dataclasses that check themselves and fill `--help`."""
 
 from dataclasses import dataclass, field
 from math import inf
@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
-from mimoconv import MIMOConvConfig, WideResNetConfig
-from mimoformer import MIMOFormerConfig
+from mimo_benchmarks.networks.registry import ModelConfig, describe
+from mimoconv import MIMOConvConfig
 
-ImageConfig = MIMOConvConfig | WideResNetConfig | DataMUXConvConfig
-TokenConfig = MIMOFormerConfig | DataMUXConfig
-ModelConfig = ImageConfig | TokenConfig
-"""The networks that the program trains: those of images, and those of tokens."""
-FREE = {"out", "resume", "threads", "device", "tracker", "data_dir", "log_every", "save_every", "controls"}
-"""Settings that a resumed run may change, and in which runs that are averaged may differ: none of them changes what is learnt."""
+UNRELATED_TO_LEARNING = {"out", "resume", "threads", "device", "tracker", "data_dir", "log_every", "save_every", "controls"}
+"""Settings that do not change what is learnt: a resumed run may change them, and averaged runs may differ in them."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -29,49 +24,49 @@ class OptimConfig:
     """How a network is trained."""
 
     steps: int = 650
-    """Training steps."""
+    """Number of training steps."""
     groups: int = 32
-    """Superpositions a step, over all processes and accumulated batches; each holds n inputs, or n x n in a MIMOFormer."""
+    """Superpositions per step, over all processes and accumulated batches. Each holds n inputs, or n x n in a MIMOFormer."""
     accumulate: int = 1
-    """Batches that a step's superpositions are split into; their gradients are added up, which saves memory."""
+    """Number of batches that each step is split into to save memory; their gradients are added up."""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
-    """Muon updates the hidden layers' weights, and SGD what else there is."""
+    """Optimizer. With muon, Muon updates hidden weights and SGD updates the rest."""
     lr: float = 8e-3
     """Peak learning rate."""
     rest_lr: float = 0.05
-    """The same of what Muon leaves to SGD."""
+    """Peak learning rate of the parameters that Muon leaves to SGD."""
     momentum: tuple[float, float] = (0.95, 0.95)
-    """Of SGD, or of Muon and its SGD: while the rate is lowest, and at its peak. Two values cycle it against the rate."""
+    """Momentum of SGD and Muon while the learning rate is lowest, and at its peak; two values cycle it against the rate."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW."""
+    """AdamW's decay rates of the mean and the variance of gradients."""
     eps: float = 1e-8
-    """Of AdamW."""
+    """AdamW's epsilon."""
     weight_decay: float = 0.2
-    """Decoupled in AdamW and Muon, added to the gradient in SGD."""
+    """Weight decay: decoupled in AdamW and Muon, added to the gradient in SGD."""
     decay: Literal["published", "usual"] = "published"
-    """What decays: all but slopes of activations, or the weights of convolutions and linear layers only."""
+    """What decays: all but slopes of activations (published), or only weights of convolutions and linear layers (usual)."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """How the rate rises and falls: one cycle (Smith and Topin, 2018)."""
+    """Shape of the rise and fall of the learning rate, in one cycle (Smith and Topin, 2018)."""
     warmup: float = 0.1
-    """Share of the steps in which the rate rises."""
+    """Share of the steps in which the learning rate rises."""
     start: float = 0.04
-    """The first step's rate, as a share of the peak."""
+    """Learning rate of the first step, as a share of the peak."""
     end: float = 4e-6
-    """The last one's."""
+    """Learning rate of the last step, as a share of the peak."""
     loss: Literal["cross_entropy", "squared"] = "cross_entropy"
-    """Squared: the distance of the answers from 1 for the class and -1 for the others, as DataMUX trains its CNN."""
+    """Loss. squared is the distance of the answers from 1 for the class and -1 for the others, as DataMUX trains its CNN."""
     label_smoothing: float = 0.2
-    """Share of the target spread evenly over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     max_grad_norm: float = 10.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradient; larger gradients are scaled down to it."""
     reject: float = 0.0
-    """Leave out an update whose gradient norm is this many times the mean of the last epoch's or more; 0 leaves none out."""
+    """Skip an update whose gradient norm is at least this many times the mean of the last epoch; 0 skips none."""
     average: float = 0.0
-    """Decay of a moving average of the weights, which is what is evaluated then; 0 takes the weights themselves."""
+    """Decay of the moving average of the weights that is evaluated; 0 evaluates the weights themselves."""
     isometry: float = 0.0
-    """gamma of MIMOConv's isometry penalty (Menet et al., 2023, Eq. 8 and 9); of wide ResNets too."""
+    """Factor gamma of the isometry penalty of MIMOConv and wide ResNets (Menet et al., 2023, Eq. 8 and 9)."""
     key_penalty: float = 0.0
-    """Factor of the penalty on the binding keys' distance from orthonormal ones."""
+    """Factor of the penalty on the distance of MIMOConv's binding keys from orthonormal ones."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "groups", "accumulate"):
@@ -100,29 +95,29 @@ class OptimConfig:
         require(self.end > 0, f"optim.end must be above 0, got {self.end}")
         require(0 < self.max_grad_norm <= inf, f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
         squared = self.loss == "squared" and self.label_smoothing > 0
-        require(not squared, "optim.label_smoothing is of cross_entropy: set it to 0 with optim.loss squared")
+        require(not squared, "optim.label_smoothing goes with cross_entropy only: set it to 0 with optim.loss squared")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How every training image is varied; 0 leaves a step out."""
+    """How training images are varied; 0 leaves a transformation out."""
 
     rotate: float = 3.0
-    """Most degrees either way."""
+    """Largest rotation in degrees, either way."""
     shift: float = 0.2
-    """Most pixels along either axis."""
+    """Largest shift in pixels, along either axis."""
     scale: float = 0.03
-    """Most relative growth or shrinkage of either axis."""
+    """Largest relative growth or shrinkage of either axis."""
     crop: int = 0
-    """Pixels of padding on every side, before a crop of the image's own size is taken at random."""
+    """Pixels of padding on every side, from which a crop of the image's own size is taken at random."""
     border: Literal["reflect", "zero"] = "reflect"
-    """What the padding shows: the image mirrored at its outermost pixels, or black."""
+    """What the padding of crops shows: the image mirrored at its outermost pixels, or black."""
     flip: bool = False
-    """Mirror every other image left to right."""
+    """Whether images are mirrored left to right with probability 1/2."""
     mixup: float = 0.0
-    """The alpha of mixup (Zhang et al., 2018): images are mixed in shares from Beta(alpha, alpha) with others of other passes."""
+    """Alpha of mixup (Zhang et al., 2018): images are mixed with ones of other passes, in shares from Beta(alpha, alpha)."""
     mixup_each: bool = True
-    """A share of its own for every image, not one for a whole step."""
+    """Whether mixup draws a share for every image rather than one per step."""
 
     def __post_init__(self) -> None:
         for name in ("rotate", "shift", "scale", "mixup"):
@@ -137,84 +132,79 @@ class RunConfig:
     """One network, trained on one task."""
 
     task: str = "digits"
-    """The data: digits, bundled with scikit-learn, or another task; `run.py data list` shows their sets."""
+    """Task to train on: digits needs no download; `mimonets data list` shows the others."""
     model: ModelConfig = field(default_factory=MIMOConvConfig)
-    """The network; what it takes and returns must be the task's."""
+    """Network to train; its inputs and classes must be those of the task."""
     n: tuple[int, ...] = (1, 2, 4)
-    """N as the paper counts it: inputs a pass, or the side of a MIMOFormer's grid of n x n. Each step trains with one of these,
-    drawn at random, and each is evaluated; a plain network sees as many inputs one by one."""
+    """Inputs per pass, N in the paper; for a MIMOFormer the side of its grid of n x n. Each step trains with one of these, drawn
+    at random, and each is evaluated. A plain network sees as many inputs one by one."""
     n_odds: tuple[float, ...] = (1, 1, 3)
     """How often each n is drawn, relative to the others."""
     curriculum: tuple[int, ...] = ()
-    """Other n to begin with, one after the other, for equal parts of the curriculum's share of the steps, with as many inputs a
-    step as the largest n has."""
+    """Values of n that training begins with, one after the other in equal parts of `curriculum_share`. Steps take as many inputs
+    as with the largest n."""
     curriculum_share: float = 0.0
     """Share of the steps that the curriculum takes."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """How the network is trained."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Of images; other tasks have none."""
+    """How training images are varied; tasks of tokens have no augmentation."""
     controls: bool = False
-    """Also train the plain networks of equal cost and the thin one, on the same inputs."""
+    """Also train the controls: plain networks of equal cost and a thin one, on the same inputs."""
     seed: int = 0
-    """Start of everything random; the same seed gives the same numbers on the same machine and thread count."""
+    """Seed of everything random; the same seed gives the same numbers on the same machine and thread count."""
     precision: Literal["no", "bf16", "fp16"] | None = None
-    """Of the forward pass; what `accelerate launch --mixed_precision` says unless given."""
+    """Precision of the forward pass; that of `accelerate launch --mixed_precision` unless given."""
     sync_batch_norm: bool = False
-    """On several GPUs, BatchNorm over the inputs of all of them; each uses its own otherwise."""
+    """On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each."""
     compile: bool = False
     """Compile the network with torch.compile; with CUDA graphs where every step is one pass of images of one shape."""
     device: Literal["cpu", "cuda"] | None = None
-    """Where to run; a GPU if there is one, unless given."""
+    """Device to train on; a GPU if there is one, unless given."""
     threads: int | None = None
-    """CPU threads of a process, whatever OMP_NUM_THREADS says; all cores, shared between the processes, unless given."""
+    """CPU threads per process, whatever OMP_NUM_THREADS says; all cores, shared between the processes, unless given."""
     data_dir: Path | None = None
-    """Folder of data sets in torchvision's layout; else the variable MIMO_DATA, else the platform's cache folder."""
+    """Folder of data sets in torchvision's layout; unless given, the variable MIMO_DATA, else the platform's cache folder."""
     out: Path | None = None
-    """Run directory, which must not exist yet; runs/PRESET-001, -002, .. unless given."""
+    """Run directory to make, which must not exist yet; runs/PRESET-001, -002, .. unless given."""
     resume: Path | None = None
-    """A run directory to go on with, from its newest checkpoint; settings must be what they were."""
+    """Run directory to resume from its newest checkpoint; settings must be what they were."""
     tracker: tuple[str, ...] = ()
-    """Also log to these, such as tensorboard or wandb, through accelerate."""
+    """Trackers to log to as well, such as tensorboard or wandb, through accelerate."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     dev_every: int = 0
-    """Steps between evaluations of dev accuracy, where a task has a dev split; 0 has none."""
+    """Steps between evaluations on the dev split, where a task has one; 0 evaluates never."""
     best: bool = False
-    """Test the weights of the best dev accuracy rather than the last ones; none is kept while the curriculum lasts."""
+    """Test the weights with the best dev accuracy rather than the last ones. Weights count only after the curriculum."""
     save_every: int = 1000
-    """Steps between checkpoints; the last step has one too."""
+    """Steps between checkpoints; the last step is saved too."""
 
     def __post_init__(self) -> None:
-        require(len(self.n) > 0, "n must name at least one number of inputs a pass")
+        require(len(self.n) > 0, "n must name at least one number of inputs per pass")
         require(len(set(self.n)) == len(self.n), f"n must not repeat a number, got {self.n}")
+        network = describe(self.model)
         for name in ("n", "curriculum"):
             for n in getattr(self, name):
                 require(n >= 1, f"{name} must be at least 1, got {n}")
-                capacity = sides(self.model)
-                require(
-                    capacity is None or n <= capacity,
-                    f"{name} = {n}, but the model has room for {capacity}: {name} is from 1 to that",
-                )
+                room = f"{name} = {n}, but the model has room for {network.largest_n}: {name} is from 1 to that"
+                require(network.plain or n <= network.largest_n, room)
         odds = self.n_odds
         require(len(odds) == len(self.n), f"n_odds must hold one number for each of n = {self.n}, got {odds}")
         require(all(0 <= odd < inf for odd in odds), f"n_odds must be finite and not negative, got {odds}")
         require(0 < sum(odds) < inf, f"n_odds must have a finite sum above 0, got {odds}")
         for n in self.curriculum:
-            require(
-                max(self.n) % n == 0, f"curriculum = {n} must divide the largest n, {max(self.n)}, whose inputs a step it takes"
-            )
-        if isinstance(self.model, DataMUXConvConfig | DataMUXConfig):
-            always = self.model.capacity
-            require(
-                self.n == (always,) and not self.curriculum, f"DataMUX has no n but its capacity: give --n {always}, got {self.n}"
-            )
+            equal = f"curriculum = {n} must divide the largest n, {max(self.n)}, so that steps take as many inputs"
+            require(max(self.n) % n == 0, equal)
+        if network.fixed_n:
+            always = (network.capacity,)
+            only = f"{self.model.label} has no n but its capacity: give --n {network.capacity}, got {self.n}"
+            require(self.n == always and not self.curriculum, only)
         share = self.curriculum_share
         require(0 <= share <= 1, f"curriculum_share must be from 0 to 1, got {share}")
         require((share > 0) == bool(self.curriculum), "curriculum and curriculum_share come together")
         alone = self.augment.mixup > 0 and self.optim.groups < 2
-        require(
-            not alone, "augment.mixup mixes images of different passes, and optim.groups = 1: there must be at least 2 a step"
-        )
+        require(not alone, "augment.mixup mixes images of different passes, and optim.groups is 1: it must be at least 2")
         require(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")
         require(self.threads is None or self.threads >= 1, f"threads must be at least 1, got {self.threads}")
         for name in ("log_every", "save_every"):
@@ -224,14 +214,5 @@ class RunConfig:
 
     @property
     def curriculum_steps(self) -> int:
-        """Steps that the curriculum takes."""
+        """Number of steps that the curriculum takes."""
         return round(self.curriculum_share * self.optim.steps)
-
-
-def sides(model: ModelConfig) -> int | None:
-    """The largest n that a network has room for; None of a plain one, which takes its inputs one by one."""
-    if isinstance(model, WideResNetConfig):
-        return None
-    if isinstance(model, MIMOFormerConfig):
-        return min(model.m, model.n) if model.m * model.n > 1 else None
-    return model.capacity if model.capacity > 1 else None

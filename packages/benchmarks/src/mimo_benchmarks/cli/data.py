@@ -1,13 +1,11 @@
-"""`run.py data`: what data sets there are, and getting and checking them."""
+"""`mimonets data`: what data sets there are, and getting and checking them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
-from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.data.storage.download import fetch
 from mimo_benchmarks.data.storage.files import there
 from mimo_benchmarks.data.storage.folder import data_folder
@@ -15,16 +13,12 @@ from mimo_benchmarks.data.storage.generated import CHECKSUMS
 from mimo_benchmarks.errors import ConfigError, DatasetError, suggestion
 from mimo_benchmarks.tasks import catalogue
 from mimo_benchmarks.tasks.catalogue import DataSet
-from mimo_benchmarks.tasks.kinds import ImageTask, SequenceTask, Task
 from mimo_benchmarks.tasks.registry import TASKS, load
-from mimo_benchmarks.training.sampling import Batches, padding
 
-BATCH = 32
-"""Sequences of a batch whose padding is told."""
 Name = Annotated[str, tyro.conf.Positional]
 
 
-def execute(arguments: Sequence[str]) -> None:
+def execute_data(arguments: Sequence[str]) -> None:
     """Run `data` with these arguments.
 
     Raises:
@@ -33,7 +27,7 @@ def execute(arguments: Sequence[str]) -> None:
         SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
     """
     verbs: dict[str, Callable[..., None]] = {"list": list_, "prepare": prepare, "verify": verify}
-    tyro.extras.subcommand_cli_from_dict(verbs, args=arguments, prog="run.py data", description=__doc__)
+    tyro.extras.subcommand_cli_from_dict(verbs, args=arguments, prog="mimonets data", description=__doc__)
 
 
 def list_(*, data_dir: Path | None = None) -> None:
@@ -76,11 +70,11 @@ def prepare(name: Name, *, data_dir: Path | None = None, download: bool = False)
         download: fetch missing files from where they are published.
     """
     folder = data_folder(data_dir)
-    tasks, wanted = find(name)
+    tasks, wanted = find_data(name)
     if wanted is not None and download:
         fetch(wanted.sources, folder)
     for task in tasks:
-        print(f"{task}: {describe(load(task, folder))}")
+        print(f"{task}: {load(task, folder).describe()}")
 
 
 def verify(name: Name, *, data_dir: Path | None = None) -> None:
@@ -91,13 +85,13 @@ def verify(name: Name, *, data_dir: Path | None = None) -> None:
         data_dir: where it is; else the variable MIMO_DATA, else the platform's cache folder.
     """
     folder = data_folder(data_dir)
-    _, wanted = find(name)
+    _, wanted = find_data(name)
     if wanted is not None and wanted.cache is not None and not there(cache := wanted.cache(folder)):
         raise DatasetError(f"{cache} is missing: generate it with `{catalogue.command('prepare', name, folder)}`")
     prepare(name, data_dir=data_dir)
 
 
-def find(name: str) -> tuple[tuple[str, ...], DataSet | None]:
+def find_data(name: str) -> tuple[tuple[str, ...], DataSet | None]:
     """The tasks that are meant, and the data set that they need, if any.
 
     Raises:
@@ -110,41 +104,3 @@ def find(name: str) -> tuple[tuple[str, ...], DataSet | None]:
         names = list({**sets, **TASKS})
         raise ConfigError(f"there is no data set or task {name!r}: {suggestion(name.lower(), names)}")
     return (name,), next((wanted for wanted in sets.values() if name in wanted.tasks), None)
-
-
-def describe(task: Task) -> str:
-    """What is in a task, in a few lines."""
-    match task:
-        case ImageTask():
-            c, h, w = task.train.images.shape[1:]
-            parts = {"train": task.train.labels, "test": task.test.labels}
-            return f"images {c} x {h} x {w}\n" + "\n".join(shares(name, labels, task.classes) for name, labels in parts.items())
-        case SequenceTask():
-            splits = {"train": task.train, "dev": task.dev, "test": task.test}
-            lines = [shares(name, part.labels, task.classes) + f"; {spread(part)}" for name, part in splits.items()]
-            return f"sequences of up to {task.max_length} tokens, ids below {task.vocab_size}\n" + "\n".join(lines)
-        case _:
-            lines = [f"    {guess}: {share:.2%}" for guess, share in task.guesses.items()]
-            head = f"{len(task.train):,} + {len(task.test):,} sequences of {task.train.inputs.shape[1]} tokens, ids below "
-            return f"{head}{task.vocab_size}; right without a look at the question:\n" + "\n".join(lines)
-
-
-def shares(name: str, labels: torch.Tensor, classes: int) -> str:
-    """How many there are, and of the classes."""
-    counts = torch.bincount(labels, minlength=classes)
-    return f"    {name}: {len(labels):,}, {int(counts.min()):,} to {int(counts.max()):,} of each class"
-
-
-def spread(part: Sequences) -> str:
-    """Lengths, and what padding they cost in batches of like length and in random ones."""
-    lengths = part.lengths
-    steps = len(lengths) // BATCH
-    sizes = [BATCH] * max(steps, 1)
-    like, chance = (Batches(len(lengths), sizes, 0, lengths=sort) for sort in (lengths, None))
-    like_share, chance_share = (
-        padding(part.part_lengths, [batches.at(step + 1) for step in range(len(sizes))]) for batches in (like, chance)
-    )
-    return (
-        f"{lengths.double().mean():.0f} tokens on average; {like_share:.1%} padding in batches of {BATCH} of like length, "
-        f"{chance_share:.1%} at random"
-    )

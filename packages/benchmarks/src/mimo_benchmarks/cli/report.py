@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from mimo_benchmarks.report.report import write
+from mimo_benchmarks.report.composition import write_report
+from mimo_benchmarks.report.runs import find_runs
 
 
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path = Path("report")) -> None:
@@ -16,11 +17,11 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path
         runs: run directories, or folders with run directories anywhere below.
         out: where the report is written.
     """
-    print(write(runs, out, "Report"))
+    print(write_report(*find_runs(runs), out, "Report"))
     print(f"{out}: report.md, report.html and their pictures")
 
 
-def execute(arguments: Sequence[str]) -> None:
+def execute_report(arguments: Sequence[str]) -> None:
     """Run `report` with these arguments.
 
     Raises:

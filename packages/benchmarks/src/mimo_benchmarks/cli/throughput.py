@@ -1,4 +1,4 @@
-"""`run.py throughput`: how fast the network of a preset is on the device in hand, and how many times faster than before."""
+"""`mimonets throughput`: how fast the network of a preset is on the device in hand, and how many times faster than before."""
 
 import json
 from collections.abc import Sequence
@@ -11,13 +11,14 @@ import torch
 import tyro
 
 from mimo_benchmarks.data.storage.files import cores
+from mimo_benchmarks.environment import environment
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.evaluation.rates import DTYPES, Measurement, Timing, device_peak, measure
-from mimo_benchmarks.evaluation.results import evaluated_n
-from mimo_benchmarks.networks import registry as models
-from mimo_benchmarks.presets import find as presets
-from mimo_benchmarks.run_directory import as_json, environment, flat
+from mimo_benchmarks.networks.registry import build, describe
+from mimo_benchmarks.presets.find import find_preset
+from mimo_benchmarks.run_directory import flatten_settings, settings_as_json
 from mimo_benchmarks.settings import require
+from vsa_core.hub.markdown import markdown_table
 
 Settings = dict[str, Any]
 """Preset, network and the like: two files can be compared where all of them are the same."""
@@ -25,14 +26,14 @@ Before = dict[int, dict[str, float]]
 """Median seconds of "latency" and "batch" for each n of an earlier file."""
 
 
-def execute(arguments: Sequence[str]) -> None:
+def execute_throughput(arguments: Sequence[str]) -> None:
     """Run `throughput` with these arguments.
 
     Raises:
         ConfigError: a value that cannot work, or files that cannot be compared, read or written.
         SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
     """
-    tyro.cli(throughput, args=arguments, prog="run.py throughput")
+    tyro.cli(throughput, args=arguments, prog="mimonets throughput")
 
 
 def throughput(
@@ -62,33 +63,34 @@ def throughput(
         compare: an earlier file of this command; adds how many times faster each n is now.
         out: file to write, which must not exist yet; runs/throughput-PRESET-001.json, -002, .. unless given.
     """
-    config = presets.find(preset)
+    config = find_preset(preset)
+    known = describe(config.model)
     if n:
         config = replace(config, n=n, n_odds=(1,) * len(n), curriculum=(), curriculum_share=0)  # which checks it
-        require(not models.plain(config.model) or n == (1,), f"n = {n}, but the network of {preset} takes its inputs one by one")
+        require(not known.plain or n == (1,), f"n = {n}, but the network of {preset} takes its inputs one by one")
     for name, value in (("passes", passes), ("rounds", rounds)):
         require(1 <= value < 2**31, f"{name} must be from 1 to 2^31 - 1, got {value}")
     place = choose(device, threads, precision)
     where = environment(place)
     settings = {
         "preset": preset,
-        "network": as_json(config)["model"],
+        "network": settings_as_json(config)["model"],
         "passes": passes,
         "precision": precision,
         "device": where["device"] if place.type == "cuda" else f"cpu (threads = {where['threads']})",
     }
     before = earlier(compare, settings) if compare else {}
     path = new_file(out, preset)
-    network = models.build(config.model).to(place).eval()
+    module = build(config.model).to(place).eval()
     peak = device_peak(place, DTYPES[precision])
     try:
         rows = [
-            measure(network, each, passes, peak=peak, rounds=rounds, precision=precision, compiled=compile)
-            for each in evaluated_n(config)
+            measure(known, module, each, passes, peak=peak, rounds=rounds, precision=precision, compiled=compile)
+            for each in known.evaluated_n(config.n)
         ]
     except ValueError as error:  # DataMUX refuses all n but its own
         raise ConfigError(str(error)) from error
-    print(f"{models.label(config.model)} on {settings['device']}\n\n{table(rows, passes, before)}\n")
+    print(f"{known.config.label} on {settings['device']}\n\n{table(rows, passes, before)}")
     content = {**settings, "compile": compile, "rounds": rounds, "peak": peak, "rows": [asdict(row) for row in rows]}
     try:
         with path.open("x") as file:
@@ -135,10 +137,13 @@ def earlier(path: Path, settings: Settings) -> Before:
     """
     try:
         content = json.loads(path.read_text())
-        old, new = flat({name: content[name] for name in settings} | {"network": dict(content["network"])}), flat(settings)
+        old, new = (
+            flatten_settings({name: content[name] for name in settings} | {"network": dict(content["network"])}),
+            flatten_settings(settings),
+        )
         rows = {int(row["n"]): {name: float(row[name]["median"]) for name in ("latency", "batch")} for row in content["rows"]}
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is no file of `run.py throughput` ({error})") from error
+        raise ConfigError(f"{path} is no file of `mimonets throughput` ({error})") from error
     for name in [*new, *old]:
         there, here = old.get(name), new.get(name)
         require(there == here, f"{path} cannot be compared: its {name} is {there}, and here it is {here}")
@@ -147,16 +152,16 @@ def earlier(path: Path, settings: Settings) -> Before:
 
 def table(rows: list[Measurement], passes: int, before: Before) -> str:
     """In Markdown, a line for each n; with ratios old / new of the medians where there are old ones."""
-    names = ["n", "one pass, ms (5 to 95 %)", f"{passes} passes, ms (5 to 95 %)", "inputs/s", "of peak", "memory, MB"]
-    lines = [names + ["one pass, old/new", f"{passes} passes, old/new"] * bool(before)]
+    columns = ["n", "one pass, ms (5 to 95 %)", f"{passes} passes, ms (5 to 95 %)", "inputs/s", "of peak", "memory, MB"]
+    columns += ["one pass, old/new", f"{passes} passes, old/new"] * bool(before)
+    lines = []
     for row in rows:
         memory = "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f}"
         line = [str(row.n), spread(row.latency), spread(row.batch), f"{row.inputs_per_second:,.0f}", f"{row.share:.1%}", memory]
         old = before.get(row.n)
         ratios = [f"{old['latency'] / row.latency.median:.2f}x", f"{old['batch'] / row.batch.median:.2f}x"] if old else ["-", "-"]
         lines.append(line + ratios * bool(before))
-    lines.insert(1, ["---:"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(columns, lines)
 
 
 def spread(timing: Timing) -> str:

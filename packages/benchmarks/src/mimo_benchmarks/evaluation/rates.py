@@ -1,8 +1,9 @@
 """Speed: seconds of a pass, inputs a second, and what the device could do at most."""
 
+import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.networks import registry as models
-from mimo_benchmarks.networks.registry import Network
-from mimo_benchmarks.settings import ModelConfig, TokenConfig
+from mimo_benchmarks.networks.network import Network
 from vsa_core.slots import group
 
-LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
-"""Which is faster depends on network and machine, so networks of images are measured in both; the usual one comes last."""
+LAYOUT_NAMES = {torch.channels_last: "channels last", torch.contiguous_format: "contiguous"}
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INPUTS = 960
+"""Inputs that throughput is measured on at most, a multiple of every n up to 6."""
+BUDGET = {"cpu": 2e10, "cuda": 2e13}
+"""Multiply-adds per timing round, about one second; large networks get fewer inputs."""
+Candidate = tuple[Network, nn.Module, int]
+"""A network, its module in eval mode, and its n."""
 WARMUP = 5
 """Passes before those that are timed."""
 
@@ -56,14 +60,9 @@ class Measurement:
     as torch has it by default, and matrix products do not."""
 
 
-def grouped(config: ModelConfig, inputs: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b *grid_item"]:
-    """A flat batch in the groups that share a pass."""
-    return group(inputs, models.shared(config, n)).unflatten(1, models.grid(config, n))
-
-
-def layouts(config: ModelConfig) -> list[str]:
-    """The memory layouts that make a difference: both for images, the usual one for tokens."""
-    return ["contiguous"] if isinstance(config, TokenConfig) else list(LAYOUTS)
+def in_passes(network: Network, inputs: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b *grid_item"]:
+    """Return a flat batch in the groups that share a pass."""
+    return group(inputs, network.inputs_per_pass(n)).unflatten(1, network.axes(n))
 
 
 @torch.inference_mode()
@@ -88,32 +87,36 @@ def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup
     return record
 
 
-def inputs_per_second(
-    networks: list[tuple[Network, int]], inputs: Shaped[Tensor, "count *item"], rounds: int = 15
-) -> list[float]:
-    """Throughput of each (network, n) in eval mode, in the layout that suits it: the median over the rounds.
+def inputs_per_second(candidates: Sequence[Candidate], inputs: Shaped[Tensor, "count *item"], rounds: int = 15) -> list[float]:
+    """Return the throughput of each candidate in eval mode, in the memory layout that suits it: the median over the rounds.
 
-    All take turns, so that a drift of the machine hits all alike. Each is given all `inputs` at once, in groups of its n: a pass
+    All take turns, so that a drift of the machine hits all alike. Each gets all `inputs` at once, in groups of its n: one pass
     to warm up, then one that is timed.
     """
-    groups = [grouped(network.config, inputs, n) for network, n in networks]
-    settings = [(place, layout) for place, (network, _) in enumerate(networks) for layout in layouts(network.config)]
-    times: dict[tuple[int, str], list[float]] = {setting: [] for setting in settings}
+    groups = [in_passes(network, inputs, n) for network, _, n in candidates]
+    settings = [(place, layout) for place, (network, *_) in enumerate(candidates) for layout in network.layouts]
+    times: dict[tuple[int, torch.memory_format], list[float]] = {setting: [] for setting in settings}
     for _ in range(rounds):
         for place, layout in settings:
-            network = networks[place][0].to(memory_format=LAYOUTS[layout])
-            times[place, layout] += durations(partial(network, groups[place]), inputs.device, 1, 1)
+            module = candidates[place][1].to(memory_format=layout)
+            times[place, layout] += durations(partial(module, groups[place]), inputs.device, 1, 1)
     medians = {setting: float(np.median(record)) for setting, record in times.items()}
-    best = [min(medians[at, layout] for at, layout in settings if at == place) for place in range(len(networks))]
+    best = [min(medians[at, layout] for at, layout in settings if at == place) for place in range(len(candidates))]
     return [len(inputs) / seconds for seconds in best]
 
 
-def example(config: ModelConfig, count: int, device: torch.device) -> Shaped[Tensor, "count *item"]:
-    """Random inputs of a network's own size: images, or sequences of its greatest length, or pairs of them."""
-    if isinstance(config, TokenConfig):
-        pair = (2,) if config.head == "pair" else ()
-        return torch.randint(config.vocab_size, (count, *pair, config.max_length), device=device)
-    return torch.randn(count, config.in_channels, config.image_size, config.image_size, device=device)
+def throughput(candidates: Sequence[Candidate], device: torch.device) -> list[float]:
+    """Return inputs per second of each candidate, all measured in turn on the same random inputs, as many as memory allows."""
+    whole = math.lcm(*(network.inputs_per_pass(n) for network, _, n in candidates))
+    macs = max(network.count_macs(module, n) for network, module, n in candidates)
+    count = whole * max(1, min(INPUTS, int(BUDGET[device.type] / macs)) // whole)
+    while True:
+        try:
+            return inputs_per_second(candidates, candidates[0][0].example(count, device))
+        except torch.OutOfMemoryError:
+            if count == whole:
+                raise
+            count = max(whole, count // 2 // whole * whole)
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -130,6 +133,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 def measure(
     network: Network,
+    module: nn.Module,
     n: int,
     passes: int,
     *,
@@ -141,7 +145,8 @@ def measure(
     """Latency of one pass and throughput of many, on random inputs.
 
     Args:
-        network: in eval mode, on the device.
+        network: what the program knows of the network.
+        module: the network, in eval mode, on the device.
         n: as in `RunConfig.n`.
         passes: in the batch that throughput is measured with.
         peak: operations a second that count as all that the device can do, as by `device_peak`.
@@ -152,21 +157,21 @@ def measure(
     Raises:
         ConfigError: the passes do not fit into memory.
     """
-    config, device = network.config, next(network.parameters()).device
-    macs, inputs = models.count_macs(network, n), models.shared(config, n)
+    device = next(module.parameters()).device
+    macs, inputs = network.count_macs(module, n), network.inputs_per_pass(n)
 
     def timing(passes: int) -> Timing:
-        x = grouped(config, example(config, passes * inputs, device), n)
+        x = in_passes(network, network.example(passes * inputs, device), n)
         found = []
-        for layout in layouts(config):
-            run: Callable[[Tensor], Tensor] = network.to(memory_format=LAYOUTS[layout])
+        for layout in network.layouts:
+            run: Callable[[Tensor], Tensor] = module.to(memory_format=layout)
             if compiled:
                 torch.compiler.reset()  # else shapes become symbols, and after eight nothing is compiled at all
-                run = torch.compile(network, dynamic=False)
+                run = torch.compile(module, dynamic=False)
             with autocast(device, precision):  # anew, since it may keep weights that it has cast, in their layout
                 record = durations(lambda: run(x), device, rounds, WARMUP)  # noqa: B023
             low, median, high = np.quantile(record, (0.05, 0.5, 0.95)).tolist()
-            found.append(Timing(median=median, low=low, high=high, layout=layout))
+            found.append(Timing(median=median, low=low, high=high, layout=LAYOUT_NAMES[layout]))
         return min(found, key=lambda each: each.median)
 
     with warnings.catch_warnings():

@@ -2,6 +2,8 @@
 
 import shlex
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,35 +12,49 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from accelerate.utils import broadcast_object_list, set_seed
+from torch import nn
 
 from mimo_benchmarks.data.storage.folder import data_folder
+from mimo_benchmarks.environment import peak_memory
 from mimo_benchmarks.errors import CheckpointError, ConfigError
-from mimo_benchmarks.evaluation import results
 from mimo_benchmarks.evaluation.answers import classify
-from mimo_benchmarks.evaluation.results import Finished
-from mimo_benchmarks.experiment.compatibility import check_fit, same_run
-from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.evaluation.rates import throughput
+from mimo_benchmarks.experiment.compatibility import check_compatible, check_same_run
+from mimo_benchmarks.experiment.findings import Trained, crosstalk_of, evaluate_network, write_result
+from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.controls import controls
-from mimo_benchmarks.report import report
-from mimo_benchmarks.run_directory import RunDirectory, as_json, new_directory
+from mimo_benchmarks.report.composition import write_report
+from mimo_benchmarks.result import Row
+from mimo_benchmarks.run_directory import RunDirectory, make_run_directory, settings_as_json
 from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.tasks import registry as tasks
-from mimo_benchmarks.tasks.kinds import ImageTask, SequenceTask, Task
+from mimo_benchmarks.tasks.protocol import Task
 from mimo_benchmarks.training import checkpoint
 from mimo_benchmarks.training.feed import Feed
-from mimo_benchmarks.training.loop import Training, train
+from mimo_benchmarks.training.loop import train
 from mimo_benchmarks.training.signals import Request, Stopped, listening
-from mimoconv import MIMOConvConfig, WideResNetConfig, recalibrate
+from mimo_benchmarks.training.state import Training
 
 CALIBRATION = 4096
-"""Training images that BatchNorm statistics are estimated on after training."""
+"""Training items that BatchNorm statistics are estimated on after training."""
 
 
-def run(config: RunConfig, preset: str, accelerator: Accelerator) -> None:
-    """Carry out an experiment, or go on with one.
+def run_experiment(
+    config: RunConfig,
+    preset: str,
+    accelerator: Accelerator,
+    listen: Callable[[], AbstractContextManager[Request]] = listening,
+) -> None:
+    """Carry out an experiment, or resume one.
+
+    Args:
+        config: its settings; those of the controls are derived from them.
+        preset: the name of the preset, for files and tables.
+        accelerator: device, precision and processes.
+        listen: gives the request to stop that is looked at after every step.
 
     Raises:
-        ConfigError: settings that do not fit the task, each other, or the run that is to go on; a run directory that exists.
+        ConfigError: settings that do not fit the task, each other, or the run that is to be resumed; a run directory that exists.
         DatasetError: the data is missing or wrong.
         CheckpointError: a checkpoint cannot be read or written.
         FloatingPointError: training diverged.
@@ -46,48 +62,61 @@ def run(config: RunConfig, preset: str, accelerator: Accelerator) -> None:
     """
     start = time.perf_counter()
     task = tasks.load(config.task, data_folder(config.data_dir))
-    check_fit(config, task, accelerator)
-    set_seed(config.seed)
-    network = models.build(config.model).to(accelerator.device)  # here, so that what is too large leaves nothing behind
-    before = results.interference(config, task, network) if accelerator.is_main_process else None
-    del network
-    networks = {"": config}
+    check_compatible(config, task, accelerator)
+    network = fresh_network(config, accelerator)  # before any file is made, so that one that is too large leaves nothing behind
+    configs = {"": config}
     if config.controls:
         plain = controls(config.model, config.n)
-        networks |= {name: replace(config, model=model, controls=False) for name, model in plain.items()}
+        configs |= {name: replace(config, model=model, controls=False) for name, model in plain.items()}
     path = directory(config, preset, accelerator)
     task = task.to(accelerator.device)
-    finished = []
-    with listening() as request:
+    finished: list[Trained] = []
+    with listen() as request:
         try:
-            for name, each in networks.items():
+            for name, each in configs.items():
+                network = fresh_network(each, accelerator) if finished else network
                 inside = RunDirectory(path / name)
-                finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), task, inside, accelerator, request))
+                finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), network, task, inside, accelerator, request))
                 accelerator.free_memory()
             if request.signal:
                 raise Stopped(request.signal, "stopped after training")
         except Stopped as stopped:
             again = f"--resume {shlex.quote(str(path))}" + " --controls" * bool(config.resume and config.controls)
-            raise Stopped(stopped.number, f"{stopped}; go on with {again}") from None
+            raise Stopped(stopped.number, f"{stopped}; resume with {again}") from None
     if not accelerator.is_main_process:
         return
-    rates = results.throughput(finished, accelerator.device)
-    for one, rate in zip(finished, rates, strict=True):
-        crosstalk = before if one is finished[0] else None
-        one.directory.write("result.json", results.result(one, task, rate, crosstalk, time.perf_counter() - start))
-    table = report.write([path], path, f"{preset}: {task.name}, seed {config.seed}")
+    candidates = [(one.network, one.module, row.n) for one in finished for row in one.rows]
+    rates = iter(throughput(candidates, accelerator.device))
+    runs = []
+    for one in finished:
+        own = {row.n: next(rates) for row in one.rows}
+        runs.append(write_result(one, finished[0], task, own, time.perf_counter() - start))
+    table = write_report(runs, [], path, f"{preset}: {task.name}, seed {config.seed}")
     print(f"\n{table}\n\n{path}: result.json, report.md, report.html and their pictures")
 
 
+def fresh_network(config: RunConfig, accelerator: Accelerator) -> nn.Module:
+    """Return the untrained network of this seed, on its device."""
+    set_seed(config.seed)
+    return build(config.model).to(accelerator.device)
+
+
 def carry_out(
-    config: RunConfig, name: str, task: Task, directory: RunDirectory, accelerator: Accelerator, request: Request
-) -> Finished:
-    """Train one network from its newest checkpoint, or from the start, and return it as it is evaluated."""
+    config: RunConfig,
+    name: str,
+    network: nn.Module,
+    task: Task,
+    directory: RunDirectory,
+    accelerator: Accelerator,
+    request: Request,
+) -> Trained:
+    """Train one network from its newest checkpoint, or from the start; evaluate it, and save it where `predict` finds it."""
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-    set_seed(config.seed)
-    training, main = Training(models.build(config.model), config, accelerator), accelerator.is_main_process
-    feed = Feed(task, config, accelerator.device, accelerator.process_index, accelerator.num_processes)
+    main = accelerator.is_main_process
+    before = crosstalk_of(config, network, task) if main else None
+    training = Training(network, config, accelerator)
+    feed = Feed(task, config, accelerator.process_index, accelerator.num_processes)
     saves = directory.path / "checkpoints"
     kept = checkpoint.load(saves, accelerator.device)
     if kept:
@@ -95,10 +124,9 @@ def carry_out(
             training.restore(kept)
     steps = accelerator.gather(torch.tensor([training.progress.step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
-        raise CheckpointError(f"{saves}: the processes would go on from steps {steps}; all machines must see the run directory")
+        raise CheckpointError(f"{saves}: the processes would resume from steps {steps}; all machines must see the run directory")
     if main:
-        directory.begin(name, config, accelerator.device)
-        directory.rewind(training.progress.step)
+        directory.begin(name, config, accelerator.device, training.progress.step)
         for reason in kept.skipped if kept else ():
             print(f"passed over {reason}")
         print(f"{directory.path}: {name}, from step {training.progress.step} of {config.optim.steps}")
@@ -110,53 +138,78 @@ def carry_out(
         step = values.pop("step")
         accelerator.log({f"{name}/{key}": value for key, value in (values | dev).items()}, step=step)
 
-    def after(step: int) -> None:
+    def after_step(step: int) -> None:
         if main and config.dev_every and (step % config.dev_every == 0 or step == config.optim.steps):
-            log(step=step, dev_accuracy=choose(training, task, step, accelerator.device))
-        number = asked_to_stop(request, step, config, accelerator)
+            log(step=step, dev_accuracy=evaluate_dev(training, task, step))
+        number = signal_to_stop(request, step, config, accelerator)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
             checkpoint.save(saves, step, *training.state())
         if number:
             raise Stopped(number, f"stopped after step {step}")
 
     try:
-        train(training, feed, accelerator, name=name, log=log, after=after)
+        train(training, feed, accelerator, name=name, log=log, after_step=after_step)
     except FloatingPointError:
         if main:
             checkpoint.save(directory.path / "diagnostic", training.progress.step, *training.state())
         raise
-    peak = results.peak_memory(accelerator.device)
-    weights = training.best or training.evaluated().state_dict()
-    network = results.fresh(config.model, weights, accelerator.device)
-    if main and isinstance(task, ImageTask) and isinstance(config.model, MIMOConvConfig | WideResNetConfig):
-        images = task.train.images[:CALIBRATION].split(512)
-        for n in results.evaluated_n(config):
-            recalibrate(network, (task.pixels(part) for part in images), n)  # type: ignore[arg-type]
+    peak = peak_memory(accelerator.device)
+    module = training.evaluated_network(training.best or training.evaluated_weights())
+    rows: tuple[Row, ...] = ()
+    after = None
     if main:
-        seen = {"scale": task.scale, "mean": task.mean, "std": task.std} if isinstance(task, ImageTask) else {}
-        state = {"pixels": seen, "classes": getattr(task, "classes", None)}
-        checkpoint.save(directory.path / "model", config.optim.steps, {"model": network.state_dict()}, state, keep=1)
-    progress = training.progress
-    return Finished(
-        config=config, name=name, network=network, directory=directory, feed=feed, progress=progress, peak_memory_bytes=peak
+        recalibrate(config, module, task)
+        rows = evaluate_network(config, module, task)
+        after = crosstalk_of(config, module, task)
+        save_network(config, module, task, rows, directory)
+    return Trained(
+        config=config,
+        name=name,
+        module=module,
+        directory=directory,
+        progress=training.progress,
+        inputs_seen=feed.inputs(training.progress.step),
+        peak_memory_bytes=peak,
+        rows=rows,
+        crosstalk=None if before is None or after is None else {"before": before, "after": after},
     )
 
 
-def choose(training: Training, task: Task, step: int, device: torch.device) -> dict[int, float]:
-    """Dev accuracy for each n; with `best`, the weights of the highest one are remembered, once the curriculum is over."""
-    assert isinstance(task, SequenceTask)
+def recalibrate(config: RunConfig, module: nn.Module, task: Task) -> None:
+    """Estimate BatchNorm statistics of a trained network on training items, for each n that it is evaluated with."""
+    network, index = describe(config.model), torch.arange(min(CALIBRATION, len(task.train)))
+    for n in network.evaluated_n(config.n):
+        network.recalibrate(module, (task.items(task.train, part)[0] for part in index.split(512)), n)
+
+
+def save_network(config: RunConfig, module: Any, task: Task, rows: Sequence[Row], directory: RunDirectory) -> None:
+    """Write the finished network to model/, with what `predict` needs of the task in its configuration."""
+    network = describe(config.model)
+    accuracy = {axes if len(axes := network.axes(row.n)) > 1 else axes[0]: row.accuracy for row in rows}
+    module.config = replace(module.config, **task.saved)
+    command = directory.starts[0]["command"]
+    try:
+        network.library.save(module, directory.path / "model", accuracy=accuracy, command=command)
+    except OSError as error:
+        path = directory.path / "model"
+        raise CheckpointError(f"{path} cannot be written ({error}): make room, then go on with --resume") from error
+
+
+def evaluate_dev(training: Training, task: Task, step: int) -> dict[int, float]:
+    """Return dev accuracy for each n; with `best`, remember the weights of the highest, once the curriculum is over."""
     config = training.config
-    network = results.fresh(config.model, training.evaluated().state_dict(), device)
-    found = {n: classify(network, config.model, task, task.dev, n).accuracy for n in config.n}
+    module = training.evaluated_network(training.evaluated_weights())
+    network = describe(config.model)
+    found = {n: classify(network, module, task, task.dev, n).accuracy for n in config.n}
     highest = max(found.values())
     late = step > config.curriculum_steps or step == config.optim.steps
     if config.best and late and highest > training.progress.best:
-        training.keep(highest)
+        training.remember_best(highest)
     return found
 
 
-def asked_to_stop(request: Request, step: int, config: RunConfig, accelerator: Accelerator) -> int:
-    """The signal that ends the run now, or 0; several processes agree on it at log lines."""
+def signal_to_stop(request: Request, step: int, config: RunConfig, accelerator: Accelerator) -> int:
+    """Return the signal that ends the run now, or 0; several processes agree on it at log lines."""
     if accelerator.num_processes == 1:
         return request.signal
     if step % config.log_every and step < config.optim.steps:
@@ -165,11 +218,12 @@ def asked_to_stop(request: Request, step: int, config: RunConfig, accelerator: A
 
 
 def directory(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
-    """The run directory, made or gone on with by the main process; all learn of it, and of what is wrong."""
+    """Return the run directory, which the main process makes or resumes; all learn of it, and of what is wrong."""
     found: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            found = [same_run(config.resume, preset, config) if config.resume else new_directory(config.out, preset)]
+            resumed = config.resume and check_same_run(config.resume, preset, config)
+            found = [resumed or make_run_directory(config.out, preset)]
             accelerator.log_with = filter_trackers(list(config.tracker), found[0])
         except ConfigError as error:
             found = [error]
@@ -178,5 +232,5 @@ def directory(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
         raise path
     if config.tracker:
         accelerator.project_configuration.set_directories(str(path))
-        accelerator.init_trackers(preset, {"config": str(as_json(config))})
+        accelerator.init_trackers(preset, {"config": str(settings_as_json(config))})
     return Path(path)

@@ -1,14 +1,14 @@
 """The controls of a superposed network, plain ones of the same kind: derived, never typed in."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 
-from mimo_benchmarks.networks import registry as models
-from mimo_benchmarks.settings import ModelConfig
+from mimo_benchmarks.networks.registry import ModelConfig, build, describe
 from mimoconv import MIMOConvConfig, WideResNetConfig
 from mimoformer import MIMOFormerConfig
 
@@ -23,33 +23,30 @@ SCALES = 64
 
 
 def controls(config: ModelConfig, ns: Sequence[int]) -> dict[str, ModelConfig]:
-    """The plain networks to be trained beside one that was trained with these n, by name; none beside a plain one or DataMUX.
+    """Return the plain networks to be trained beside one that was trained with these n, by name.
 
-    equal_cost_nN for the largest and the smallest n, and thin. Of equal ones only the first is there.
+    They are equal_cost_nN for the largest and the smallest n, and thin; of equal ones only the first. A plain network and DataMUX
+    have none.
     """
-    if not isinstance(config, MIMOConvConfig | MIMOFormerConfig) or models.plain(config):
+    if type(config) not in PLAIN or describe(config).plain:
         return {}
-    chosen: dict[str, ModelConfig] = {f"equal_cost_n{n}": equal_cost(config, cost(config, n)) for n in (max(ns), min(ns))}
-    chosen["thin"] = thin(config)
+    plain = PLAIN[type(config)]
+    chosen = {f"equal_cost_n{n}": plain.equal_cost(config, cost(config, n)) for n in (max(ns), min(ns))}
+    chosen["thin"] = plain.thin(config)
     return {name: control for name, control in chosen.items() if name == next(n for n, c in chosen.items() if c == control)}
 
 
 @cache
-def cost(config: ModelConfig, n: int = 1) -> float:
+def cost(config: Any, n: int = 1) -> float:
     """Multiply-adds per input of a network that is not there yet, at that n."""
     with torch.device("meta"):
-        network = models.build(config)
-    return models.count_macs(network, n)
+        module = build(config)
+    return describe(config).count_macs(module, n)
 
 
 def cost_ratio(config: ModelConfig, control: ModelConfig, n: int) -> float:
     """Multiply-adds of a control as a share of those that the superposed network needs with that n."""
     return cost(control) / cost(config, n)
-
-
-def equal_cost(like: MIMOConvConfig | MIMOFormerConfig, macs: float) -> WideResNetConfig | MIMOFormerConfig:
-    """The plain network of the same depth whose multiply-adds per input come closest to `macs`; the smallest if all cost more."""
-    return equal_wide_resnet(like, macs) if isinstance(like, MIMOConvConfig) else equal_performer(like, macs)
 
 
 def equal_wide_resnet(like: MIMOConvConfig, macs: float) -> WideResNetConfig:
@@ -93,14 +90,16 @@ def equal_performer(like: MIMOFormerConfig, macs: float) -> MIMOFormerConfig:
     return min(around, key=lambda config: abs(cost(config) - macs))
 
 
-def thin(like: MIMOConvConfig | MIMOFormerConfig) -> WideResNetConfig | MIMOFormerConfig:
-    """The plain network that one slot would be, if all that the slots share were split evenly between them.
+def thin_wide_resnet(like: MIMOConvConfig) -> WideResNetConfig:
+    """Return the plain network that one slot would be if the channels were split evenly between the slots."""
+    return wide_resnet(like, width=max(1 / 16, like.width / like.capacity))
 
-    Of a MIMOConv the channels; of a MIMOFormer the dimension of a head, which m x n slots share, and for att+mlp those of
-    tokens and MLP, which m share.
+
+def thin_performer(like: MIMOFormerConfig) -> MIMOFormerConfig:
+    """Return the plain network that one slot would be if all that slots share were split evenly between them.
+
+    m x n slots share the dimension of a head; with att+mlp, m slots share the dimensions of tokens and MLP.
     """
-    if isinstance(like, MIMOConvConfig):
-        return wide_resnet(like, width=max(1 / 16, like.width / like.capacity))
     shared = like.m if like.variant == "att+mlp" else 1
     return performer(like, share(like.embed_dim, shared), share(like.dim, like.m * like.n), share(like.mlp_dim, shared))
 
@@ -120,3 +119,19 @@ def performer(like: MIMOFormerConfig, embed_dim: int, head_dim: int, mlp_dim: in
     """The same network for one sequence a pass, of other widths."""
     plain = replace(like, m=1, n=1, variant="att", trainable_keys=False)
     return replace(plain, embed_dim=embed_dim, head_dim=head_dim, mlp_dim=mlp_dim)
+
+
+@dataclass(frozen=True)
+class PlainNetworks:
+    """How the controls of a kind of network are derived from its configuration."""
+
+    equal_cost: Callable[[Any, float], ModelConfig]
+    """The plain network whose multiply-adds per input come closest to a number; the smallest if all cost more."""
+    thin: Callable[[Any], ModelConfig]
+    """The plain network that one slot would be by itself."""
+
+
+PLAIN: dict[type[ModelConfig], PlainNetworks] = {
+    MIMOConvConfig: PlainNetworks(equal_wide_resnet, thin_wide_resnet),
+    MIMOFormerConfig: PlainNetworks(equal_performer, thin_performer),
+}

@@ -76,7 +76,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 }
 
 
-def find(name: str) -> RunConfig:
+def find_preset(name: str) -> RunConfig:
     """The preset of that name, or a form of it: NAME.short, or NAME.thin and other controls, or NAME.short.thin.
 
     Raises:
@@ -85,7 +85,7 @@ def find(name: str) -> RunConfig:
     base, *forms = name.split(".")
     if base not in PRESETS:
         near = suggestion(base, PRESETS)
-        raise ConfigError(f"there is no preset {base!r}: {near if near.startswith('did') else '`run.py list` shows all'}")
+        raise ConfigError(f"there is no preset {base!r}: {near if near.startswith('did') else '`mimonets list` shows all'}")
     config = PRESETS[base]()
     if forms and forms[0] == "short":
         forms.pop(0)

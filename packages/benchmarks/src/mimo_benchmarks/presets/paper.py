@@ -1,6 +1,7 @@
 """What Menet et al. (2023) report, in percent: mean and standard deviation over five seeds, by preset and n."""
 
-Reported = dict[str, list[float | None]]
+Reported = dict[str, tuple[float, float | None]]
+"""Mean and standard deviation, if any, for each n, as text."""
 
 
 def images(prefix: str, rows: dict[str, tuple[float, float]]) -> dict[str, Reported]:
@@ -8,14 +9,15 @@ def images(prefix: str, rows: dict[str, tuple[float, float]]) -> dict[str, Repor
     found: dict[str, Reported] = {}
     for row, values in rows.items():
         name, _, n = row.partition("@")
-        found.setdefault(f"{prefix}_{name}", {})[n] = list(values)
+        found.setdefault(f"{prefix}_{name}", {})[n] = values
     return found
 
 
 def sequences(size: str, model: str, n: int, row: str) -> dict[str, Reported]:
     """A row of Table 2, as printed."""
     cells = zip(("listops", "text", "retrieval", "image", "pathfinder"), row.split(), strict=True)
-    return {f"{task}_{size}_{model}": {str(n): [float(part) for part in cell.split("±")]} for task, cell in cells}
+    pairs = {task: tuple(map(float, cell.split("±"))) for task, cell in cells}
+    return {f"{task}_{size}_{model}": {str(n): (mean, std)} for task, (mean, std) in pairs.items()}
 
 
 PAPER: dict[str, Reported] = {
@@ -46,9 +48,9 @@ PAPER: dict[str, Reported] = {
         },
     ),
     # in the text, and of Figure 4: one number each, without a deviation
-    **{f"svhn_mimoconv_n{n}": {str(n): [mean, None]} for n, mean in ((1, 97.17), (2, 97.05), (4, 96.84))},
-    "mnist_mimoconv_n16": {"16": [80.4, None]},
-    "mnist_datamux_n16": {"16": [52.9, None]},
+    **{f"svhn_mimoconv_n{n}": {str(n): (mean, None)} for n, mean in ((1, 97.17), (2, 97.05), (4, 96.84))},
+    "mnist_mimoconv_n16": {"16": (80.4, None)},
+    "mnist_datamux_n16": {"16": (52.9, None)},
     **sequences("deep", "performer", 1, "38.94±0.23 65.70±0.31 81.58±0.18 40.14±0.86 73.82±0.78"),
     **sequences("deep", "n2_att", 2, "38.08±0.21 65.00±0.28 79.37±0.81 38.21±0.63 72.36±0.54"),
     **sequences("deep", "n2_att_mlp", 2, "37.65±0.33 64.39±0.22 76.02±0.27 33.85±0.55 67.98±0.47"),
@@ -61,15 +63,15 @@ PAPER: dict[str, Reported] = {
     **sequences("wide", "n4_att", 4, "37.71±0.24 64.22±0.14 74.99±0.36 35.43±0.60 69.52±0.40"),
     **sequences("wide", "n4_att_curriculum", 4, "37.68±0.36 64.56±0.25 76.37±0.50 35.53±0.48 73.37±0.22"),
     **sequences("wide", "n4_att_mlp", 4, "18.52±0.98 63.53±0.12 74.30±0.26 26.54±0.28 56.33±0.17"),
-    "listops_deep_datamux_n2": {"2": [30.54, None]},
-    "recall_transformer": {"1": [98.48, 1.87]},
-    "recall_performer": {"1": [96.32, 6.26]},
-    "recall_n2_att": {"2": [96.52, 2.79]},
-    "recall_n2_att_dpfp": {"2": [93.64, 12.66]},
-    "recall_datamux_n2": {"2": [20.04, 1.72]},
-    "induction_transformer": {"1": [100.0, 0.0]},
-    "induction_performer": {"1": [31.58, 33.67]},
-    "induction_n2_att": {"2": [99.40, 0.13]},
-    "induction_n2_att_dpfp": {"2": [98.56, 0.86]},
-    "induction_datamux_n2": {"2": [6.06, 2.24]},
+    "listops_deep_datamux_n2": {"2": (30.54, None)},
+    "recall_transformer": {"1": (98.48, 1.87)},
+    "recall_performer": {"1": (96.32, 6.26)},
+    "recall_n2_att": {"2": (96.52, 2.79)},
+    "recall_n2_att_dpfp": {"2": (93.64, 12.66)},
+    "recall_datamux_n2": {"2": (20.04, 1.72)},
+    "induction_transformer": {"1": (100.0, 0.0)},
+    "induction_performer": {"1": (31.58, 33.67)},
+    "induction_n2_att": {"2": (99.40, 0.13)},
+    "induction_n2_att_dpfp": {"2": (98.56, 0.86)},
+    "induction_datamux_n2": {"2": (6.06, 2.24)},
 }

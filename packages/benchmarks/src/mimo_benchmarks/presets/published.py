@@ -12,9 +12,10 @@ from typing import Any
 
 from mimo_benchmarks.data.synthetic.mqar import MQAR
 from mimo_benchmarks.data.vision.augment import CORRECTED, NONE
-from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
-from mimo_benchmarks.networks.registry import inputs
-from mimo_benchmarks.settings import ModelConfig, OptimConfig, RunConfig
+from mimo_benchmarks.networks.datamux_conv import DataMUXConvConfig
+from mimo_benchmarks.networks.datamux_transformer import DataMUXConfig
+from mimo_benchmarks.networks.registry import ModelConfig, describe
+from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimoconv import MIMOConvConfig, WideResNetConfig
 from mimoformer import MIMOFormerConfig
 from mimoformer.zoo import FAMILIES, TASKS
@@ -124,7 +125,7 @@ def lra(task: str, model: ModelConfig, n: int, curriculum: tuple[int, ...] = ())
         n_odds=(1,),
         curriculum=curriculum,
         curriculum_share=share,
-        optim=replace(LRA, steps=steps, groups=batch // inputs(model, n), warmup=warmup / steps),
+        optim=replace(LRA, steps=steps, groups=batch // describe(model).inputs(n), warmup=warmup / steps),
         dev_every=steps // 40,
         best=True,
     )
@@ -173,7 +174,7 @@ CAUSAL: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 def tokens(task: str, model: ModelConfig, n: int, batch: int, optim: OptimConfig) -> RunConfig:
     """A run that predicts tokens causally: as many sequences a step whatever N is."""
-    return RunConfig(task=task, model=model, n=(n,), n_odds=(1,), optim=replace(optim, groups=batch // inputs(model, n)))
+    return RunConfig(task=task, model=model, n=(n,), n_odds=(1,), optim=replace(optim, groups=batch // describe(model).inputs(n)))
 
 
 def table3() -> Iterator[Entry]:

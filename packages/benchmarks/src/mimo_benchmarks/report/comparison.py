@@ -1,4 +1,4 @@
-"""The rows of a report: networks at each n, over seeds, and how they are shown."""
+"""The rows of a report's tables: networks at each n, over seeds, and how they are shown."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from mimo_benchmarks.presets.controls import TOLERANCE
-from mimo_benchmarks.report.runs import Row, Run, Settings
+from mimo_benchmarks.report.runs import Run, Settings
+from mimo_benchmarks.result import Result, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,13 @@ class Group:
 
     @property
     def one(self) -> Run:
-        """Any of them, for what all have in common."""
+        """One of the runs, for what all have in common."""
         return self.runs[0]
+
+    @property
+    def result(self) -> Result:
+        """The result of one of the runs, for what all have in common."""
+        return self.one.result
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
@@ -34,28 +40,28 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
         return tuple(sorted(values.items()))
 
     def family(run: Run) -> tuple[str, str]:
-        return run.task, run.preset
+        return run.result.task, run.result.preset
 
     def key(run: Run) -> tuple[Any, ...]:
         return (
             *family(run),
             settled(run.experiment),
-            run.control or "",
-            run.model,
+            run.result.control or "",
+            run.result.model,
             settled(run.settings),
-            [row.n for row in run.rows],
+            [row.n for row in run.result.rows],
         )
 
     groups, repeated = [], []
-    ordered = sorted(runs, key=lambda run: (key(run), run.seed, str(run.path)))
+    ordered = sorted(runs, key=lambda run: (key(run), run.result.seed, str(run.path)))
     for same, members in groupby(ordered, key):
         seeds: dict[int, Run] = {}
-        repeated += [run for run in members if seeds.setdefault(run.seed, run) is not run]
+        repeated += [run for run in members if seeds.setdefault(run.result.seed, run) is not run]
         one = next(iter(seeds.values()))
         kin = [other for other in runs if family(other) == family(one)]
-        twins = [other.settings for other in kin if (other.control or "", other.experiment) == (same[3], one.experiment)]
-        preset = one.preset + differences(one.experiment, [other.experiment for other in kin])
-        groups.append(Group(preset=preset, model=one.model + differences(one.settings, twins), runs=tuple(seeds.values())))
+        twins = [other.settings for other in kin if (other.result.control or "", other.experiment) == (same[3], one.experiment)]
+        preset = one.result.preset + differences(one.experiment, [other.experiment for other in kin])
+        groups.append(Group(preset=preset, model=one.result.model + differences(one.settings, twins), runs=tuple(seeds.values())))
     return groups, repeated
 
 
@@ -80,7 +86,7 @@ class Line:
     def n(self) -> str:
         """As it is shown: with the inputs of a pass, where these are not as many."""
         row = self.rows[0]
-        return str(row.n) if row.inputs == row.n else f"{row.n} ({row.inputs} a pass)"
+        return str(row.n) if row.inputs == row.n else f"{row.n} ({row.inputs} per pass)"
 
     @property
     def accuracy(self) -> float:
@@ -97,7 +103,7 @@ class Line:
     @property
     def control(self) -> str:
         """What kind of control it is, and how far off its cost is."""
-        name = (self.group.one.control or "").replace("equal_cost_n", "equal cost, n = ").replace("_", " ")
+        name = (self.group.result.control or "").replace("equal_cost_n", "equal cost, n = ").replace("_", " ")
         return name if self.ratio is None else name.replace("equal cost,", f"{self.ratio:.2f}x the cost of")
 
     @property
@@ -106,43 +112,44 @@ class Line:
 
     def rates(self) -> dict[str, list[float]]:
         """Inputs a second on each device."""
-        return by_device(self.group.runs, [row.rate for row in self.rows])
+        return by_device(self.group.runs, [row.inputs_per_second for row in self.rows])
 
 
 def by_device(runs: Sequence[Run], values: Sequence[float | None]) -> dict[str, list[float]]:
     """What was measured, apart for each device of the runs; empty if nothing was."""
-    found: dict[str, list[float]] = {device: [] for device in sorted({run.device for run in runs})}
+    found: dict[str, list[float]] = {device: [] for device in sorted({run.result.device for run in runs})}
     for run, value in zip(runs, values, strict=True):
-        found[run.device] += [] if value is None else [value]
+        found[run.result.device] += [] if value is None else [value]
     return found if any(found.values()) else {}
 
 
 def lines(groups: Sequence[Group]) -> list[Line]:
     """All networks at all n, in the order of the groups."""
-    roots = {run.root: run for each in groups for run in each.runs if run.control is None}
+    roots = {run.root: run for each in groups for run in each.runs if run.result.control is None}
     found = []
     for each in groups:
         references = [reference(run, roots.get(run.root)) for run in each.runs]
         ratio = off(each.one, roots.get(each.one.root))
-        for place in range(len(each.one.rows)):
-            rows = [run.rows[place] for run in each.runs]
-            speed = [r.rate / base if r.rate and base else None for r, base in zip(rows, references, strict=True)]
+        for place in range(len(each.result.rows)):
+            rows = [run.result.rows[place] for run in each.runs]
+            rates = [row.inputs_per_second for row in rows]
+            speed = [rate / base if rate and base else None for rate, base in zip(rates, references, strict=True)]
             found.append(Line(group=each, rows=rows, speedups=by_device(each.runs, speed), ratio=ratio))
     return found
 
 
 def reference(run: Run, root: Run | None) -> float | None:
     """Inputs a second that a run's are measured against: of the same experiment, on the same device."""
-    if root is None or root.device != run.device or not root.superposed:
+    if root is None or root.result.device != run.result.device or not root.result.superposed:
         return None
-    return min(root.rows, key=lambda row: row.n).rate
+    return min(root.result.rows, key=lambda row: row.n).inputs_per_second
 
 
 def off(run: Run, root: Run | None) -> float | None:
     """Multiply-adds of a control of equal cost over those of the experiment's network at that n, unless within TOLERANCE."""
-    wanted = re.fullmatch(r"equal_cost_n(\d+)", run.control or "")
-    like = [row.macs for row in root.rows if row.n == int(wanted[1])] if root and wanted else []
-    ratio = run.rows[0].macs / like[0] if like else 1.0
+    wanted = re.fullmatch(r"equal_cost_n(\d+)", run.result.control or "")
+    like = [row.macs for row in root.result.rows if row.n == int(wanted[1])] if root and wanted else []
+    ratio = run.result.rows[0].macs / like[0] if like else 1.0
     return None if abs(ratio - 1) <= TOLERANCE else ratio
 
 
@@ -159,11 +166,12 @@ def figures(value: float) -> str:
     return f"{value:,.{max(0, 2 - floor(log10(value)))}f}"
 
 
-def paper(row: Row) -> str:
+def reported(line: Line) -> str:
     """The paper's accuracy."""
-    if row.paper is None:
+    found = line.group.result.paper.get(str(line.rows[0].n))
+    if found is None:
         return ""
-    mean, std = row.paper
+    mean, std = found
     return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}") + "%"
 
 
@@ -178,13 +186,13 @@ COLUMNS: dict[str, Callable[[Line], str]] = {
     "control": lambda line: line.control,
     "n": lambda line: line.n,
     "accuracy (seeds)": lambda line: f"{percent([row.accuracy for row in line.rows])} ({len(line.rows)})",
-    "with batch statistics": lambda line: percent([row.batch_accuracy for row in line.rows]),
-    "paper": lambda line: paper(line.rows[0]),
+    "with batch statistics": lambda line: percent([row.accuracy_batch_statistics for row in line.rows]),
+    "paper": reported,
     "speed-up": lambda line: each_device(line.speedups, "{:.2f}x".format),
     "inputs/s": lambda line: each_device(line.rates(), figures),
     "multiply-adds/input": lambda line: f"{figures(line.macs / 1e6)} M",
-    "changed by regrouping": lambda line: percent([row.changed for row in line.rows]),
-    "device": lambda line: " / ".join(sorted({run.device for run in line.group.runs})),
+    "changed by regrouping": lambda line: percent([row.changed_by_regrouping for row in line.rows]),
+    "device": lambda line: " / ".join(sorted({run.result.device for run in line.group.runs})),
 }
 
 
@@ -192,7 +200,7 @@ def table(rows: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Head and cells, without columns that are empty, and without the preset and the device where there is only one."""
     several = {
         "preset": {line.group.preset for line in rows},
-        "device": {run.device for line in rows for run in line.group.runs},
+        "device": {run.result.device for line in rows for run in line.group.runs},
     }
     hidden = {name for name, found in several.items() if len(found) == 1}
     shown = {name: [cell(line) for line in rows] for name, cell in COLUMNS.items() if name not in hidden}

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from vsa_core.hub.markdown import markdown_table
+
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 72rem; margin: 1.5rem auto; padding: 0 1rem; overflow-wrap: anywhere }
@@ -75,25 +77,11 @@ def markdown(head: Sequence[str], sections: Sequence[Section], *, pictures: bool
     for section in sections:
         parts += [
             f"## {escape(section.heading)}\n",
-            aligned(section),
+            markdown_table(list(map(escape, section.columns)), [list(map(escape, row)) for row in section.rows], left=NAMES),
             "\n".join(f"- {escape(note)}" for note in section.notes) + "\n",
         ]
         parts += [f"![{escape(picture.caption)}]({picture.file})\n" for picture in section.pictures if pictures]
     return "\n".join(parts)
-
-
-def aligned(section: Section) -> str:
-    """A Markdown table whose columns stand below each other in plain text too."""
-    cells = [[escape(cell) for cell in row] for row in (section.columns, *section.rows)]
-    words = [name in NAMES for name in section.columns]
-    widths = [max(2, *(len(row[i]) for row in cells)) for i in range(len(words))]  # a rule takes two
-    rule = ["-" * width if word else "-" * (width - 1) + ":" for width, word in zip(widths, words, strict=True)]
-
-    def padded(row: Sequence[str]) -> list[str]:
-        each = zip(row, widths, words, strict=True)
-        return [cell.ljust(width) if word else cell.rjust(width) for cell, width, word in each]
-
-    return "".join("| " + " | ".join(row) + " |\n" for row in [padded(cells[0]), rule, *map(padded, cells[1:])])
 
 
 def page(title: str, head: Sequence[str], sections: Sequence[Section], facts: Mapping[str, Mapping[str, str]]) -> str:

@@ -1,27 +1,16 @@
-"""What each training step sees: its n, its items in groups, and how they are varied, as functions of (seed, step)."""
-
-from collections.abc import Callable
-from functools import cache
+"""What each training step sees: its n, its items in superpositions, and how they are varied, as functions of (seed, step)."""
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from mimo_benchmarks.data.long_range_arena.sequences import Sequences
-from mimo_benchmarks.data.vision.augment import beta_quantiles, varied_batch
-from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.data.batching import Batches, entropy
+from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.settings import RunConfig, require
-from mimo_benchmarks.tasks.kinds import ImageTask, Task
-from mimo_benchmarks.training.sampling import Batches, entropy
-from vsa_core.slots import group
-
-Batch = tuple[Tensor, Tensor | None, Tensor]
-"""Inputs (b *grid *item), a mask where tokens are real or none, and targets (b *grid *asked): classes, or their shares."""
+from mimo_benchmarks.tasks.protocol import Batch, Task
 
 
 def n_of_steps(config: RunConfig) -> list[int]:
-    """The n of every training step: the curriculum's, then draws that depend on seed, odds and the step's number alone."""
+    """Return the n of every training step: the curriculum's, then draws that depend on seed, odds and the step alone."""
     steps = config.optim.steps
     uniform = (np.random.Philox(entropy(config.seed, 0, "n")).random_raw(steps) >> 11) * 2.0**-53
     odds = np.cumsum(config.n_odds)
@@ -30,77 +19,45 @@ def n_of_steps(config: RunConfig) -> list[int]:
     return [config.curriculum[step * len(config.curriculum) // first] for step in range(first)] + drawn[first:]
 
 
-@cache
-def compiled(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`varied_batch` as one compiled function on a GPU; as it stands on a CPU, where it is fast enough."""
-    return torch.compile(varied_batch) if device == "cuda" else varied_batch
-
-
-def check_shares(config: RunConfig, world: int) -> None:
-    """Raise ConfigError unless every process has as many groups in each part of a step."""
+def require_equal_shares(config: RunConfig, world: int) -> None:
+    """Raise ConfigError unless every process has as many superpositions in each part of a step."""
     groups, parts = config.optim.groups, config.optim.accumulate
     shared = f"{world} processes with optim.accumulate = {parts}"
     require(groups % (world * parts) == 0, f"optim.groups = {groups} cannot be shared by {shared}: change either")
 
 
 class Feed:
-    """The batches of a run, each by its step: every process and every part of an accumulated batch takes groups of its own.
+    """The batches of a run, each by its step: every process and every part of an accumulated batch takes its own share.
 
     Args:
-        task: on the device.
-        config: of the run.
-        device: where the batches are to be.
+        task: the task, on the device.
+        config: settings of the run.
+        rank: number of this process.
+        world: number of processes.
 
     Raises:
-        ConfigError: the groups cannot be shared.
+        ConfigError: the superpositions of a step cannot be shared equally.
     """
 
-    def __init__(self, task: Task, config: RunConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        self.task, self.config, self.device, self.rank, self.world = task, config, device, rank, world
-        check_shares(config, world)
-        self.n = n_of_steps(config)
+    def __init__(self, task: Task, config: RunConfig, rank: int = 0, world: int = 1) -> None:
+        require_equal_shares(config, world)
+        self.task, self.config, self.rank, self.world = task, config, rank, world
+        self.network, self.n = describe(config.model), n_of_steps(config)
         filled = [max(config.n)] * config.curriculum_steps + self.n[config.curriculum_steps :]
-        sizes = [config.optim.groups * models.inputs(config.model, n) for n in filled]
-        train = task.train
-        self.lengths = train.lengths.cpu() if isinstance(train, Sequences) else None
-        self.batches = Batches(len(train), sizes, config.seed, lengths=self.lengths)
+        sizes = [config.optim.groups * self.network.inputs(n) for n in filled]
+        self.batches = Batches(len(task.train), sizes, config.seed, lengths=task.lengths(task.train))
 
     def inputs(self, step: int) -> int:
-        """How many inputs all processes have seen after a step."""
+        """Return how many inputs all processes together have seen after a step."""
         return int(self.batches.places[step])
 
-    def at(self, step: int, part: int = 0) -> Batch:
-        """What this process sees in a part of a step."""
-        index, n = self.batches.at(step), self.n[step - 1]
-        rank, world = part * self.world + self.rank, self.world * self.config.optim.accumulate
-        grid = models.grid(self.config.model, n)
-        if isinstance(self.task, ImageTask):
-            images, shares = self.images(index, step, n, rank, world)
-            return images.unflatten(0, (-1, *grid)), None, shares.unflatten(0, (-1, *grid))
-        own = group(index, models.inputs(self.config.model, n))[rank::world].flatten()
-        place = own.to(self.device, non_blocking=True)
-        train = self.task.train
-        if isinstance(train, Sequences):
-            assert self.lengths is not None
-            tokens, mask = train.tokens(place, max(1, int(self.lengths[own].max())))
-            return tokens.unflatten(0, (-1, *grid)), mask.unflatten(0, (-1, *grid)), train.labels[place].unflatten(0, (-1, *grid))
-        return train.inputs[place].unflatten(0, (-1, *grid)), None, train.targets[place].unflatten(0, (-1, *grid))
-
-    def images(self, index: Int[Tensor, " size"], step: int, n: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
-        """Images, varied, and their classes' shares: 1 for the label, less where another image is mixed in."""
-        assert isinstance(self.task, ImageTask)
-        train = self.task.train
-        key = entropy(self.config.seed, step, "augment").generate_state(2).astype(np.int64)
-        return compiled(self.device.type)(
-            train.images,
-            train.labels,
-            index.to(self.device, non_blocking=True),
-            torch.from_numpy(key).to(self.device, non_blocking=True),
-            beta_quantiles(self.config.augment.mixup, self.device),
-            *self.task.normaliser(self.device),
-            config=self.config.augment,
-            n=models.inputs(self.config.model, n),
-            classes=self.task.classes,
-            rank=rank,
-            world=world,
-        )
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """Return what this process sees in a part of a step, with the axes of the network's pass."""
+        n, shares = self.n[step - 1], self.world * self.config.optim.accumulate
+        key = torch.from_numpy(entropy(self.config.seed, step, "augment").generate_state(2).astype(np.int64))
+        share, axes = (part * self.world + self.rank, shares), (-1, *self.network.axes(n))
+        batch = self.task.training_batch(self.batches.at(step), self.network.inputs(n), share, self.config.augment, key)
+        inputs, mask, targets = (values if values is None else values.unflatten(0, axes) for values in batch)
+        assert inputs is not None
+        assert targets is not None
+        return inputs, mask, targets

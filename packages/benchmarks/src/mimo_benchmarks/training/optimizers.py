@@ -16,7 +16,7 @@ HIDDEN = {"body", "blocks", "lenet"}
 """Parts of a network, inside which Muon updates the weights of convolutions and linear layers."""
 
 
-def build(network: nn.Module, config: OptimConfig) -> Optimizer:
+def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimizer of a network that is on its device already.
 
     Its groups, those that are not empty: hidden weights (of Muon alone), what else decays, and what does not.
@@ -45,7 +45,7 @@ def build(network: nn.Module, config: OptimConfig) -> Optimizer:
     return optimizer
 
 
-def schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
+def build_schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
     """One cycle of every group's rate, which is its peak until here, and of momentum where it has two values.
 
     Step k has the k-th of `steps` + 1 points, so even the last step's rate is above that of the cycle's end.
@@ -68,7 +68,7 @@ def schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
     )
 
 
-def snapshot(network: nn.Module) -> list[Tensor]:
+def snapshot_buffers(network: nn.Module) -> list[Tensor]:
     """The network's buffers, such as BatchNorm statistics, to be taken before a step's forward passes."""
     return [buffer.clone() for buffer in network.buffers()]
 
@@ -82,9 +82,9 @@ def step_if(ok: Bool[Tensor, ""], optimizer: Optimizer, network: nn.Module, befo
 
     Args:
         ok: on the parameters' device.
-        optimizer: from `build`, or accelerate's around it.
+        optimizer: from `build_optimizer`, or accelerate's around it.
         network: whose buffers forward passes may have changed.
-        before: `snapshot(network)` from before those.
+        before: `snapshot_buffers(network)` from before those.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -52,13 +53,18 @@ class Sequences:
         return len(self.labels)
 
     @property
-    def part_lengths(self) -> Int[Tensor, "count parts"]:
-        """Tokens of each part of each item."""
-        return self.offsets.diff().unflatten(0, (-1, self.parts))
+    def targets(self) -> Int[Tensor, " count"]:
+        """The labels."""
+        return self.labels
 
-    @property
+    @cached_property
+    def part_lengths(self) -> Int[Tensor, "count parts"]:
+        """Tokens of each part of each item, on the CPU."""
+        return self.offsets.cpu().diff().unflatten(0, (-1, self.parts))
+
+    @cached_property
     def lengths(self) -> Int[Tensor, " count"]:
-        """Tokens of each item; of the longer one of a pair."""
+        """Tokens of each item, of the longer one of a pair, on the CPU."""
         return self.part_lengths.amax(1)
 
     def tokens(self, index: Int[Tensor, " b"], length: int) -> tuple[Int[Tensor, "b *parts l"], Bool[Tensor, "b *parts l"]]:

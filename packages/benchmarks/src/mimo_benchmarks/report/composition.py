@@ -1,4 +1,4 @@
-"""`run.py report`: any number of runs as tables, figures and a page that needs no other file."""
+"""A report of any number of runs: tables, figures, verdicts, and one HTML page that needs no other file."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,8 +13,8 @@ from mimo_benchmarks.report import plots
 from mimo_benchmarks.report import rendering as page
 from mimo_benchmarks.report.comparison import Line, each_device, figures, group, lines, table
 from mimo_benchmarks.report.rendering import Picture, Section
-from mimo_benchmarks.report.runs import Run, Stages, curves, find
-from mimo_benchmarks.report.runs import text as clean
+from mimo_benchmarks.report.runs import Run
+from mimo_benchmarks.result import Crosstalk, one_line
 
 SPREAD = (
     "Behind ± is the standard deviation over the seeds, whose number is in brackets; speed-up is over the network's smallest n."
@@ -24,8 +24,8 @@ AT_WILL = "What superposition adds is one set of weights whose throughput is cho
 
 def verdicts(rows: Sequence[Line]) -> list[str]:
     """What the rows of one experiment say of superposition, in the favour of whoever won."""
-    ours = [line for line in rows if line.group.one.superposed and line.group.one.control is None]
-    plain = [line for line in rows if line.group.one.control is not None and not line.group.one.superposed]
+    ours = [line for line in rows if line.group.result.superposed and line.group.result.control is None]
+    plain = [line for line in rows if line.group.result.control is not None and not line.group.result.superposed]
     if not ours:
         return []
     if not plain:
@@ -67,11 +67,12 @@ def doubt(rival: Line, line: Line) -> str:
 
 def notes(rows: Sequence[Line]) -> list[str]:
     """What is to be read below a table: verdicts, what guessing is worth, and what the numbers are."""
-    experiments = groupby(rows, key=lambda line: (line.group.one.preset, line.group.preset))
+    experiments = groupby(rows, key=lambda line: (line.group.result.preset, line.group.preset))
     told = [said for _, members in experiments for said in verdicts(list(members))]
-    if any(line.control for line in rows) and any(line.group.one.superposed and len(line.group.one.rows) > 1 for line in rows):
+    has_dial = any(line.group.result.superposed and len(line.group.result.rows) > 1 for line in rows)
+    if has_dial and any(line.control for line in rows):
         told.append(AT_WILL)
-    guesses = {name: share for line in rows for run in line.group.runs for name, share in run.guesses.items()}
+    guesses = {name: share for line in rows for run in line.group.runs for name, share in run.result.guesses.items()}
     if guesses:
         told.append(f"Right by guessing: {', '.join(f'{name} {share:.2%}' for name, share in guesses.items())}.")
     return [*told, SPREAD]
@@ -88,8 +89,8 @@ def drawn(rows: Sequence[Line], task: str) -> list[tuple[str, str, bytes]]:
     if any(one.curves or one.dev for one in series):
         found.append(("learning_curves", f"{task}: accuracy while training", partial(plots.learning_curves, series)))
     for each in (own[0].group for own in networks):
-        if known := [run.crosstalk for run in each.runs if run.crosstalk]:
-            before, after = (over_seeds([pair[place] for pair in known]) for place in range(2))
+        if known := [run.result.crosstalk for run in each.runs if run.result.crosstalk]:
+            before, after = (over_seeds([both[when] for both in known]) for when in ("before", "after"))
             caption = f"{each.preset}: crosstalk along the network"
             found.append(("crosstalk", caption, partial(plots.crosstalk, before, after)))
     return [(kind, caption, plots.png(draw)) for kind, caption, draw in found]
@@ -107,39 +108,43 @@ def series_of(own: Sequence[Line], device: str, prefix: str) -> plots.Series:
         )
         for line in own
     ]
-    train, dev = zip(*(curves(run) for run in own[0].group.runs), strict=True)
     return plots.Series(
         label=prefix + own[0].name,
-        superposed=own[0].group.one.superposed,
+        superposed=own[0].group.result.superposed,
         points=points,
-        curves=list(chain(*train)),
-        dev=list(chain(*dev)),
+        curves=list(chain(*(run.train_curves for run in own[0].group.runs))),
+        dev=list(chain(*(run.dev_curves for run in own[0].group.runs))),
     )
 
 
-def over_seeds(found: Sequence[Stages]) -> Stages:
+def over_seeds(found: Sequence[Crosstalk]) -> Crosstalk:
     """Mean crosstalk."""
     return {n: {s: fmean(each[n][s] for each in found if s in each.get(n, {})) for s in found[0][n]} for n in found[0]}
 
 
-def write(runs: Sequence[Path], out: Path, title: str) -> str:
-    """Write report.md, its pictures and report.html, over all runs in these folders, and return the tables and verdicts.
+def write_report(runs: Sequence[Run], begun: Sequence[Path], out: Path, title: str) -> str:
+    """Write report.md, its pictures and report.html over all runs, and return the tables and verdicts in Markdown.
+
+    Args:
+        runs: what is reported.
+        begun: directories of runs that are not finished, to be named.
+        out: folder to write to.
+        title: heading of the report.
 
     Raises:
-        ConfigError: no runs, a damaged one, or an `out` that cannot be written.
+        ConfigError: `out` cannot be written.
     """
-    found, begun = find(runs)
-    groups, repeated = group(found)
+    groups, repeated = group(runs)
     sections, pictures = [], list[Picture]()
-    for task, members in groupby(lines(groups), key=lambda line: line.group.one.task):
+    for task, members in groupby(lines(groups), key=lambda line: line.group.result.task):
         rows = list(members)
         presets = list(dict.fromkeys(line.group.preset for line in rows))
         columns, cells = table(rows)
         heading = task if len(presets) > 1 else f"{task}: {presets[0]}"
         own = [picture(kind, caption, content, pictures) for kind, caption, content in drawn(rows, task)]
         sections.append(Section(heading=heading, columns=columns, rows=cells, notes=notes(rows), pictures=own))
-    head = introduction(found, begun, [run.path for run in repeated])
-    facts = {clean(run.path): {**run.facts, "settings": ", ".join(map(" = ".join, run.settings.items()))} for run in found}
+    head = introduction(runs, begun, [run.path for run in repeated])
+    facts = {one_line(run.path): run.facts() for run in runs}
     files = {
         "report.md": f"# {page.escape(title)}\n\n{page.markdown(head, sections, pictures=True)}".encode(),
         "report.html": page.page(title, head, sections, facts).encode(),
@@ -164,11 +169,11 @@ def picture(kind: str, caption: str, content: bytes, others: list[Picture]) -> P
 
 def introduction(found: Sequence[Run], begun: Sequence[Path], repeated: Sequence[Path]) -> list[str]:
     """What the report is about, and what it leaves out."""
-    devices = sorted({run.device for run in found})
+    devices = sorted({run.result.device for run in found})
     told = [
         f"Networks: {len(found)}, on {', '.join(devices)}." + " Rates of different devices do not compare." * (len(devices) > 1)
     ]
     for paths, why in ((begun, "not finished"), (repeated, "the settings and the seed of another")):
         if paths:
-            told.append(f"Left out, {why}: {', '.join(map(clean, paths))}.")
+            told.append(f"Left out, {why}: {', '.join(map(one_line, paths))}.")
     return told

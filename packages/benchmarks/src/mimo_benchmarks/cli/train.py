@@ -1,0 +1,114 @@
+"""`mimonets [train] [PRESET] [--flags]`: train the network of a preset and report what came out."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import tyro
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+
+from mimo_benchmarks.data.storage.files import cores
+from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.experiment.compatibility import check_effect
+from mimo_benchmarks.experiment.experiment import run_experiment
+from mimo_benchmarks.presets.find import PRESETS, find_preset
+from mimo_benchmarks.run_directory import read_settings
+from mimo_benchmarks.settings import RunConfig, require
+
+FIRST = ("quickstart", "mnist", "cifar10")
+"""Presets that `--help` names."""
+
+
+def execute_train(arguments: Sequence[str], other: Sequence[str] = ()) -> None:
+    """Train as the command line says.
+
+    Args:
+        arguments: the command line without the program's name.
+        other: names of the program's other commands, for --help.
+
+    Raises:
+        ConfigError: settings that cannot work; `run_experiment` has the other errors.
+        SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
+    """
+    preset, config = parse_settings(arguments, other)
+    accelerator = prepare_machine(config)
+    # with the precision that the launcher was told, so that a resumed run keeps it
+    run_experiment(replace(config, precision=accelerator.mixed_precision), preset, accelerator)
+    accelerator.end_training()
+
+
+def parse_settings(arguments: Sequence[str], other: Sequence[str] = ()) -> tuple[str, RunConfig]:
+    """Return the preset's name and its settings with the flags applied; quickstart where no name comes first.
+
+    With `--resume RUN`, name and settings are those of that run.
+
+    Args:
+        arguments: the command line without the program's name.
+        other: names of the program's other commands, for --help.
+
+    Raises:
+        ConfigError: an unknown preset, or a value that cannot work.
+        SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
+    """
+    name, flags = "", list(arguments)
+    if flags and not flags[0].startswith("-"):
+        name = flags.pop(0)
+    run = next((after for flag, after in pairwise(flags) if flag == "--resume"), None)
+    run = run or next((flag.removeprefix("--resume=") for flag in flags if flag.startswith("--resume=")), None)
+    if run is None:
+        name = name or "quickstart"
+        default = find_preset(name)
+    else:
+        of, default = read_settings(Path(run))
+        name, default = name or of, replace(default, out=None)
+    presets = "\n".join(f"  {preset}: {(PRESETS[preset].__doc__ or '').splitlines()[0]}" for preset in FIRST)
+    description = (
+        "Train a network in superposition, and with --controls plain networks of equal cost on the same inputs; "
+        "then compare accuracy and throughput."
+        f"\n\nusage: mimonets [train] [PRESET] [--flags]; a preset comes first, and flags change it:\n\n{presets}\n"
+        f"  and {len(PRESETS) - len(FIRST)} more: `mimonets list` shows them\n\nPRESET.short takes a twentieth of the steps, "
+        "PRESET.thin and PRESET.equal_cost_n4 are its controls alone.\n\n"
+        f"Other commands: `mimonets {' | '.join(other)}`, each with --help.\n\nThe defaults below are those of {name}."
+    )
+    settings = (tyro.conf.AvoidSubcommands,)
+    try:
+        asked = tyro.cli(
+            RunConfig, default=default, args=flags, prog=f"mimonets {name}", description=description, config=settings
+        )
+    except SystemExit as exit_:
+        if exit_.code == 2 and set(flags) & set(PRESETS):
+            print("A preset's name comes first, before all flags.", file=sys.stderr)
+        raise
+    except ValueError as error:  # a dataclass refused a value
+        raise ConfigError(str(error)) from error
+    check_effect(default, asked)
+    return name, asked
+
+
+def prepare_machine(config: RunConfig) -> Accelerator:
+    """Return device, precision and processes, and share the cores between the processes: a launcher leaves each one thread.
+
+    Raises:
+        ConfigError: settings that this machine cannot follow.
+    """
+    gpu = torch.cuda.is_available()
+    require(config.device != "cuda" or gpu, "device = cuda, but there is no GPU that torch can use: leave out --device")
+    precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    on_cpu = config.device == "cpu" or not gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    require(not (precision == "fp16" and on_cpu), "precision = fp16 is for GPUs: take bf16 or no on a CPU")
+    there = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in config.tracker:
+        known = f"tracker {tracker!r} is not installed, only {', '.join(there) or 'none'}: `pip install {tracker}`"
+        require(tracker in there, known)
+    require(not (config.resume and config.out), "a resumed run keeps its own directory: leave out --out")
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+    available = cores()
+    threads = config.threads or max(1, available // accelerator.num_processes)
+    require(threads <= available, f"threads = {threads}, but this process may use {available} cores")
+    torch.set_num_threads(threads)
+    return accelerator

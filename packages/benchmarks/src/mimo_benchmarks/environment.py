@@ -1,0 +1,64 @@
+"""Where a run takes place: machine, versions, git revision, command line."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OURS = ("vsa-core", "mimoconv", "mimoformer", "mimo-benchmarks")
+OTHERS = ("torch", "torchvision", "numpy", "scikit-learn", "accelerate")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return machine, versions, git revision and command line, as environment.json holds them."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "versions": {name: installed_version(name) for name in OURS + OTHERS},
+    }
+
+
+def installed_version(name: str) -> str:
+    """Return the version of a distribution; "not installed" where its source is used in place."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def git_revision() -> str:
+    """Return the commit of this source tree, with "+" appended if it was changed since; "unknown" outside a checkout.
+
+    Changes of uv.lock do not count: uv itself fills in addresses.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        status = [*git, "status", "--porcelain", "--", ":/", ":(top,exclude)uv.lock"]
+        changed = subprocess.run(status, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision + ("+" if changed else "")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes in use so far: allocated on a GPU, or by this process on a CPU, where the platform tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,157 @@
+"""DataMUX's Transformer (Murahari et al., 2022), written from the paper: N sequences always share a pass."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mimoformer import MIMOFormerConfig
+from mimoformer.blocks import TransformerBlock
+from mimoformer.bundles import check_mask
+from mimoformer.config import Activation, Tokenizer
+from mimoformer.heads import build_head, mean_over_tokens
+from vsa_core import checks
+from vsa_core.hub import Pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataMUXConfig:
+    """DataMUX's Transformer; what has the name of a field of `MIMOFormerConfig` means the same."""
+
+    capacity: int = 2
+    """N: the sequences that share a pass, always as many."""
+    vocab_size: int = 512
+    """Token ids run from 0 to below this."""
+    max_length: int = 2048
+    """Positions: the longest sequence, its prefix not counted."""
+    layers: int = 6
+    """Blocks."""
+    embed_dim: int = 512
+    """Dimension of a token."""
+    heads: int = 8
+    """Attention heads of a block, of embed_dim / heads dimensions each."""
+    mlp_dim: int = 2048
+    """Hidden dimension of the blocks' MLPs and of the classifier."""
+    activation: Activation = "relu"
+    """Of the MLPs."""
+    dropout: float = 0.1
+    """Of the mixed embeddings, and of what attention and MLP add."""
+    head: Literal["classes", "tokens"] = "classes"
+    """Classes of a sequence, or the next token everywhere (causal)."""
+    num_classes: int = 10
+    """Classes of the head classes; tokens predicts one of vocab_size tokens."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, in the order of the logits."""
+    tokenizer: Tokenizer | None = None
+    """How texts become tokens: see `mimoformer.tokenize`."""
+    words: tuple[str, ...] | None = None
+    """The words of the tokenizer "words", in the order of their ids from 1."""
+
+    def __post_init__(self) -> None:
+        checks.positive(capacity=self.capacity)
+        if self.head not in ("classes", "tokens"):
+            raise ValueError(f"head must be one of classes, tokens, got {self.head!r}")
+        _ = self.transformer  # checks the other fields
+
+    @property
+    def label(self) -> str:
+        """What tables call the network."""
+        return "DataMUX"
+
+    @property
+    def transformer(self) -> MIMOFormerConfig:
+        """The plain Transformer of this size, whose blocks and head these are."""
+        shared = {name: value for name, value in vars(self).items() if name != "capacity"}
+        return MIMOFormerConfig(m=1, n=1, attention="softmax", **shared)
+
+
+class DataMUX(Pretrained):
+    """A Transformer on the mean of N sequences, each multiplied with a key of its own.
+
+    From the paper: tokens with their positions are multiplied with a fixed Gaussian vector for each place of the pass, and
+    averaged over the pass (Hadamard multiplexing). Before the sequence at place i stand N more tokens, a marker of i at the
+    i-th of them and a marker of padding at the others; what the network makes of the i-th, p_i, tells the places apart: a
+    shared Linear, GELU, LayerNorm on [p_i; h_j] gives token j of sequence i (index embeddings). Ours:
+
+    - Keys have norm sqrt(embed_dim), as Gaussian ones of variance 1 have. The published code's norm is 1 (20 in its warm-up),
+      which would leave embeddings of 0.02 below the epsilon of the first LayerNorm.
+    - Blocks, head and initialisation are those of the plain Transformer beside MIMOFormer, not BERT's. There is no class token;
+      the head classes averages the real tokens of each sequence.
+    - A token that is not real counts as 0 in the mean over the pass; positions where no sequence has a real one are not seen.
+    - For the head tokens attention is causal, so that p_i, of the prefix that all see, is the same for all sequences.
+    - There is no warm-up by retrieving tokens.
+
+    Sequences of a pass do not leave each other alone: one set of attention weights serves all of them.
+
+    >>> network = DataMUX(DataMUXConfig(capacity=2, vocab_size=16, max_length=50, layers=1, embed_dim=32, heads=2, mlp_dim=64))
+    >>> network(torch.randint(16, (8, 2, 50))).shape
+    torch.Size([8, 2, 10])
+    """
+
+    hub_module = "mimo_benchmarks.networks.datamux"
+    keys: Tensor
+
+    def __init__(self, config: DataMUXConfig) -> None:
+        super().__init__()
+        self.config, n, dim = config, config.capacity, config.embed_dim
+        self.register_buffer("keys", F.normalize(torch.randn(n, dim), dim=-1) * dim**0.5)
+        self.embedding = nn.Embedding(config.vocab_size, dim)
+        self.markers = nn.Embedding(n + 1, dim)  # the last is the one of padding
+        self.positions = nn.Parameter(torch.empty(n + config.max_length, dim))
+        for table in (self.embedding.weight, self.markers.weight, self.positions):
+            nn.init.normal_(table, std=0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(TransformerBlock(config.transformer) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(dim)
+        # one matrix on [p; h], in halves: each is applied once to what it sees, not to every pair of them
+        self.of_index, self.of_token = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.demux = nn.Sequential(nn.GELU(), nn.LayerNorm(dim))
+        self.head: Any = build_head(config.transformer)
+
+    def forward(self, tokens: Integer[Tensor, "b n l"], mask: Bool[Tensor, "b n l"] | None = None) -> Float[Tensor, "b n *out"]:
+        """Logits of N sequences a pass: (b n classes), or (b n l vocab) for the head tokens.
+
+        Args:
+            tokens: ids; what they are where not real changes nothing.
+            mask: True where a token is real; all are unless given.
+
+        Raises:
+            ValueError: not N sequences a pass, more tokens than positions or none, or a mask of another shape.
+            TypeError: the mask is not boolean.
+        """
+        config, n = self.config, self.config.capacity
+        if tokens.dim() != 3 or tokens.shape[1] != n or not 1 <= tokens.shape[2] <= config.max_length:
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}; DataMUX always needs (b, n, l) with n = {n} sequences a pass "
+                f"and l from 1 to {config.max_length}"
+            )
+        seen = None
+        if mask is not None:
+            check_mask(mask, tuple(tokens.shape), "b, n, l")
+            tokens = tokens.masked_fill(~mask, 0)
+            seen = rearrange(F.pad(mask.any(1), (n, 0), value=True), "b l -> b 1 1 l")
+        x = self.embedding(tokens) + self.positions[n : n + tokens.shape[2]]
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        mixed = torch.cat([repeat(self.prefix(), "1 n e -> b n e", b=len(x)), self.multiplex(x)], 1)
+        hidden = rearrange(self.dropout(mixed), "b l e -> b 1 1 l e")
+        for layer in self.blocks:
+            hidden = layer(hidden, seen)
+        p, h = self.norm(hidden)[:, 0, 0].split([n, tokens.shape[2]], 1)
+        own = self.demux(rearrange(self.of_index(p), "b n e -> b n 1 e") + rearrange(self.of_token(h), "b l e -> b 1 l e"))
+        logits: Tensor = self.head(own if config.head == "tokens" else mean_over_tokens(own, mask, "real"))
+        return logits
+
+    def prefix(self) -> Float[Tensor, "1 n e"]:
+        """The N tokens before every mixture: N prefixes, of one marker each, mixed as sequences are."""
+        place = torch.arange(self.config.capacity, device=self.keys.device)
+        marker = torch.where(place == place[:, None], place, self.config.capacity)
+        return self.multiplex(self.markers(marker)[None] + self.positions[: self.config.capacity])
+
+    def multiplex(self, x: Float[Tensor, "b n l e"]) -> Float[Tensor, "b l e"]:
+        """Mean over the pass, after multiplication with the keys."""
+        return (x * rearrange(self.keys, "n e -> n 1 e")).mean(1)

@@ -1,0 +1,159 @@
+"""What training one network has shown: one dataclass, which an experiment makes, a report shows, and result.json holds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Any
+
+from mimo_benchmarks.presets.paper import Reported
+
+Crosstalk = Mapping[str, Mapping[str, float]]
+"""For each n, as text, and each place in the network, a share of the variance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A network at one n; accuracies and shares are from 0 to 1."""
+
+    n: int
+    """Inputs per pass, or the side of a MIMOFormer's grid."""
+    inputs: int
+    """Inputs per pass."""
+    accuracy: float
+    """Share of the test inputs answered right."""
+    accuracy_batch_statistics: float | None
+    """Accuracy with BatchNorm statistics of the test batch instead of those of training; None without BatchNorm."""
+    accuracy_per_slot: tuple[float, ...]
+    """Accuracy of the inputs that come first, second, .. in their pass."""
+    changed_by_regrouping: float | None
+    """Share of the answers that change when inputs share their passes with other inputs; None with one input per pass."""
+    macs: float
+    """Multiply-adds per input."""
+    inputs_per_second: float | None
+    """Throughput."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A network that was trained and evaluated. Every number is finite."""
+
+    preset: str
+    control: str | None
+    """The name of a control, such as thin; None for the network of the preset itself."""
+    model: str
+    """What tables call the network."""
+    superposed: bool
+    """Whether several inputs can share a pass."""
+    task: str
+    seed: int
+    paper: Reported = field(default_factory=dict)
+    """What the paper reports, if the settings match the paper's."""
+    rows: tuple[Row, ...]
+    guesses: Mapping[str, float]
+    """Shares of the test set that guesses get right which need no look at the question."""
+    crosstalk: Mapping[str, Crosstalk] | None
+    """Crosstalk "before" and "after" training; None for networks in which it is not measured."""
+    steps: int
+    inputs_seen: int
+    skipped_updates: int
+    train_seconds: float
+    wall_seconds: float
+    """Seconds of the whole experiment in its last start, up to this result."""
+    peak_memory_bytes: int | None
+    """Most memory in use during training; on a CPU, by the whole process so far."""
+    command: str
+    """The command line of the first start."""
+    device: str
+    """The device of the last start, which measured the throughput."""
+    processes: int
+    versions: Mapping[str, str]
+    git_revision: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what result.json holds."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Result":
+        """Check what a result.json holds, and return it.
+
+        Text is put on one line, without characters that steer a terminal or the direction of writing.
+
+        Raises:
+            ValueError: an entry is missing or is not what it should be.
+        """
+        try:
+            crosstalk = found["crosstalk"]
+            plain: dict[str, Any] = {
+                **{name: one_line(found[name]) for name in ("preset", "model", "task", "command", "device", "git_revision")},
+                **{name: whole(found[name]) for name in ("seed", "steps", "inputs_seen", "skipped_updates", "processes")},
+            }
+            result = cls(
+                **plain,
+                control=None if found["control"] is None else one_line(found["control"]),
+                superposed=bool(found["superposed"]),
+                paper={one_line(n): (finite(mean), optional(std)) for n, (mean, std) in found["paper"].items()},
+                rows=tuple(map(row_from_json, found["rows"])),
+                guesses=mapping(found["guesses"], finite),
+                crosstalk=crosstalk and {when: mapping(crosstalk[when], shares) for when in ("before", "after")},
+                train_seconds=finite(found["train_seconds"]),
+                wall_seconds=finite(found["wall_seconds"]),
+                peak_memory_bytes=None if found["peak_memory_bytes"] is None else whole(found["peak_memory_bytes"]),
+                versions=mapping(found["versions"], one_line),
+            )
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if not result.rows:
+            raise ValueError("there are no rows")
+        return result
+
+
+def row_from_json(found: Mapping[str, Any]) -> Row:
+    """Check one of the rows of a result.json, and return it."""
+    macs = finite(found["macs"])
+    if macs <= 0:
+        raise ValueError(f"macs is {macs}, not above 0")
+    return Row(
+        n=whole(found["n"]),
+        inputs=whole(found["inputs"]),
+        accuracy=finite(found["accuracy"]),
+        accuracy_batch_statistics=optional(found["accuracy_batch_statistics"]),
+        accuracy_per_slot=tuple(map(finite, found["accuracy_per_slot"])),
+        changed_by_regrouping=optional(found["changed_by_regrouping"]),
+        macs=macs,
+        inputs_per_second=optional(found["inputs_per_second"]) or None,
+    )
+
+
+def one_line(value: object) -> str:
+    """Return a text on one line, without characters that steer a terminal or the direction of writing."""
+    return "".join(c if c.isprintable() else " " for c in str(value)).strip()
+
+
+def finite(value: object) -> float:
+    """Return a finite number, or raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def whole(value: object) -> int:
+    """Return a whole number, or raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def optional(value: object) -> float | None:
+    """Return a finite number or None, or raise ValueError."""
+    return None if value is None else finite(value)
+
+
+def mapping(found: Mapping[str, Any], check: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a mapping with every value checked."""
+    return {one_line(name): check(value) for name, value in found.items()}
+
+
+def shares(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return a mapping of finite numbers."""
+    return mapping(found, finite)

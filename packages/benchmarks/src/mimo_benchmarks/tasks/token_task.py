@@ -1,0 +1,72 @@
+"""Sequences of which some tokens are to be predicted from those before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mimo_benchmarks.data.synthetic.tokens import TokenSplit
+from mimo_benchmarks.networks.network import Inputs, Network
+from mimo_benchmarks.settings import RunConfig, require
+from mimo_benchmarks.tasks.protocol import Task
+
+LOGITS_AT_ONCE = 2**27
+"""Logits that are computed at a time, to bound memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTask(Task):
+    """Sequences of which some tokens are to be predicted from those before."""
+
+    takes: ClassVar[Inputs] = "tokens"
+    train: TokenSplit
+    test: TokenSplit
+    vocab_size: int
+    guesses: Mapping[str, float] = field(default_factory=dict)
+    """Shares of the test tokens that guesses get right which need no look at the question."""
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """How texts become tokens: as the numbers that they are."""
+        return {"tokenizer": "ids"}
+
+    def items(self, split: TokenSplit, index: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b l"], None]:
+        """Return token ids, all of one length."""
+        return split.inputs[index.to(split.inputs.device, non_blocking=True)], None
+
+    def passes_at_once(self, split: TokenSplit, inputs: int) -> int:
+        """How many passes are evaluated at a time: each token has a logit for every other."""
+        return max(1, LOGITS_AT_ONCE // (split.inputs.shape[1] * self.vocab_size * inputs))
+
+    def check(self, config: RunConfig, network: Network) -> None:
+        """Raise ConfigError unless the network and the settings fit these sequences."""
+        super().check(config, network)
+        check_token_network(self, config, vocab_size=self.vocab_size, max_length=self.train.inputs.shape[1])
+        self.require_model(config, head="tokens")
+
+    def describe(self) -> str:
+        """Say how many sequences there are, and what guesses get right."""
+        counts = f"{len(self.train):,} + {len(self.test):,} sequences of {self.train.inputs.shape[1]} tokens"
+        head = f"{counts}, ids below {self.vocab_size}; right without a look at the question:"
+        return "\n".join([head, *(f"    {guess}: {share:.2%}" for guess, share in self.guesses.items())])
+
+    @classmethod
+    def random(cls, network: Network, count: int) -> Self:
+        """Return random sequences of the network's greatest length."""
+        model, generator = network.config, torch.Generator().manual_seed(0)
+        shape = (count, model.max_length)
+        inputs, targets = (torch.randint(model.vocab_size, shape, generator=generator) for _ in range(2))
+        split = TokenSplit(inputs=inputs, targets=targets)
+        return cls(name="random", train=split, test=split, vocab_size=model.vocab_size)
+
+
+def check_token_network(task: Task, config: RunConfig, **least: int) -> None:
+    """Raise ConfigError unless these sizes of the network are large enough, and the loss is one of tokens."""
+    squared = f"optim.loss squared is for images, and task {task.name} has tokens: leave it out"
+    require(config.optim.loss == "cross_entropy", squared)
+    for name, size in least.items():
+        given = getattr(config.model, name)
+        require(given >= size, f"task {task.name} needs --model.{name.replace('_', '-')} {size} or more, got {given}")

@@ -1,0 +1,112 @@
+"""The state of a training run: network, optimizer, schedule, moving average, and how far it is."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mimo_benchmarks.networks.registry import describe
+from mimo_benchmarks.settings import RunConfig
+from mimo_benchmarks.training import optimizers
+from mimo_benchmarks.training.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
+
+
+@dataclass
+class Progress:
+    """How far a run is, apart from weights and the optimizer's state; a checkpoint holds all of it."""
+
+    step: int = 0
+    """Number of the last step."""
+    seconds: float = 0.0
+    """Seconds of training so far, over all starts of the run."""
+    best: float = -1.0
+    """Highest dev accuracy so far."""
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    """Counters on the device: updates skipped, updates skipped in a row up to now, and of gradient norms the sum and number in
+    this epoch and the mean of the last epoch."""
+
+
+class Training:
+    """Network, optimizer, schedule, moving average and best weights of a run, and their state as tensors and JSON."""
+
+    def __init__(self, network: nn.Module, config: RunConfig, accelerator: Accelerator) -> None:
+        network = network.to(accelerator.device)
+        self._evaluated = copy.deepcopy(network)  # free of all that training wraps around the network
+        if config.sync_batch_norm:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network, self.config = network.train(), config
+        self.average = (
+            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.optim.average)) if config.optim.average else None
+        )
+        if accelerator.device.type == "cuda":  # the layout that tensor cores want of images
+            network = network.to(memory_format=torch.channels_last)
+        optimizer = optimizers.build_optimizer(network.to(accelerator.device), config.optim)
+        self.schedule = optimizers.build_schedule(optimizer, config.optim)
+        one_shape = describe(config.model).takes == "images" and len({*config.n, *config.curriculum}) == 1
+        one_pass = config.optim.accumulate == 1 and accelerator.num_processes == 1
+        # CUDA graphs where each step is one pass of one shape: launching its kernels takes longer than running them
+        mode = "reduce-overhead" if one_shape and one_pass else None
+        model: Any = torch.compile(network, mode=mode) if config.compile else network
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if self.average:
+            self.average.to(accelerator.device)
+        self.scaler = accelerator.scaler
+        if self.scaler:  # one for all networks of an experiment, and each begins alike
+            self.scaler.load_state_dict(torch.amp.GradScaler().state_dict())
+        self.best: dict[str, Tensor] = {}
+        names = ("skipped", "skipped_in_a_row", "norms", "epoch_steps", "mean")
+        self.progress = Progress(counts={name: torch.zeros((), device=accelerator.device) for name in names})
+
+    def evaluated_weights(self) -> dict[str, Tensor]:
+        """Return the weights that are evaluated: the moving average where there is one, with the network's own buffers."""
+        module = self.network if self.average is None else self.average.module
+        return module.state_dict()
+
+    def evaluated_network(self, weights: dict[str, Tensor]) -> nn.Module:
+        """Return the one copy of the network that evaluations share, in eval mode and with these weights."""
+        self._evaluated.load_state_dict(weights)
+        return self._evaluated.eval()
+
+    def remember_best(self, accuracy: float) -> None:
+        """Remember the weights as those with the best dev accuracy."""
+        self.progress.best = accuracy
+        self.best = {name: value.clone() for name, value in self.evaluated_weights().items()}
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return what a checkpoint holds: tensors, and a state that JSON can hold."""
+        moments, groups = flatten_optimizer(self.optimizer.state_dict())
+        tensors = {"model": self.network.state_dict(), "optimizer": moments, "counts": self.progress.counts}
+        if self.best:
+            tensors["best"] = self.best
+        if self.average:
+            tensors["average"] = self.average.state_dict()
+        state = {
+            "groups": groups,
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "seconds": self.progress.seconds,
+            "best": self.progress.best,
+        }
+        return tensors, state
+
+    def restore(self, kept: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        self.network.load_state_dict(kept.tensors["model"])
+        self.optimizer.load_state_dict(restore_optimizer(kept.tensors["optimizer"], kept.state["groups"]))
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels want the parameter's layout
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        self.schedule.load_state_dict(kept.state["schedule"])
+        if self.average:
+            self.average.load_state_dict(kept.tensors["average"])
+        if self.scaler and kept.state["scaler"]:
+            self.scaler.load_state_dict(kept.state["scaler"])
+        self.best = kept.tensors.get("best", {})
+        for name, value in kept.tensors["counts"].items():
+            self.progress.counts[name].copy_(value)
+        self.progress.step, self.progress.seconds, self.progress.best = kept.step, kept.state["seconds"], kept.state["best"]

@@ -1,6 +1,10 @@
 """What the tests of every package share: seeds, so that any run repeats, and the option that checks shapes."""
 
+import os
 from collections.abc import Iterator
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch counts cores: a worker for each core, and one thread for each worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest

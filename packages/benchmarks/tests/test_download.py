@@ -286,8 +286,8 @@ def test_a_fault_is_named_and_then_a_mirror_succeeds(site, tmp_path, fault):
 def test_a_silent_or_slow_server_is_given_up(site, tmp_path, answer, named):
     slow = site.url(answer)
     with pytest.raises(DatasetError, match=f"{slow}: .*{named}"):
-        quickly([source_of(slow)], tmp_path, timeout=0.15)
-    quickly([source_of(slow, site.url(serving(CONTENT)))], tmp_path, timeout=0.15)
+        quickly([source_of(slow)], tmp_path, timeout=0.25)
+    quickly([source_of(slow, site.url(serving(CONTENT)))], tmp_path, timeout=0.25)
     assert files_below(tmp_path) == WHOLE
 
 

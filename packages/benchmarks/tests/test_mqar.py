@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from mimo_benchmarks.data.synthetic.mqar import MQAR, MQARSetting, draw_mqar_sequences, mqar, mqar_guesses, mqar_splits
+from mimo_benchmarks.data.synthetic.mqar import (
+    MQAR,
+    MQARSetting,
+    draw_mqar_sequences,
+    mqar_guesses,
+    mqar_splits,
+    multi_query_recall,
+)
 from mimo_benchmarks.data.synthetic.tokens import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
@@ -21,7 +28,7 @@ each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=str)
 
 
 def seeded_split(count, seed=0, **setting):
-    return mqar(count, **setting, generator=torch.Generator().manual_seed(seed))
+    return multi_query_recall(count, **setting, generator=torch.Generator().manual_seed(seed))
 
 
 def rows_of(sequences):

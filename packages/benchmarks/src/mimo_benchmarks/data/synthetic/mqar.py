@@ -40,7 +40,7 @@ ROWS = 1000
 """Sequences drawn at a time, 33 MB for each choice among 4096 values. Another number would give other sequences."""
 
 
-def mqar(
+def multi_query_recall(
     count: int,
     *,
     length: int,
@@ -72,7 +72,8 @@ def mqar(
     Raises:
         ConfigError: an argument is out of range.
 
-    >>> example = mqar(1, length=12, pairs=2, vocab_size=12, random_non_queries=False, generator=torch.Generator().manual_seed(3))
+    >>> options = {"length": 12, "pairs": 2, "vocab_size": 12, "random_non_queries": False}
+    >>> example = multi_query_recall(1, **options, generator=torch.Generator().manual_seed(3))
     >>> print(*example.inputs, *example.targets)
     tensor([ 3, 10,  5,  6,  5,  0,  0,  0,  0,  0,  3,  0])
     tensor([-100, -100, -100, -100,    6, -100, -100, -100, -100, -100,   10, -100])
@@ -131,11 +132,11 @@ def draw_mqar_sequences(
 
 
 def mqar_splits(setting: MQARSetting, *, generator: torch.Generator) -> tuple[TokenSplit, TokenSplit]:
-    """Return training and test sequences of a setting; both are scored at the keys asked for. See `mqar`."""
+    """Return training and test sequences of a setting; both are scored at the keys asked for. See `multi_query_recall`."""
     arguments = vars(setting) | {"generator": generator}
     counts = arguments.pop("train"), arguments.pop("test")
     del arguments["batch_size"]
-    train, test = (mqar(count, **arguments) for count in counts)
+    train, test = (multi_query_recall(count, **arguments) for count in counts)
     return train, test
 
 

@@ -252,6 +252,7 @@ def test_seeds_share_no_chunks():
     assert len(set(tokens)) == len(tokens)
 
 
+@pytest.mark.once
 def test_the_files_do_not_depend_on_the_workers(tmp_path):
     """The set spans more chunks than are produced ahead."""
     for workers in (1, 2):

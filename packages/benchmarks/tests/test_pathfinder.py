@@ -279,6 +279,7 @@ def test_half_of_the_pictures_are_positive(scenes):
         assert abs(number - len(scenes) / 2) < 5 * sqrt(len(scenes)) / 2
 
 
+@pytest.mark.once
 def test_the_set_does_not_depend_on_the_number_of_workers(tmp_path, first_chunk):
     """Two workers give the pictures of the chunks in order: the first chunk, and a part of the second."""
     two = pathfinder_splits(tmp_path, count=CHUNK + 10, workers=2)

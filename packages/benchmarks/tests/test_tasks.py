@@ -72,7 +72,7 @@ def test_mnist20_is_the_middle_of_mnist():
 
 def test_svhn_is_normalised_by_the_published_figures(monkeypatch):
     split = Split(images=torch.full((1, 3, 32, 32), 110, dtype=torch.uint8), labels=torch.tensor([1]))
-    monkeypatch.setattr(images, "svhn", lambda folder, remedy: (split, split))
+    monkeypatch.setattr(images, "svhn_splits", lambda folder, remedy: (split, split))
     pixels = load("svhn", Path()).pixels(split.images)[0, :, 0, 0]
     assert pixels.tolist() == pytest.approx([0.1 / 50.1, 0.3 / 50.6, -3.8 / 50.8], abs=1e-5)
 

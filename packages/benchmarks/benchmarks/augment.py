@@ -1,9 +1,9 @@
-"""Augmented CIFAR-10 images a second, on this machine's GPU or CPU: checked first, then the median of timed rounds.
+"""Measure augmented CIFAR-10 images per second on this machine's GPU or CPU: the median of timed rounds, after a check.
 
 python packages/benchmarks/benchmarks/augment.py [FOLDER]
 
-What is timed is everything a training step does for its images: order, draws, crop, mirror, mixup, normalisation, targets.
-Without CIFAR-10 in the data folder the images are random: they cost the same.
+It times everything that a training step does for its images: order, draws, crop, mirror, mixup, normalisation, targets.
+Without CIFAR-10 in the data folder, it uses random images, which cost the same.
 """
 
 import statistics
@@ -27,11 +27,11 @@ from mimoconv import MIMOConvConfig
 
 ROUNDS, N = 15, 4
 WARM_UP = 30
-"""Seconds before the first timing on a GPU."""
+"""Seconds of work before the first timing on a GPU."""
 
 
-def task(folder: Path) -> ImageTask:
-    """CIFAR-10, or as many random images."""
+def cifar10_or_random(folder: Path) -> ImageTask:
+    """Return CIFAR-10, or as many random images."""
     try:
         return cifar10(folder)
     except DatasetError as error:
@@ -42,9 +42,9 @@ def task(folder: Path) -> ImageTask:
 
 
 def main() -> None:
-    """Print a line for each pipeline and size of batch."""
+    """Print a line for each pipeline and batch size."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    host = task(data_folder(Path(sys.argv[1]) if sys.argv[1:] else None))
+    host = cifar10_or_random(data_folder(Path(sys.argv[1]) if sys.argv[1:] else None))
     data = host.to(device)
     began = time.perf_counter()
     steps = 40 if device.type == "cuda" else 2
@@ -69,9 +69,8 @@ def main() -> None:
                 for x, y in zip(ours, reference, strict=True):
                     torch.testing.assert_close(x.cpu(), y, rtol=1e-4, atol=1e-4)
             rates = []
-            while (
-                device.type == "cuda" and time.perf_counter() - began < WARM_UP
-            ):  # the compiler starts processes in the background
+            # the compiler starts processes in the background, which must have ended
+            while device.type == "cuda" and time.perf_counter() - began < WARM_UP:
                 grouping.batch(data, config, batches, 1, N, device)
             for round_ in range(ROUNDS):
                 if device.type == "cuda":

@@ -1,9 +1,9 @@
-"""Pathfinder made anew: how long that takes, what is in the pictures, and sixteen of them.
+"""Generate Pathfinder: measure how long it takes, report what is in the pictures, and draw sixteen of them.
 
 usage: python packages/benchmarks/benchmarks/pathfinder.py [--count 200000] [--workers 2] [--out docs/pathfinder.png]
 
-Prints the time of a whole set and the SHA-256 of its pictures and labels, then shares over the first 3,000 pictures and the time
-that one core takes for each.
+Prints the time for a whole set and the SHA-256 of its pictures and labels, then shares among the first 3,000 pictures and the
+time per picture on one core.
 """
 
 import argparse
@@ -20,15 +20,16 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from mimo_benchmarks.data.long_range_arena.pathfinder import CHUNK, pathfinder
-from mimo_benchmarks.data.long_range_arena.pathfinder_scenes import Scene, paint, scene
+from mimo_benchmarks.data.long_range_arena.pathfinder import pathfinder_splits
+from mimo_benchmarks.data.long_range_arena.pathfinder_scenes import CHUNK, Scene, draw_scene, paint_scene
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 
-LOOKED_AT = 3000
+COUNTED = 3000
+"""Number of pictures whose contents are counted."""
 
 
-def digest(splits: dict[str, Sequences]) -> str:
-    """SHA-256 of all pictures, then all labels, a byte each."""
+def set_digest(splits: dict[str, Sequences]) -> str:
+    """Return the SHA-256 of all pictures, then all labels, one byte each."""
     content = hashlib.sha256()
     for part in splits.values():
         content.update(part.values.numpy().tobytes())
@@ -37,21 +38,21 @@ def digest(splits: dict[str, Sequences]) -> str:
     return content.hexdigest()
 
 
-def shares(scenes: list[Scene]) -> None:
-    """Print what they show."""
+def print_shares(scenes: list[Scene]) -> None:
+    """Print the share of label 1, and of each number of distractors."""
     count = len(scenes)
     print(f"label 1: {sum(shown.label for shown in scenes) / count:.2%}")
     for number, found in sorted(Counter(len(shown.distractors) for shown in scenes).items()):
         print(f"{number} distractors: {found / count:.2%}")
 
 
-def draw(scenes: list[Scene], path: Path) -> None:
-    """The first eight positive and the first eight negative pictures."""
+def draw_figure(scenes: list[Scene], path: Path) -> None:
+    """Draw the first eight positive and the first eight negative pictures."""
     figure, rows = plt.subplots(4, 4, figsize=(7.2, 7.8), layout="constrained")
     for label, axes in ((1, rows[:2].flat), (0, rows[2:].flat)):
         for panel, shown in zip(axes, (shown for shown in scenes if shown.label == label), strict=False):
             panel.imshow(
-                list(zip(*[iter(paint(shown))] * 32, strict=True)), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+                list(zip(*[iter(paint_scene(shown))] * 32, strict=True)), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
             )
             panel.set_title(f"label {label}", fontsize=9)
             panel.axis("off")
@@ -60,34 +61,32 @@ def draw(scenes: list[Scene], path: Path) -> None:
 
 
 def main() -> None:
-    """Print the figures and draw the picture."""
+    """Print the figures and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200_000, help="pictures of the set")
-    parser.add_argument("--workers", type=int, default=2, help="processes that generate it")
+    parser.add_argument("--count", type=int, default=200_000, help="number of pictures in the set")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes that generate it")
     parser.add_argument("--out", type=Path, default=Path("docs/pathfinder.png"))
     args = parser.parse_args()
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
-        splits = pathfinder(Path(folder), count=args.count, workers=args.workers)
+        splits = pathfinder_splits(Path(folder), count=args.count, workers=args.workers)
         print(f"{args.count:,} pictures, {args.workers} workers: {time.perf_counter() - start:.0f} s")
         positive = sum(int(part.labels.sum()) for part in splits.values()) / args.count
-        print(f"SHA-256 {digest(splits)}, label 1: {positive:.2%}")
+        print(f"SHA-256 {set_digest(splits)}, label 1: {positive:.2%}")
     start = time.process_time()
-    scenes = [shown for chunk in range(LOOKED_AT // CHUNK) for shown in drawn(chunk)]
+    scenes = [shown for chunk in range(COUNTED // CHUNK) for shown in scenes_of_chunk(chunk)]
     made = time.process_time()
     for shown in scenes:
-        paint(shown)
-    print(
-        f"{(made - start) / LOOKED_AT * 1e3:.1f} ms a scene, {(time.process_time() - made) / LOOKED_AT * 1e3:.1f} ms to paint it"
-    )
-    shares(scenes)
-    draw(scenes, args.out)
+        paint_scene(shown)
+    print(f"{(made - start) / COUNTED * 1e3:.1f} ms a scene, {(time.process_time() - made) / COUNTED * 1e3:.1f} ms to paint it")
+    print_shares(scenes)
+    draw_figure(scenes, args.out)
 
 
-def drawn(chunk: int) -> list[Scene]:
-    """The scenes of `pictures(chunk, seed=0)`."""
+def scenes_of_chunk(chunk: int) -> list[Scene]:
+    """Return the scenes of `generate_pictures(chunk, seed=0)`."""
     random = Random(f"0 {chunk}").random
-    return [scene(random) for _ in range(CHUNK)]
+    return [draw_scene(random) for _ in range(CHUNK)]
 
 
 if __name__ == "__main__":

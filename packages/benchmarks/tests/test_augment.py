@@ -1,4 +1,4 @@
-"""How images are varied: against loops over images and pixels, with the draws given."""
+"""Augmentation against loops over images and pixels, with the random choices given."""
 
 import math
 from dataclasses import replace
@@ -12,12 +12,12 @@ from mimo_benchmarks.data.vision.augment import (
     CORRECTED,
     NONE,
     PUBLISHED,
-    affine,
-    augment,
+    augment_images,
     beta_quantiles,
-    crop,
-    draw,
-    partners,
+    crop_and_mirror,
+    draw_augmentation,
+    mixup_partners,
+    rotate_scale_shift,
     varied_batch,
 )
 from mimo_benchmarks.errors import ConfigError
@@ -25,16 +25,16 @@ from mimo_benchmarks.settings import AugmentConfig
 from mimo_benchmarks.tasks.registry import TASKS
 
 
-def key(seed=5):
+def augmentation_key(seed=5):
     return torch.tensor([seed, 4_000_000_000])
 
 
-def drawn(config, groups, n, seed=5):
-    return draw(config, groups, n, key(seed), beta_quantiles(config.mixup, torch.device("cpu")))
+def drawn_choices(config, groups, n, seed=5):
+    return draw_augmentation(config, groups, n, augmentation_key(seed), beta_quantiles(config.mixup, torch.device("cpu")))
 
 
-def affine_loops(images, uniform, config):
-    """Image by image and pixel by pixel, with bilinear interpolation and zeros outside."""
+def rotated_by_loops(images, uniform, config):
+    """Rotate, scale and shift image by image and pixel by pixel, with bilinear interpolation and zeros outside."""
     b, _c, height, width = images.shape
     images = images.double()
     out = torch.zeros(images.shape, dtype=torch.float64)
@@ -57,19 +57,21 @@ def affine_loops(images, uniform, config):
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 8, 8), (2, 2, 5, 9)])
-def test_affine_equals_the_loops(shape):
+def test_rotate_scale_shift_equals_the_loops(shape):
     images, config = torch.rand(shape), replace(NONE, rotate=20, shift=1.5, scale=0.2)
     uniform = 2 * torch.rand(shape[0], 5) - 1
-    assert_close(affine(images, uniform, config), affine_loops(images, uniform, config).float(), rtol=1e-4, atol=1e-4)
+    assert_close(
+        rotate_scale_shift(images, uniform, config), rotated_by_loops(images, uniform, config).float(), rtol=1e-4, atol=1e-4
+    )
 
 
-def test_affine_of_zero_amounts_changes_nothing():
+def test_zero_amounts_change_nothing():
     images = torch.rand(3, 1, 8, 8)
-    assert_close(affine(images, 2 * torch.rand(3, 5) - 1, NONE), images)
+    assert_close(rotate_scale_shift(images, 2 * torch.rand(3, 5) - 1, NONE), images)
 
 
 def cropped(image, corner, flip, config):
-    """One image (c h w) as the published order has it: mirrored, padded, cut."""
+    """Mirror, pad and cut one image (c h w), in the published order."""
     pixels = image.numpy()
     if flip:
         pixels = pixels[:, :, ::-1]
@@ -86,25 +88,25 @@ def test_crop_and_flip_equal_the_loop(shape, pixels, border):
     images = torch.randint(1, 256, shape, dtype=torch.uint8)
     config = replace(NONE, crop=pixels, border=border, flip=True)
     for seed in range(5):
-        draws = drawn(config, shape[0], 1, seed)
-        out = crop(images, draws.corner, draws.flip, config)
+        draws = drawn_choices(config, shape[0], 1, seed)
+        out = crop_and_mirror(images, draws.corner, draws.flip, config)
         for place, image in enumerate(images):
             assert np.array_equal(out[place].numpy(), cropped(image, draws.corner[place], draws.flip[place], config))
 
 
-def test_every_corner_and_both_mirror_images_come_alike():
-    """2,500 draws of 9 x 9 corners and a coin, each within 5 standard deviations."""
-    draws = drawn(replace(NONE, crop=4, flip=True), 2500, 1)
+def test_corners_and_mirror_images_are_uniform():
+    """2,500 draws of 9 x 9 corners and of a coin: each share is within 5 standard deviations."""
+    draws = drawn_choices(replace(NONE, crop=4, flip=True), 2500, 1)
     for axis in draws.corner.T:
         counts = torch.bincount(axis, minlength=9).double()
         assert (counts - 2500 / 9).abs().max() < 5 * (2500 * 8 / 81) ** 0.5
     assert abs(draws.flip.double().mean() - 0.5) < 5 * 0.5 / 50
-    assert not drawn(NONE, 2500, 1).flip.any()
+    assert not drawn_choices(NONE, 2500, 1).flip.any()
 
 
-def test_rotation_scales_and_shifts_are_drawn_apart():
-    """2,500 draws: uniform from -1 to 1, and uncorrelated, within 5 standard deviations."""
-    draws = drawn(NONE, 2500, 1).affine.double()
+def test_rotation_scales_and_shifts_are_independent():
+    """2,500 draws: moments of the uniform distribution from -1 to 1, and no correlation, within 5 standard deviations."""
+    draws = drawn_choices(NONE, 2500, 1).affine.double()
     assert (draws.mean(0)).abs().max() < 5 * (1 / 3 / 2500) ** 0.5
     assert (draws.var(0) - 1 / 3).abs().max() < 5 * (4 / 45 / 2500) ** 0.5
     assert (torch.corrcoef(draws.T) - torch.eye(5)).abs().max() < 5 / 50
@@ -113,16 +115,16 @@ def test_rotation_scales_and_shifts_are_drawn_apart():
 @pytest.mark.parametrize(("groups", "n"), [(2, 1), (2, 4), (3, 2), (7, 4), (32, 1)])
 def test_partners_are_a_permutation_that_leaves_every_group(groups, n):
     for seed in range(20):
-        partner = partners(groups, n, key(seed))
+        partner = mixup_partners(groups, n, augmentation_key(seed))
         assert sorted(partner.tolist()) == list(range(groups * n))
         assert all(place // n != other // n for place, other in enumerate(partner.tolist()))
         for group in partner.view(groups, n) // n:
-            assert len(set(group.tolist())) == min(n, groups - 1)  # mixed with as many others as there can be
+            assert len(set(group.tolist())) == min(n, groups - 1)  # mixed with as many other groups as possible
 
 
-def test_every_place_of_every_other_group_is_as_likely_a_partner():
-    """6,000 draws for 4 groups of 3: each of 9 partners of each place within 5 standard deviations of 1/9."""
-    draws = torch.stack([partners(4, 3, key(seed)) for seed in range(6000)])
+def test_partners_are_uniform_over_the_other_groups():
+    """6,000 draws for 4 groups of 3: each of the 9 partners of each place is within 5 standard deviations of 1/9."""
+    draws = torch.stack([mixup_partners(4, 3, augmentation_key(seed)) for seed in range(6000)])
     for place in range(12):
         share = torch.bincount(draws[:, place], minlength=12).double() / 6000
         others = [other for other in range(12) if other // 3 != place // 3]
@@ -130,32 +132,32 @@ def test_every_place_of_every_other_group_is_as_likely_a_partner():
 
 
 def test_one_group_has_no_partners():
-    with pytest.raises(ConfigError, match="there is 1 group"):
-        drawn(replace(NONE, mixup=1), 1, 4)
+    with pytest.raises(ConfigError, match="there is only 1 group"):
+        drawn_choices(replace(NONE, mixup=1), 1, 4)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_shares_follow_beta(alpha):
-    """Mean 1/2 and variance 1 / (8 alpha + 4), of 20,000 draws; 5 standard deviations, those of the variance at most 1/4."""
-    shares = drawn(replace(NONE, mixup=alpha), 20_000, 1).share.double()
+    """20,000 draws: mean 1/2 and variance 1 / (8 alpha + 4), within 5 standard deviations (for the variance, of at most 1/4)."""
+    shares = drawn_choices(replace(NONE, mixup=alpha), 20_000, 1).share.double()
     variance = 1 / (8 * alpha + 4)
     assert abs(shares.mean() - 0.5) < 5 * (variance / 20_000) ** 0.5
     assert abs(shares.var() - variance) < 5 * (variance / 4 / 20_000) ** 0.5
 
 
 def test_a_share_for_each_image_or_one_for_all():
-    each, one = (drawn(replace(NONE, mixup=1, mixup_each=each), 8, 2).share for each in (True, False))
+    each, one = (drawn_choices(replace(NONE, mixup=1, mixup_each=each), 8, 2).share for each in (True, False))
     assert len(set(each.tolist())) == 16
     assert len(set(one.tolist())) == 1
-    assert drawn(NONE, 8, 2).share.tolist() == [1] * 16
+    assert drawn_choices(NONE, 8, 2).share.tolist() == [1] * 16
 
 
-def loop(images, index, draws, config):
-    """The whole, image by image in float64."""
+def augmented_by_loop(images, index, draws, config):
+    """Vary and mix a batch, image by image in float64."""
     varied = []
     for place, item in enumerate(index.tolist()):
         image = torch.from_numpy(cropped(images[item], draws.corner[place], draws.flip[place], config).copy()).double()
-        varied.append(affine_loops(image[None], draws.affine[place : place + 1], config)[0] if config.rotate else image)
+        varied.append(rotated_by_loops(image[None], draws.affine[place : place + 1], config)[0] if config.rotate else image)
     return torch.stack(
         [
             float(share) * varied[place] + (1 - float(share)) * varied[partner]
@@ -176,30 +178,33 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_whole_equals_the_loop(name):
     config, images = CONFIGS[name], torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
-    index, draws = torch.randperm(20)[:12], drawn(config, 6, 2)
+    index, draws = torch.randperm(20)[:12], drawn_choices(config, 6, 2)
     rows = torch.tensor([4, 5, 0, 11])
     assert_close(
-        augment(images, index, draws, rows, config).double(), loop(images, index, draws, config)[rows], rtol=1e-4, atol=0.05
+        augment_images(images, index, draws, rows, config).double(),
+        augmented_by_loop(images, index, draws, config)[rows],
+        rtol=1e-4,
+        atol=0.05,
     )
 
 
-def batch_of(name, device="cpu"):
-    """The arguments of a batch of 6 groups of 2, as one of two processes."""
+def batch_arguments(name):
+    """Return the arguments of `varied_batch` for 6 groups of 2, in the second of two processes."""
     config = CONFIGS[name]
     images, index = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8), torch.randperm(20)[:12]
     quantiles = beta_quantiles(config.mixup, torch.device("cpu"))
     gain, offset = torch.tensor([0.5, 1.0, 2.0])[:, None, None] / 255, torch.tensor([0.1, 0.0, -1.0])[:, None, None]
-    tensors = images, torch.arange(20) % 7, index, key(), quantiles, gain, offset
-    return [tensor.to(device) for tensor in tensors], {"config": config, "n": 2, "classes": 7, "rank": 1, "world": 2}
+    tensors = images, torch.arange(20) % 7, index, augmentation_key(), quantiles, gain, offset
+    return tensors, {"config": config, "n": 2, "classes": 7, "rank": 1, "world": 2}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_batch_is_normalised_and_its_targets_are_mixed_alike(name):
-    tensors, options = batch_of(name)
+    tensors, options = batch_arguments(name)
     images, labels, index, _, _, gain, offset = tensors
-    draws, rows = drawn(CONFIGS[name], 6, 2), torch.tensor([2, 3, 6, 7, 10, 11])
+    draws, rows = drawn_choices(CONFIGS[name], 6, 2), torch.tensor([2, 3, 6, 7, 10, 11])
     x, y = varied_batch(*tensors, **options)
-    assert_close(x.double(), (loop(images, index, draws, CONFIGS[name]) * gain + offset)[rows], rtol=1e-4, atol=1e-3)
+    assert_close(x.double(), (augmented_by_loop(images, index, draws, CONFIGS[name]) * gain + offset)[rows], rtol=1e-4, atol=1e-3)
     expected = torch.zeros(6, 7)
     for place, row in enumerate(rows.tolist()):
         expected[place, labels[index[row]]] += draws.share[row]
@@ -210,8 +215,8 @@ def test_a_batch_is_normalised_and_its_targets_are_mixed_alike(name):
 @pytest.mark.unchecked
 @pytest.mark.once
 def test_compiled_equals_eager():
-    """As it runs on a GPU: one graph, without a break."""
-    tensors, options = batch_of("all")
+    """It compiles, as on a GPU, to one graph without a break."""
+    tensors, options = batch_arguments("all")
     compiled = torch.compile(varied_batch, fullgraph=True)
     for ours, theirs in zip(compiled(*tensors, **options), varied_batch(*tensors, **options), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -219,9 +224,9 @@ def test_compiled_equals_eager():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_gpu_gives_the_same_pictures(name):
+def test_a_gpu_gives_the_same_images(name):
     torch.manual_seed(0)
-    tensors, options = batch_of(name)
+    tensors, options = batch_arguments(name)
     moved = [tensor.cuda() for tensor in tensors]
     for ours, theirs in zip(torch.compile(varied_batch)(*moved, **options), varied_batch(*tensors, **options), strict=True):
         assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""`run.py data` as its users meet it: through the command line."""
+"""`mimonets data` through the command line."""
 
 import shlex
 import socket
@@ -11,8 +11,9 @@ import pytest
 from mimo_benchmarks.__main__ import main
 from mimo_benchmarks.cli import data as data_program
 from mimo_benchmarks.data.storage.folder import data_folder
+from mimo_benchmarks.errors import DatasetError
 from mimo_benchmarks.tasks import catalogue
-from mimo_benchmarks.tasks.registry import TASKS
+from mimo_benchmarks.tasks.registry import TASKS, load
 
 SETS = catalogue.sets()
 RUN = Path(__file__).parent.parent / "run.py"
@@ -26,14 +27,14 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def printed(capsys, *arguments):
-    """What it prints when all is well."""
+def printed_by(capsys, *arguments):
+    """Return what the command prints when it succeeds."""
     main(["data", *map(str, arguments)])
     return capsys.readouterr().out
 
 
-def refused(capsys, *arguments):
-    """What it says when it refuses with exit code 2."""
+def refusal_of(capsys, *arguments):
+    """Return what the command prints when it fails with exit code 2."""
     with pytest.raises(SystemExit) as exit_:
         main(["data", *map(str, arguments)])
     assert exit_.value.code == 2
@@ -43,7 +44,7 @@ def refused(capsys, *arguments):
 
 
 def test_list_tells_size_terms_source_and_what_is_missing(capsys, tmp_path):
-    told = printed(capsys, "list", "--data-dir", tmp_path)
+    told = printed_by(capsys, "list", "--data-dir", tmp_path)
     blocks = {block.split(" ", 1)[0]: block for block in told.split("\n\n")}
     for name, wanted in SETS.items():
         block = blocks[name]
@@ -52,9 +53,9 @@ def test_list_tells_size_terms_source_and_what_is_missing(capsys, tmp_path):
         assert all(file in block for file in wanted.files)
         assert ("bundled" if name == "digits" else " MB") in block
         if wanted.sources:
-            assert f"`python benchmarks/run.py data prepare {name} --data-dir {tmp_path} --download`" in block
+            assert f"`mimonets data prepare {name} --data-dir {tmp_path} --download`" in block
         elif wanted.cache:
-            assert f"not generated yet: `python benchmarks/run.py data prepare {name} --data-dir {tmp_path}`" in block
+            assert f"not generated yet: `mimonets data prepare {name} --data-dir {tmp_path}`" in block
         else:
             assert ("state: ready" if name == "digits" else "lra_release.gz") in block
     assert not list(tmp_path.iterdir())
@@ -63,9 +64,9 @@ def test_list_tells_size_terms_source_and_what_is_missing(capsys, tmp_path):
     }
 
 
-def blocks(capsys, folder):
-    """What it lists, by name."""
-    return {block.split(" ", 1)[0]: block for block in printed(capsys, "list", "--data-dir", folder).split("\n\n")}
+def listed_sets(capsys, folder):
+    """Return the entry of each set that `list` prints, by name."""
+    return {block.split(" ", 1)[0]: block for block in printed_by(capsys, "list", "--data-dir", folder).split("\n\n")}
 
 
 def test_list_tells_what_is_there_of_the_right_size(capsys, tmp_path):
@@ -75,52 +76,52 @@ def test_list_tells_what_is_there_of_the_right_size(capsys, tmp_path):
             (tmp_path / file).touch()
     for source in SETS["svhn"].sources:
         with (tmp_path / source.files[0].path).open("r+b") as handle:
-            handle.truncate(source.files[0].size)  # a hole: it takes no room
+            handle.truncate(source.files[0].size)  # a sparse file, which takes no space
     cache = SETS["listops"].cache(tmp_path)
     cache.mkdir(parents=True)
     (tmp_path / SETS["listops_lra"].files[1]).unlink()
-    told = blocks(capsys, tmp_path)
+    told = listed_sets(capsys, tmp_path)
     assert "state: ready" in told["svhn"]
-    assert "state: ready" in told["imdb"]  # of no known size
+    assert "state: ready" in told["imdb"]  # its size is not known
     assert "not generated yet" in told["listops"]
-    assert f"missing {SETS['listops_lra'].files[1]}: fetch" in told["listops_lra"]
+    assert f"missing {SETS['listops_lra'].files[1]}: download" in told["listops_lra"]
     (cache / "SHA256SUMS").touch()
     (tmp_path / SETS["svhn"].files[0]).write_bytes(b"short")
     (tmp_path / SETS["svhn"].files[1]).unlink()
     (tmp_path / SETS["svhn"].files[1]).mkdir()
-    told = blocks(capsys, tmp_path)
+    told = listed_sets(capsys, tmp_path)
     assert "state: ready" in told["listops"]
     assert f"missing {', '.join(SETS['svhn'].files)}: get it" in told["svhn"]
 
 
 @pytest.mark.parametrize("verb", ["list", "verify", "prepare"])
 def test_what_the_file_system_refuses_is_told(verb, capsys, tmp_path):
-    """A name that is too long stands for a folder without rights, which a test that runs as root cannot have."""
+    """A name that is too long stands for a folder without permissions, which root could read."""
     folder = tmp_path / ("x" * 300)
     if verb == "list":
-        assert blocks(capsys, folder)["mnist"].count("cannot be read (File name too long)") == 1
+        assert listed_sets(capsys, folder)["mnist"].count("cannot be read (File name too long)") == 1
     for name in ("text", "mnist", "pathfinder_lra", "listops") if verb != "list" else ():
-        told = refused(capsys, verb, name, "--data-dir", folder)
+        told = refusal_of(capsys, verb, name, "--data-dir", folder)
         assert "File name too long" in told
         assert "--data-dir" in told
 
 
 def test_the_command_leaves_out_the_folder_that_is_meant_anyway(monkeypatch, tmp_path):
     monkeypatch.setenv("MIMO_DATA", str(tmp_path / "a b"))
-    assert catalogue.command("prepare", "mnist", data_folder()) == "python benchmarks/run.py data prepare mnist"
+    assert catalogue.command("prepare", "mnist", data_folder()) == "mimonets data prepare mnist"
     elsewhere = catalogue.command("verify", "mnist", tmp_path / "c d")
     assert shlex.split(elsewhere)[-2:] == ["--data-dir", str(tmp_path / "c d")]
 
 
 def test_verify_says_what_is_in_it(capsys, tmp_path):
-    told = printed(capsys, "verify", "digits", "--data-dir", tmp_path)
+    told = printed_by(capsys, "verify", "digits", "--data-dir", tmp_path)
     assert "digits: images 1 x 8 x 8" in told
     assert "train: 1,437, 139 to 146 of each class" in told
     assert "test: 360, 35 to 37 of each class" in told
 
 
 def test_verify_prints_guesses_beside_chance(capsys, tmp_path):
-    told = printed(capsys, "verify", "recall_vs10", "--data-dir", tmp_path)
+    told = printed_by(capsys, "verify", "recall_vs10", "--data-dir", tmp_path)
     assert "5,000 + 500 sequences of 22 tokens" in told
     assert "chance: 25.00%" in told
     assert "keys: 5" in told  # 54 % by the published rule
@@ -131,7 +132,7 @@ def test_verify_prints_guesses_beside_chance(capsys, tmp_path):
 def test_verify_tells_the_share_of_padding(capsys):
     if not (data_folder() / "imdb" / "train.parquet").is_file():
         pytest.skip(f"IMDb is not in {data_folder()}")
-    told = printed(capsys, "verify", "text")
+    told = printed_by(capsys, "verify", "text")
     assert "train: 22,500, 11,250 to 11,250 of each class; 1294 tokens on average" in told
     line = next(line for line in told.splitlines() if "train" in line)
     like, chance = (float(part.split("%")[0].split()[-1]) for part in (line, line[line.index("%") + 1 :]))
@@ -141,15 +142,15 @@ def test_verify_tells_the_share_of_padding(capsys):
 
 @pytest.mark.parametrize("verb", ["prepare", "verify"])
 def test_an_unknown_name_is_refused_with_those_that_there_are(verb, capsys, tmp_path):
-    told = refused(capsys, verb, "cifar", "--data-dir", tmp_path)
+    told = refusal_of(capsys, verb, "cifar", "--data-dir", tmp_path)
     assert "there is no data set or task 'cifar': did you mean cifar10 or cifar100?" in told
-    assert "choose one of digits, mnist, cifar10" in refused(capsys, verb, "zzz", "--data-dir", tmp_path)
+    assert "choose one of digits, mnist, cifar10" in refusal_of(capsys, verb, "zzz", "--data-dir", tmp_path)
 
 
 @pytest.mark.parametrize("verb", ["prepare", "verify"])
 @pytest.mark.parametrize("name", ["mnist", "image", "svhn", "text", "retrieval", "listops_lra", "pathfinder_lra"])
 def test_what_is_missing_is_refused_with_the_way_to_get_it(verb, name, capsys, tmp_path):
-    told = refused(capsys, verb, name, "--data-dir", tmp_path)
+    told = refusal_of(capsys, verb, name, "--data-dir", tmp_path)
     (wanted,) = (wanted for wanted in SETS.values() if name in wanted.tasks)
     assert str(tmp_path / wanted.files[0]) in told
     assert ("lra_release.gz" if wanted.by_hand else "--download") in told
@@ -158,24 +159,24 @@ def test_what_is_missing_is_refused_with_the_way_to_get_it(verb, name, capsys, t
 
 @pytest.mark.parametrize("name", ["listops", "pathfinder_published"])
 def test_verify_generates_nothing(name, capsys, tmp_path):
-    told = refused(capsys, "verify", name, "--data-dir", tmp_path)
-    assert f"generate it with `python benchmarks/run.py data prepare {name}" in told
+    told = refusal_of(capsys, "verify", name, "--data-dir", tmp_path)
+    assert f"generate it with `mimonets data prepare {name}" in told
     assert not list(tmp_path.iterdir())
 
 
 def test_download_fetches_the_sources_of_the_set_alone(capsys, tmp_path, monkeypatch):
     fetched = []
     monkeypatch.setattr(data_program, "fetch", lambda sources, folder: fetched.append((sources, folder)))
-    refused(capsys, "prepare", "mnist20", "--download", "--data-dir", tmp_path)
+    refusal_of(capsys, "prepare", "mnist20", "--download", "--data-dir", tmp_path)
     assert {file.path for source in fetched[0][0] for file in source.files} == set(SETS["mnist"].files)
     assert fetched[0][1] == tmp_path
-    printed(capsys, "prepare", "digits", "--download", "--data-dir", tmp_path)
+    printed_by(capsys, "prepare", "digits", "--download", "--data-dir", tmp_path)
     assert fetched[1:] == [((), tmp_path)]
 
 
 def test_a_flag_that_is_none_is_refused(capsys):
-    assert "--dowload" in refused(capsys, "prepare", "mnist", "--dowload")
-    refused(capsys, "fetch", "mnist")
+    assert "--dowload" in refusal_of(capsys, "prepare", "mnist", "--dowload")
+    refusal_of(capsys, "fetch", "mnist")
 
 
 def test_all_but_text_and_hand_made_sets_are_checked_by_published_checksums():
@@ -202,3 +203,12 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         program.stdout.close()
         assert program.stderr.read() == ""
         assert program.wait() in (0, 1)
+
+
+@pytest.mark.parametrize("name", ["listops", "pathfinder"])
+def test_the_catalogue_knows_where_a_generated_set_is_cached(name, tmp_path):
+    """Loading the task looks for its files in the folder that the catalogue names."""
+    cache = SETS[name].cache(tmp_path)
+    cache.mkdir(parents=True)
+    with pytest.raises(DatasetError, match=f"{cache} lacks files"):
+        load(name, tmp_path)

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that does everything wrong: what is in the folder then is whole, or not there."""
+"""Downloads from a local server that does everything wrong: afterwards, a file is in the folder whole, or not at all."""
 
 import errno
 import gc
@@ -22,9 +22,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from mimo_benchmarks.data.storage import download
-from mimo_benchmarks.data.storage import http as web
 from mimo_benchmarks.data.storage.download import fetch
 from mimo_benchmarks.data.storage.files import ByContent, File, Source
 from mimo_benchmarks.errors import ConfigError, DatasetError
@@ -36,7 +35,7 @@ quickly = partial(fetch, timeout=5, rounds=1, backoff=0, progress=False)
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Answers as the site's `answers` say, and notes who asked for what and how many bytes of a body were sent."""
+    """Answer as the site's `answers` say, and note each request and the number of bytes sent in bodies."""
 
     def do_GET(self):
         self.start = 0
@@ -53,7 +52,7 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
 
     def begin(self, content):
-        """Head of an answer that honours Range; returns what is to follow."""
+        """Send the head of an answer that honours Range; return the body to send."""
         if self.headers["Range"]:
             self.start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
             there = f"bytes {self.start}-{len(content) - 1}/{len(content)}"
@@ -77,10 +76,10 @@ class Site(socketserver.ThreadingTCPServer):
         self.answers, self.asked, self.sent, self.over = {}, [], 0, threading.Event()
 
     def handle_error(self, request, client_address):
-        """Clients that hang up are part of the tests."""
+        """Ignore clients that hang up: they are part of the tests."""
 
     def url(self, answer, name=None):
-        """The address of a page that answers so."""
+        """Return the address of a page that answers with this function."""
         path = f"/{name or len(self.answers)}"
         self.answers[path] = answer
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
@@ -98,7 +97,7 @@ def site(monkeypatch):
         thread.join()
 
 
-def serve(content):
+def serving(content):
     return lambda answer: answer.send(answer.begin(content))
 
 
@@ -118,7 +117,7 @@ def no_length(content):
     return page
 
 
-def status(code):
+def answering(code):
     return lambda answer: answer.send_error(code)
 
 
@@ -137,7 +136,7 @@ def cut_chunk(answer):
 
 
 def hang_up(answer):
-    """Send a reset, not an end."""
+    """Close the connection with a reset."""
     answer.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.close(answer.connection.detach())
 
@@ -155,7 +154,7 @@ def reset_at_once(answer):
 
 def silent(answer):
     if not answer.server.over.wait(2):
-        serve(CONTENT)(answer)
+        serving(CONTENT)(answer)
 
 
 def falls_silent(answer):
@@ -178,28 +177,28 @@ def endless(answer):
         answer.send(OTHER)
 
 
-def redirect(location):
+def redirecting(location):
     return lambda answer: answer.head(302, Location=location, Content_Length=0)
 
 
-def itself(answer):
+def redirecting_to_itself(answer):
     answer.head(302, Location=answer.path, Content_Length=0)
 
 
-def raw(text):
+def sending(text):
     return lambda answer: answer.wfile.write(text)
 
 
-def file(content, path="set/file"):
+def published_file(content, path="set/file"):
     return File(path=path, size=len(content), digest=f"sha256:{hashlib.sha256(content).hexdigest()}")
 
 
-def source(*urls, content=CONTENT):
-    return Source(urls=urls, files=(file(content),))
+def source_of(*urls, content=CONTENT):
+    return Source(urls=urls, files=(published_file(content),))
 
 
-def packed(members):
-    """A .tar.gz of files by name, or of members as they are."""
+def tar_gz(members):
+    """Return a .tar.gz of files by name, or of members as they are."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         for member, content in members:
@@ -209,16 +208,20 @@ def packed(members):
     return stream.getvalue()
 
 
-def archive(content, *urls, members=MEMBERS):
-    return Source(urls=urls, archive=file(content, "set.tar.gz"), files=tuple(file(members[path], path) for path in members))
+def source_of_archive(content, *urls, members=MEMBERS):
+    return Source(
+        urls=urls,
+        archive=published_file(content, "set.tar.gz"),
+        files=tuple(published_file(members[path], path) for path in members),
+    )
 
 
-def zipped(content, *urls):
-    return Source(urls=urls, archive=file(content, "set/file.gz"), files=(file(CONTENT),))
+def source_of_gzip(content, *urls):
+    return Source(urls=urls, archive=published_file(content, "set/file.gz"), files=(published_file(CONTENT),))
 
 
-def tree(folder):
-    """Everything below a folder but the lock."""
+def files_below(folder):
+    """Return the files below a folder by path, without the lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -229,63 +232,63 @@ def tree(folder):
 WHOLE = {"set/file": CONTENT}
 
 FAULTS = {
-    "403": (status(403), "it answered 403 Forbidden", 1),
-    "404": (status(404), "it answered 404 Not Found", 1),
-    "429": (status(429), "it answered 429 Too Many Requests", 2),
-    "503": (status(503), "it answered 503 Service Unavailable", 2),
+    "403": (answering(403), "it answered 403 Forbidden", 1),
+    "404": (answering(404), "it answered 404 Not Found", 1),
+    "429": (answering(429), "it answered 429 Too Many Requests", 2),
+    "503": (answering(503), "it answered 503 Service Unavailable", 2),
     "204": (lambda answer: answer.head(204), "it answered 204 No Content", 1),
     "reset": (reset_at_once, "Connection reset by peer", 2),
     "reset in the body": (reset, "Connection reset by peer|it ended after", 2),
-    "no answer": (raw(b""), "the connection failed .Remote end closed", 2),
-    "no HTTP": (raw(b"SSH-2.0\r\n\r\n"), "the connection failed .SSH-2.0", 2),
-    "endless head": (raw(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000), "the connection failed .got more than 100 headers", 2),
+    "no answer": (sending(b""), "the connection failed .Remote end closed", 2),
+    "no HTTP": (sending(b"SSH-2.0\r\n\r\n"), "the connection failed .SSH-2.0", 2),
+    "endless head": (sending(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000), "the connection failed .got more than 100 headers", 2),
     "short": (short, r"it ended after 100,000 of 300,000 bytes|it ended after 200,000 of", 2),
     "short, no length": (cut_without_length, "it ended after 100,000 of 300,000 bytes", 2),
     "short chunk": (cut_chunk, "the connection failed .IncompleteRead", 2),
     "no chunk": (
-        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n"),
+        sending(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n"),
         "the connection failed .IncompleteRead",
         2,
     ),
-    "another size": (serve(CONTENT + b"!"), "it serves 300,001 bytes, the published file has 300,000", 1),
-    "a page": (serve(b"<html>Please log in"), "it serves 19 bytes, the published file has 300,000", 1),
-    "wrong": (serve(OTHER), "what it serves is not the published file, by its checksum", 1),
-    "endless": (endless, "what it serves is not the published file, by its checksum", 1),
-    "to a file": (redirect("file:///etc/passwd"), "it answered 302 .*not allowed", 1),
-    "to FTP": (redirect("ftp://127.0.0.1/"), "it cannot be reached .unknown url type: ftp", 2),
-    "to itself": (itself, "it answered 302 .*infinite loop", 1),
-    "to no host": (redirect("http://[::1/"), "the connection failed|it cannot be reached", 2),
-    "to no port": (redirect("http://127.0.0.1:99999999999999999999/"), "the connection failed|it cannot be reached", 2),
+    "another size": (serving(CONTENT + b"!"), "it serves 300,001 bytes, but the published file has 300,000", 1),
+    "a page": (serving(b"<html>Please log in"), "it serves 19 bytes, but the published file has 300,000", 1),
+    "wrong": (serving(OTHER), "the file it serves is not the published file .its checksum differs", 1),
+    "endless": (endless, "the file it serves is not the published file .its checksum differs", 1),
+    "to a file": (redirecting("file:///etc/passwd"), "it answered 302 .*not allowed", 1),
+    "to FTP": (redirecting("ftp://127.0.0.1/"), "it cannot be reached .unknown url type: ftp", 2),
+    "to itself": (redirecting_to_itself, "it answered 302 .*infinite loop", 1),
+    "to no host": (redirecting("http://[::1/"), "the connection failed|it cannot be reached", 2),
+    "to no port": (redirecting("http://127.0.0.1:99999999999999999999/"), "the connection failed|it cannot be reached", 2),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named_and_then_a_mirror_succeeds(site, tmp_path, fault):
-    """Alone, the address fails, once or in every round, and its file is not promoted; with a mirror beside it all is well."""
+    """Alone, the address fails, once or in every round, and no file appears; with a mirror, the download succeeds."""
     answer, named, tries = FAULTS[fault]
     bad = site.url(answer)
     told = rf"(?s)no address served set/file: put it at \S*/set/file by hand.*{bad}: .*({named})"
     with pytest.raises(DatasetError, match=told) as error, Disk() as disk:
-        quickly([source(bad)], tmp_path, rounds=2)
+        quickly([source_of(bad)], tmp_path, rounds=2)
     assert f"{tmp_path / 'set/file'}: is missing" in str(error.value)
     if not fault.startswith("to "):
         assert len(site.asked) == tries
-    assert set(tree(tmp_path)) <= {"set/file.part"}
+    assert set(files_below(tmp_path)) <= {"set/file.part"}
     assert disk.written <= len(CONTENT)
-    quickly([source(bad, site.url(serve(CONTENT)))], tmp_path)
-    assert tree(tmp_path) == WHOLE
+    quickly([source_of(bad, site.url(serving(CONTENT)))], tmp_path)
+    assert files_below(tmp_path) == WHOLE
     if fault.startswith("to "):
         del error
-        gc.collect()  # an answer that was left open warns now
+        gc.collect()  # a response that was left open would warn now
 
 
 @pytest.mark.parametrize(("answer", "named"), [(silent, "timed out"), (falls_silent, "timed out"), (drips, "it is too slow")])
-def test_a_server_that_falls_silent_or_only_drips_is_given_up(site, tmp_path, answer, named):
+def test_a_silent_or_slow_server_is_given_up(site, tmp_path, answer, named):
     slow = site.url(answer)
     with pytest.raises(DatasetError, match=f"{slow}: .*{named}"):
-        quickly([source(slow)], tmp_path, timeout=0.15)
-    quickly([source(slow, site.url(serve(CONTENT)))], tmp_path, timeout=0.15)
-    assert tree(tmp_path) == WHOLE
+        quickly([source_of(slow)], tmp_path, timeout=0.25)
+    quickly([source_of(slow, site.url(serving(CONTENT)))], tmp_path, timeout=0.25)
+    assert files_below(tmp_path) == WHOLE
 
 
 def test_a_port_where_nobody_listens_and_no_address_at_all(site, tmp_path):
@@ -293,41 +296,40 @@ def test_a_port_where_nobody_listens_and_no_address_at_all(site, tmp_path):
         unused.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         with pytest.raises(DatasetError, match=f"{nobody}: it cannot be reached .*refused"):
-            quickly([source(nobody)], tmp_path)
-        quickly([source(nobody, site.url(serve(CONTENT)))], tmp_path)
-    assert tree(tmp_path) == WHOLE
+            quickly([source_of(nobody)], tmp_path)
+        quickly([source_of(nobody, site.url(serving(CONTENT)))], tmp_path)
+    assert files_below(tmp_path) == WHOLE
     with pytest.raises(DatasetError, match=r"put it at .*/other/set/file by hand"):
-        quickly([source()], tmp_path / "other")
+        quickly([source_of()], tmp_path / "other")
 
 
-def test_all_mirrors_are_tried_each_round_after_a_pause_that_doubles(site, tmp_path, monkeypatch):
+def test_all_mirrors_are_tried_each_round_after_a_pause_that_doubles(site, tmp_path):
     """An address that does not have the file is not asked again."""
     pauses = []
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
-    gone, busy = site.url(status(404)), site.url(status(503))
+    gone, busy = site.url(answering(404)), site.url(answering(503))
     with pytest.raises(DatasetError, match=rf"(?s){gone}: it answered 404 .*{busy}: it answered 503 "):
-        quickly([source(gone, busy)], tmp_path, rounds=4, backoff=3)
+        quickly([source_of(gone, busy)], tmp_path, rounds=4, backoff=3, sleep=pauses.append)
     assert [path for path, _ in site.asked] == ["/0", "/1", "/1", "/1", "/1"]
     assert pauses == [0, 3, 6, 12]
 
 
 def test_a_server_that_recovers_is_asked_until_it_does(site, tmp_path):
-    answers = iter([status(503), reset, short, serve(CONTENT)])
+    answers = iter([answering(503), reset, short, serving(CONTENT)])
 
     def recovers(answer):
         next(answers)(answer)
 
-    quickly([source(site.url(recovers))], tmp_path, rounds=4)
-    assert tree(tmp_path) == WHOLE
+    quickly([source_of(site.url(recovers))], tmp_path, rounds=4)
+    assert files_below(tmp_path) == WHOLE
     assert [ranges for _, ranges in site.asked[:2]] == [None, None]
-    assert site.asked[2][1].startswith("bytes=")  # went on where the reset came
+    assert site.asked[2][1].startswith("bytes=")  # continued where the connection was reset
 
 
 def test_the_answers_of_ordinary_servers(site, tmp_path):
-    there = site.url(serve(CONTENT), "there")
-    for number, answer in enumerate([serve(CONTENT), no_length(CONTENT), redirect(there), redirect("/there"), chunks]):
-        quickly([source(site.url(answer))], tmp_path / str(number))
-        assert tree(tmp_path / str(number)) == WHOLE
+    there = site.url(serving(CONTENT), "there")
+    for number, answer in enumerate([serving(CONTENT), no_length(CONTENT), redirecting(there), redirecting("/there"), chunks]):
+        quickly([source_of(site.url(answer))], tmp_path / str(number))
+        assert files_below(tmp_path / str(number)) == WHOLE
 
 
 def chunks(answer):
@@ -339,7 +341,7 @@ def chunks(answer):
 
 
 def test_random_answers_lead_to_no_other_error(site, tmp_path):
-    """150 answers with bytes replaced, left out or repeated in the head."""
+    """In the heads of 150 answers, bytes are replaced, dropped or repeated."""
     rng = random.Random(0)
     content = b"a few bytes"
     good = b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\nContent-Type: text/plain\r\n\r\n" + content
@@ -350,33 +352,33 @@ def test_random_answers_lead_to_no_other_error(site, tmp_path):
             text[at : at + rng.randrange(2)] = rng.choice([b"", b"\n", b"\r\n", b"-", b"\0", rng.randbytes(1), text[:at]])
         folder = tmp_path / str(number)
         try:
-            quickly([source(site.url(raw(bytes(text))), content=content)], folder, timeout=0.5)
+            quickly([source_of(site.url(sending(bytes(text))), content=content)], folder, timeout=0.5)
         except DatasetError:
-            assert set(tree(folder)) <= {"set/file.part"}
+            assert set(files_below(folder)) <= {"set/file.part"}
         else:
-            assert tree(folder) == {"set/file": content}
+            assert files_below(folder) == {"set/file": content}
 
 
-def begun(folder, content):
-    """A folder where a download stopped."""
+def begin_download(folder, content):
+    """Write a folder in which a download stopped."""
     part = folder / "set" / "file.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(content)
 
 
-@pytest.mark.parametrize("through", [lambda site, url: url, lambda site, url: site.url(redirect(url))], ids=["", "redirected"])
+@pytest.mark.parametrize("through", [lambda site, url: url, lambda site, url: site.url(redirecting(url))], ids=["", "redirected"])
 def test_a_download_goes_on_where_it_stopped(site, tmp_path, through):
-    begun(tmp_path, CONTENT[:123_456])
-    quickly([source(through(site, site.url(serve(CONTENT))))], tmp_path)
-    assert tree(tmp_path) == WHOLE
+    begin_download(tmp_path, CONTENT[:123_456])
+    quickly([source_of(through(site, site.url(serving(CONTENT))))], tmp_path)
+    assert files_below(tmp_path) == WHOLE
     assert site.asked[-1][1] == "bytes=123456-"
     assert site.sent == len(CONTENT) - 123_456
 
 
 def test_a_complete_part_needs_no_server(tmp_path, no_sockets):
-    begun(tmp_path, CONTENT)
-    quickly([source("http://127.0.0.1/")], tmp_path)
-    assert tree(tmp_path) == WHOLE
+    begin_download(tmp_path, CONTENT)
+    quickly([source_of("http://127.0.0.1/")], tmp_path)
+    assert files_below(tmp_path) == WHOLE
 
 
 def wrong_range(answer):
@@ -393,10 +395,10 @@ def no_416(answer):
 @pytest.mark.parametrize(
     ("there", "answer", "asked"),
     [
-        (OTHER[:1000], serve(CONTENT), ["bytes=1000-", None]),
-        (OTHER, serve(CONTENT), [None]),
-        (CONTENT + b"!", serve(CONTENT), [None]),
-        (b"", serve(CONTENT), [None]),
+        (OTHER[:1000], serving(CONTENT), ["bytes=1000-", None]),
+        (OTHER, serving(CONTENT), [None]),
+        (CONTENT + b"!", serving(CONTENT), [None]),
+        (b"", serving(CONTENT), [None]),
         (CONTENT[:1000], no_ranges(CONTENT), ["bytes=1000-"]),
         (CONTENT[:1000], no_416, ["bytes=1000-", None]),
         (CONTENT[:1000], wrong_range, ["bytes=1000-", None]),
@@ -404,25 +406,25 @@ def no_416(answer):
     ids=["of an older file", "whole but wrong", "too long", "empty", "ranges ignored", "ranges refused", "another range"],
 )
 def test_a_part_that_cannot_be_resumed_is_fetched_whole_once(site, tmp_path, there, answer, asked):
-    begun(tmp_path, there)
-    quickly([source(site.url(answer))], tmp_path)
-    assert tree(tmp_path) == WHOLE
+    begin_download(tmp_path, there)
+    quickly([source_of(site.url(answer))], tmp_path)
+    assert files_below(tmp_path) == WHOLE
     assert [ranges for _, ranges in site.asked] == asked
 
 
 def test_a_wrong_server_is_asked_for_the_whole_file_once_only(site, tmp_path):
-    begun(tmp_path, OTHER[:1000])
-    with pytest.raises(DatasetError, match="what it serves is not the published file"):
-        quickly([source(site.url(serve(OTHER)))], tmp_path)
+    begin_download(tmp_path, OTHER[:1000])
+    with pytest.raises(DatasetError, match="the file it serves is not the published file"):
+        quickly([source_of(site.url(serving(OTHER)))], tmp_path)
     assert [ranges for _, ranges in site.asked] == ["bytes=1000-", None]
-    assert tree(tmp_path) == {}
+    assert files_below(tmp_path) == {}
 
 
 def test_an_error_page_leaves_the_part_to_the_next_mirror(site, tmp_path):
-    begun(tmp_path, CONTENT[:1000])
-    quickly([source(site.url(status(404)), site.url(no_ranges(b"<html>")), site.url(serve(CONTENT)))], tmp_path)
+    begin_download(tmp_path, CONTENT[:1000])
+    quickly([source_of(site.url(answering(404)), site.url(no_ranges(b"<html>")), site.url(serving(CONTENT)))], tmp_path)
     assert site.asked[-1][1] == "bytes=1000-"
-    assert tree(tmp_path) == WHOLE
+    assert files_below(tmp_path) == WHOLE
 
 
 PROGRAM = """
@@ -439,9 +441,9 @@ fetch([Source(urls=(url,), files=(file,))], Path(folder), progress=False)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_killed_process_leaves_a_part_that_the_next_one_completes(site, tmp_path):
-    """Nor does its lock remain. Its last 8 kB can be lost in the buffer."""
+    """Its lock ends too. Up to 8 kB of what arrived can be lost in the buffer."""
     url = site.url(falls_silent)
-    wanted, part = file(CONTENT), tmp_path / "set" / "file.part"
+    wanted, part = published_file(CONTENT), tmp_path / "set" / "file.part"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(wanted.size), wanted.digest, str(tmp_path)])
     try:
         while not (part.is_file() and part.stat().st_size > 100_000 - 8192):
@@ -451,24 +453,24 @@ def test_a_killed_process_leaves_a_part_that_the_next_one_completes(site, tmp_pa
         process.send_signal(signal.SIGKILL)
         process.wait()
     have = part.stat().st_size
-    assert set(tree(tmp_path)) == {"set/file.part"}
-    site.answers["/0"], site.sent = serve(CONTENT), 0
-    quickly([source(url)], tmp_path)
-    assert tree(tmp_path) == WHOLE
+    assert set(files_below(tmp_path)) == {"set/file.part"}
+    site.answers["/0"], site.sent = serving(CONTENT), 0
+    quickly([source_of(url)], tmp_path)
+    assert files_below(tmp_path) == WHOLE
     assert site.sent == len(CONTENT) - have
 
 
 def test_the_second_of_two_waits_and_finds_the_files(site, tmp_path):
-    """The first is answered only when a second request had its chance to come."""
+    """The first request is answered only after a second one had time to arrive."""
     started = threading.Barrier(3)
 
     def late(answer):
         answer.server.over.wait(0.3)
-        serve(CONTENT)(answer)
+        serving(CONTENT)(answer)
 
     def run():
         started.wait()
-        quickly([source(url)], tmp_path)
+        quickly([source_of(url)], tmp_path)
 
     url = site.url(late)
     threads = [threading.Thread(target=run) for _ in range(2)]
@@ -478,7 +480,7 @@ def test_the_second_of_two_waits_and_finds_the_files(site, tmp_path):
     for thread in threads:
         thread.join()
     assert len(site.asked) == 1
-    assert tree(tmp_path) == WHOLE
+    assert files_below(tmp_path) == WHOLE
 
 
 @pytest.fixture
@@ -490,51 +492,57 @@ def no_sockets(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def write(folder, files):
+def write_files(folder, files):
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
 
 
 def test_what_is_there_is_not_fetched_and_nothing_written(tmp_path, no_sockets, monkeypatch):
-    write(tmp_path, MEMBERS | WHOLE)
+    write_files(tmp_path, MEMBERS | WHOLE)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
-    quickly([source("http://127.0.0.1/"), archive(b"", "http://127.0.0.1/")], tmp_path)
+    quickly([source_of("http://127.0.0.1/"), source_of_archive(b"", "http://127.0.0.1/")], tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
 
 
 def test_only_sources_with_something_missing_are_fetched(site, tmp_path):
-    """A wrong file is fetched anew, and of an archive only the members that lack are written."""
-    content = packed(MEMBERS.items())
-    write(tmp_path, MEMBERS | WHOLE | {"set/b": b"?"})
+    """A wrong file is fetched anew; of an archive, only the missing members are written."""
+    content = tar_gz(MEMBERS.items())
+    write_files(tmp_path, MEMBERS | WHOLE | {"set/b": b"?"})
     kept = (tmp_path / "set" / "a").stat().st_mtime_ns
-    quickly([source(site.url(serve(CONTENT))), archive(content, site.url(serve(content)))], tmp_path)
+    quickly([source_of(site.url(serving(CONTENT))), source_of_archive(content, site.url(serving(content)))], tmp_path)
     assert [path for path, _ in site.asked] == ["/1"]
-    assert tree(tmp_path) == MEMBERS | WHOLE
+    assert files_below(tmp_path) == MEMBERS | WHOLE
     assert (tmp_path / "set" / "a").stat().st_mtime_ns == kept
 
 
 def test_an_archive_put_there_by_hand_is_used_and_stays(tmp_path, no_sockets):
-    by_hand = {"set.tar.gz": packed(MEMBERS.items()), "set/file.gz": gzip.compress(CONTENT)}
-    write(tmp_path, by_hand)
-    quickly([archive(by_hand["set.tar.gz"], "http://127.0.0.1/"), zipped(by_hand["set/file.gz"], "http://127.0.0.1/")], tmp_path)
-    assert tree(tmp_path) == MEMBERS | WHOLE | by_hand
+    by_hand = {"set.tar.gz": tar_gz(MEMBERS.items()), "set/file.gz": gzip.compress(CONTENT)}
+    write_files(tmp_path, by_hand)
+    quickly(
+        [
+            source_of_archive(by_hand["set.tar.gz"], "http://127.0.0.1/"),
+            source_of_gzip(by_hand["set/file.gz"], "http://127.0.0.1/"),
+        ],
+        tmp_path,
+    )
+    assert files_below(tmp_path) == MEMBERS | WHOLE | by_hand
 
 
 def test_archives_are_unpacked_and_removed(site, tmp_path):
-    tar, single = packed(MEMBERS.items()), gzip.compress(CONTENT)
-    quickly([archive(tar, site.url(serve(tar))), zipped(single, site.url(serve(single)))], tmp_path)
-    assert tree(tmp_path) == MEMBERS | WHOLE
+    tar, single = tar_gz(MEMBERS.items()), gzip.compress(CONTENT)
+    quickly([source_of_archive(tar, site.url(serving(tar))), source_of_gzip(single, site.url(serving(single)))], tmp_path)
+    assert files_below(tmp_path) == MEMBERS | WHOLE
 
 
-def of_kind(name, kind, link=""):
+def tar_member(name, kind, link=""):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
     return info, b""
 
 
-def header(kind=tarfile.REGTYPE, size=6, **extra):
-    """A .tar.gz that is only the beginning of a member."""
+def tar_header(kind=tarfile.REGTYPE, size=6, **extra):
+    """Return a .tar.gz that holds only the beginning of a member."""
     info = tarfile.TarInfo("set/a")
     info.type, info.size, info.pax_headers = kind, size, extra
     return gzip.compress(info.tobuf(tarfile.PAX_FORMAT if extra else tarfile.GNU_FORMAT) + bytes(1024))
@@ -545,21 +553,21 @@ OUTSIDE = [
     ("/outside", b"!"),
     ("set/../../outside", b"!"),
     ("stranger", b"!"),
-    of_kind("set", tarfile.SYMTYPE, ".."),
-    of_kind("set/a", tarfile.SYMTYPE, "../../outside"),
-    of_kind("set/b", tarfile.LNKTYPE, "../outside"),
-    of_kind("set/c", tarfile.DIRTYPE),
-    of_kind("set/c", tarfile.FIFOTYPE),
-    of_kind("set/c", tarfile.CHRTYPE),
+    tar_member("set", tarfile.SYMTYPE, ".."),
+    tar_member("set/a", tarfile.SYMTYPE, "../../outside"),
+    tar_member("set/b", tarfile.LNKTYPE, "../outside"),
+    tar_member("set/c", tarfile.DIRTYPE),
+    tar_member("set/c", tarfile.FIFOTYPE),
+    tar_member("set/c", tarfile.CHRTYPE),
 ]
 
 
-def test_members_that_were_not_asked_for_are_passed_over(tmp_path):
-    """Before the members that are wanted, whose names some of them bear, and again after these."""
-    content = packed([*OUTSIDE, *MEMBERS.items(), *OUTSIDE, ("set/a", b"again")])
-    write(tmp_path / "data", {"set.tar.gz": content})
-    quickly([archive(content)], tmp_path / "data")
-    assert tree(tmp_path) == {f"data/{path}": text for path, text in (MEMBERS | {"set.tar.gz": content}).items()}
+def test_other_members_are_skipped(tmp_path):
+    """They come before and after the wanted members; some have the same names."""
+    content = tar_gz([*OUTSIDE, *MEMBERS.items(), *OUTSIDE, ("set/a", b"again")])
+    write_files(tmp_path / "data", {"set.tar.gz": content})
+    quickly([source_of_archive(content)], tmp_path / "data")
+    assert files_below(tmp_path) == {f"data/{path}": text for path, text in (MEMBERS | {"set.tar.gz": content}).items()}
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     assert not Path("/outside").exists()
 
@@ -567,16 +575,22 @@ def test_members_that_were_not_asked_for_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (packed(OUTSIDE), "has no file set/a, set/b, set/c in it"),
-        (packed([("set/a", MEMBERS["set/a"][:-1])]), "set/a as it was packed has 39,999 bytes, the published file 40,000"),
-        (packed([("set/b", b"?")]), "set/b as it was packed is not the published file, by its checksum"),
-        (packed([("set/c", bytes(30_000_000))]), "set/c as it was packed has 70,001 bytes, the published file 70,000"),
-        (packed(MEMBERS.items())[:30_000], "cannot be unpacked .Compressed file ended"),
+        (tar_gz(OUTSIDE), "does not contain set/a, set/b, set/c"),
+        (
+            tar_gz([("set/a", MEMBERS["set/a"][:-1])]),
+            "set/a as it was packed has 39,999 bytes, but the published file has 40,000",
+        ),
+        (tar_gz([("set/b", b"?")]), "set/b as it was packed is not the published file .its checksum differs"),
+        (tar_gz([("set/c", bytes(30_000_000))]), "set/c as it was packed has 70,001 bytes, but the published file has 70,000"),
+        (tar_gz(MEMBERS.items())[:30_000], "cannot be unpacked .Compressed file ended"),
         (b"", "cannot be unpacked .empty file"),
         (b"none", "cannot be unpacked .not a gzip file"),
-        (header(**{"GNU.sparse.map": "none"}), "cannot be unpacked .invalid literal for int|cannot be unpacked .invalid header"),
-        (header(tarfile.GNUTYPE_LONGNAME, 2**80), "cannot be unpacked"),
-        (header(tarfile.GNUTYPE_LONGNAME, 2**60), "cannot be unpacked"),
+        (
+            tar_header(**{"GNU.sparse.map": "none"}),
+            "cannot be unpacked .invalid literal for int|cannot be unpacked .invalid header",
+        ),
+        (tar_header(tarfile.GNUTYPE_LONGNAME, 2**80), "cannot be unpacked"),
+        (tar_header(tarfile.GNUTYPE_LONGNAME, 2**60), "cannot be unpacked"),
         (gzip.compress(b"no tar" * 100), "cannot be unpacked .truncated header|cannot be unpacked .invalid header"),
     ],
     ids=[
@@ -594,10 +608,10 @@ def test_members_that_were_not_asked_for_are_passed_over(tmp_path):
     ],
 )
 def test_an_archive_of_something_else_is_an_error(tmp_path, content, named):
-    write(tmp_path, {"set.tar.gz": content})
+    write_files(tmp_path, {"set.tar.gz": content})
     with pytest.raises(DatasetError, match=named), Disk() as disk:
-        quickly([archive(content)], tmp_path)
-    left = tree(tmp_path)
+        quickly([source_of_archive(content)], tmp_path)
+    left = files_below(tmp_path)
     assert all(left[path] == MEMBERS.get(path, content) for path in left if not path.endswith(".part"))
     assert disk.written <= sum(map(len, MEMBERS.values())) + 3  # a bomb fills no disk
 
@@ -614,40 +628,40 @@ def test_an_archive_of_something_else_is_an_error(tmp_path, content, named):
     ids=["huge", "truncated", "checksum", "no stream", "wrong"],
 )
 def test_a_gzip_of_something_else_is_an_error(tmp_path, content, named):
-    write(tmp_path, {"set/file.gz": content})
+    write_files(tmp_path, {"set/file.gz": content})
     with pytest.raises(DatasetError, match=named), Disk() as disk:
-        quickly([zipped(content)], tmp_path)
-    assert "set/file" not in tree(tmp_path)
+        quickly([source_of_gzip(content)], tmp_path)
+    assert "set/file" not in files_below(tmp_path)
     assert disk.written <= len(CONTENT) + 1
 
 
 def test_mutated_archives_lead_to_no_other_error(tmp_path):
-    """300 of them, with bytes replaced before or after packing: what is promoted is what was published."""
+    """Bytes of 300 archives are replaced before or after packing: every file that appears is the published one."""
     rng = random.Random(0)
     wanted = {name: content[:6] * 100 for name, content in MEMBERS.items()}
-    good = packed(wanted.items())
+    good = tar_gz(wanted.items())
     for number in range(300):
         bad = bytearray(gzip.decompress(good) if number % 2 else good)
         for _ in range(rng.randrange(1, 6)):
             bad[rng.randrange(len(bad))] = rng.choice([0, 32, 48, 57, 128, 255, rng.randrange(256)])
         content = gzip.compress(bad, 1) if number % 2 else bytes(bad)
         folder = tmp_path / str(number)
-        write(folder, {"set.tar.gz": content})
+        write_files(folder, {"set.tar.gz": content})
         try:
-            quickly([archive(content, members=wanted)], folder)
+            quickly([source_of_archive(content, members=wanted)], folder)
         except DatasetError:
             pass
         else:
-            assert wanted.keys() <= tree(folder).keys()
-        assert all(tree(folder)[path] == wanted[path] for path in tree(folder).keys() & wanted.keys())
+            assert wanted.keys() <= files_below(folder).keys()
+        assert all(files_below(folder)[path] == wanted[path] for path in files_below(folder).keys() & wanted.keys())
 
 
 class Killed(BaseException):
-    """Stands for kill -9: no handler catches it."""
+    """Stand for kill -9: no handler catches it."""
 
 
 class Disk:
-    """Counts calls that change files, and the bytes written; the call number `last` fails, a write in its middle."""
+    """Count the calls that change files, and the bytes written. Call number `last` fails, a write in its middle."""
 
     def __init__(self, last=None, error=None):
         self.calls, self.written, self.last, self.error = 0, 0, last, error
@@ -684,7 +698,7 @@ class Disk:
 
 
 class Written:
-    """An open file whose writes count."""
+    """Wrap an open file so that its writes are counted."""
 
     def __init__(self, handle, disk):
         self.handle, self.disk = handle, disk
@@ -706,8 +720,8 @@ class Written:
         self.disk.written += len(content)
 
 
-def failure(sources, folder, last, error):
-    """How fetching ends if the step number `last` fails with this error."""
+def failure_at(sources, folder, last, error):
+    """Return the exception that fetching ends with if step number `last` fails with this error."""
     try:
         with Disk(last, error):
             quickly(sources, folder)
@@ -721,28 +735,28 @@ def failure(sources, folder, last, error):
 )
 @pytest.mark.parametrize("kind", ["copy", "gzip", "tar"])
 def test_the_disk_fails_or_the_process_ends_at_every_step(site, tmp_path, error, kind):
-    """Each file is then absent or whole, and the next call completes them all."""
-    served = {"copy": CONTENT, "gzip": gzip.compress(CONTENT), "tar": packed(MEMBERS.items())}[kind]
+    """Each file is then missing or whole, and the next call completes all files."""
+    served = {"copy": CONTENT, "gzip": gzip.compress(CONTENT), "tar": tar_gz(MEMBERS.items())}[kind]
     expected = MEMBERS if kind == "tar" else WHOLE
-    make = {"copy": lambda content, url: source(url), "gzip": zipped, "tar": archive}[kind]
-    sources = [make(served, site.url(serve(served)))]
+    make = {"copy": lambda content, url: source_of(url), "gzip": source_of_gzip, "tar": source_of_archive}[kind]
+    sources = [make(served, site.url(serving(served)))]
     last = 1
-    while found := failure(sources, folder := tmp_path / str(last), last, error):
+    while found := failure_at(sources, folder := tmp_path / str(last), last, error):
         if isinstance(error, OSError):
-            assert f"cannot be read or written ({error.strerror}): give it the rights or the space" in str(found)
-        left = tree(folder)
+            assert f"cannot be read or written ({error.strerror}): free some space or fix the permissions" in str(found)
+        left = files_below(folder)
         assert all(left[path] == expected[path] for path in left if not path.endswith(".part"))
         quickly(sources, folder)
-        # an archive stays if the process ended after the last file of it had its name, and before the archive was removed
-        assert tree(folder) == expected | (left if expected.keys() <= left.keys() else {})
+        # an archive stays if the process ended after its last file was in place, but before the archive was removed
+        assert files_below(folder) == expected | (left if expected.keys() <= left.keys() else {})
         last += 1
-    assert tree(folder) == expected
+    assert files_below(folder) == expected
     assert last > 8
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a folder cannot be opened")
-def test_files_reach_the_disk_before_their_names_and_then_these_do(tmp_path, monkeypatch):
-    """Else a loss of power could leave the name of a file and not its content."""
+def test_files_reach_the_disk_before_their_names(tmp_path, monkeypatch):
+    """Otherwise a loss of power could leave the name of a file without its content. The folder is synchronised last."""
     steps = []
     replace = os.replace
 
@@ -752,9 +766,9 @@ def test_files_reach_the_disk_before_their_names_and_then_these_do(tmp_path, mon
 
     monkeypatch.setattr(os, "fsync", lambda handle: steps.append(("sync", os.fstat(handle).st_ino)))
     monkeypatch.setattr(os, "replace", named)
-    content = packed(MEMBERS.items())
-    write(tmp_path, {"set.tar.gz": content})
-    quickly([archive(content)], tmp_path)
+    content = tar_gz(MEMBERS.items())
+    write_files(tmp_path, {"set.tar.gz": content})
+    quickly([source_of_archive(content)], tmp_path)
     assert len(steps) == 3 * len(MEMBERS)
     for before, (_, content, folder), after in zip(steps[::3], steps[1::3], steps[2::3], strict=True):
         assert (before, after) == (("sync", content), ("sync", folder))
@@ -765,23 +779,23 @@ def test_a_disk_that_is_really_full(site, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "file.part").symlink_to("/dev/full")
     with pytest.raises(DatasetError, match=rf"{tmp_path} cannot be read or written .No space left on device.: .* --data-dir"):
-        quickly([source(site.url(serve(CONTENT)))], tmp_path)
+        quickly([source_of(site.url(serving(CONTENT)))], tmp_path)
     assert not (tmp_path / "set" / "file").exists()
 
 
 @pytest.mark.parametrize("at", ["data", "data/set", "data/set/file/x", "data/set/file.part/x", "data/.fetch.lock/x"])
 def test_a_place_that_cannot_hold_the_file_is_named(site, tmp_path, at):
-    """A file where a folder must be, or the other way round."""
-    write(tmp_path, {at: b""})
+    """There is a file in place of a folder, or a folder in place of a file."""
+    write_files(tmp_path, {at: b""})
     with pytest.raises(DatasetError, match=rf"{tmp_path}/data\S* cannot be read or written .*(directory|exists).*--data-dir"):
-        quickly([source(site.url(serve(CONTENT)))], tmp_path / "data")
+        quickly([source_of(site.url(serving(CONTENT)))], tmp_path / "data")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_rights_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(DatasetError, match=rf"{tmp_path}\S* cannot be read or written .Permission denied.*--data-dir"):
-        quickly([source()], tmp_path)
+        quickly([source_of()], tmp_path)
 
 
 def starts_with_four(content):
@@ -789,28 +803,29 @@ def starts_with_four(content):
         raise DatasetError("it does not start with PAR1")
 
 
-@pytest.mark.parametrize("answer", [serve, no_length], ids=["length", "no length"])
+@pytest.mark.parametrize("answer", [serving, no_length], ids=["length", "no length"])
 def test_a_file_without_a_checksum_is_checked_by_its_content(site, tmp_path, answer):
-    """Its length too; and it is never resumed, since nothing would tell that the halves do not belong together."""
+    """Its length is limited too. It is never resumed, since nothing would tell whether the two halves belong together."""
     good = b"PAR1" + CONTENT
     wanted = ByContent(path="set/file", limit=len(good), check=starts_with_four)
-    begun(tmp_path, b"PAR1")
+    begin_download(tmp_path, b"PAR1")
     pages = [site.url(answer(content)) for content in (b"<html>", b"PAR1" + CONTENT + b"!", good)]
     with pytest.raises(DatasetError) as error:
         quickly([Source(urls=tuple(pages[:2]), files=(wanted,))], tmp_path)
-    assert f"{pages[0]}: what it serves is not what is meant (it does not start with PAR1)" in str(error.value)
-    assert f"{pages[1]}: what it serves has 300,005 bytes, which is more than 300,004" in str(error.value)
-    assert tree(tmp_path) == {}
+    assert f"{pages[0]}: the file it serves does not have the expected content (it does not start with PAR1)" in str(error.value)
+    assert f"{pages[1]}: the file it serves has 300,005 bytes, which is more than 300,004" in str(error.value)
+    assert files_below(tmp_path) == {}
     quickly([Source(urls=(site.url(short), *pages), files=(wanted,))], tmp_path)
-    assert tree(tmp_path) == {"set/file": good}
+    assert files_below(tmp_path) == {"set/file": good}
     assert {ranges for _, ranges in site.asked} == {None}
 
 
 def test_the_bar_names_the_file_and_can_be_left_out(site, tmp_path, capsys, monkeypatch):
-    fetch([source(site.url(serve(CONTENT)))], tmp_path / "shown")
+    """A hidden bar is not even made, because it would start a thread."""
+    fetch([source_of(site.url(serving(CONTENT)))], tmp_path / "shown")
     assert "file: 100%" in capsys.readouterr().err
-    monkeypatch.delattr(web, "tqdm")
-    fetch([source(site.url(serve(CONTENT)))], tmp_path / "hidden", progress=False)
+    monkeypatch.delattr(tqdm, "__init__")
+    fetch([source_of(site.url(serving(CONTENT)))], tmp_path / "hidden", progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -829,14 +844,17 @@ def test_the_bar_names_the_file_and_can_be_left_out(site, tmp_path, capsys, monk
         "http://h:x/",
     ],
 )
-def test_addresses_that_are_not_of_the_web_are_refused(url):
-    with pytest.raises(ConfigError, match="is no address of the web"):
-        source("https://host/x", url)
+def test_other_addresses_than_http_are_refused(url):
+    with pytest.raises(ConfigError, match="is not a web address"):
+        source_of("https://host/x", url)
 
 
 @pytest.mark.parametrize("path", ["/etc/x", "../x", "set/../../x", "", "."])
 def test_paths_out_of_the_data_folder_are_refused(path):
-    for changed in ({"files": (file(b"", path),)}, {"files": (file(b""),), "archive": file(b"", path)}):
+    for changed in (
+        {"files": (published_file(b"", path),)},
+        {"files": (published_file(b""),), "archive": published_file(b"", path)},
+    ):
         with pytest.raises(ConfigError, match="must stay below the data folder"):
             Source(urls=(), **changed)
 
@@ -845,18 +863,18 @@ def test_paths_out_of_the_data_folder_are_refused(path):
     ("changed", "named"),
     [
         ({"files": ()}, "0 files"),
-        ({"files": (file(b"", "a"), file(b"", "b"))}, "2 files"),
-        ({"files": (file(b"", "a"), file(b"", "b")), "archive": file(b"", "x.gz")}, "2 files"),
-        ({"files": (), "archive": file(b"", "x.tar.gz")}, "0 files"),
-        ({"files": (file(b"", "a"),), "archive": file(b"", "x.zip")}, "x.zip is neither a .gz nor a .tar.gz"),
+        ({"files": (published_file(b"", "a"), published_file(b"", "b"))}, "2 files"),
+        ({"files": (published_file(b"", "a"), published_file(b"", "b")), "archive": published_file(b"", "x.gz")}, "2 files"),
+        ({"files": (), "archive": published_file(b"", "x.tar.gz")}, "0 files"),
+        ({"files": (published_file(b"", "a"),), "archive": published_file(b"", "x.zip")}, "x.zip is neither a .gz nor a .tar.gz"),
     ],
 )
-def test_files_that_cannot_come_of_a_source_are_refused(changed, named):
+def test_files_that_do_not_match_their_source_are_refused(changed, named):
     with pytest.raises(ConfigError, match=named):
         Source(urls=(), **changed)
 
 
 @pytest.mark.parametrize("setting", [{"timeout": 0}, {"timeout": float("nan")}, {"rounds": 0}, {"backoff": -1}], ids=str)
-def test_settings_that_cannot_work_are_refused(tmp_path, setting):
+def test_arguments_out_of_range_are_refused(tmp_path, setting):
     with pytest.raises(ConfigError, match=f"{next(iter(setting))} is .*; it must be at least"):
-        fetch([source()], tmp_path, **setting)
+        fetch([source_of()], tmp_path, **setting)

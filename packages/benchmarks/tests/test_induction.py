@@ -1,4 +1,4 @@
-"""The induction head: every sequence read again in plain Python, and shares against what the definition says."""
+"""The induction head: every sequence is parsed in plain Python, and shares are compared with their definition."""
 
 from collections import Counter
 from fractions import Fraction
@@ -8,7 +8,7 @@ from math import comb, sqrt
 import pytest
 import torch
 
-from mimo_benchmarks.data.synthetic.induction import guesses, induction_head, induction_splits
+from mimo_benchmarks.data.synthetic.induction import induction_guesses, induction_head, induction_splits
 from mimo_benchmarks.data.synthetic.tokens import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
@@ -17,16 +17,16 @@ SETTINGS = [FULL, {"vocab_size": 5, "length": 9}]
 each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=str)
 
 
-def sequences(count, seed=0, **setting):
+def seeded_sequences(count, seed=0, **setting):
     return induction_head(count, **setting, generator=torch.Generator().manual_seed(seed))
 
 
-def splits(seed=0, **setting):
+def seeded_splits(seed=0, **setting):
     return induction_splits(**setting, generator=torch.Generator().manual_seed(seed))
 
 
-def read(sequence, vocab_size, length):
-    """The place of the first "=>", the ordinary symbols before the second, and the answer, having checked the rule."""
+def parse_induction_sequence(sequence, vocab_size, length):
+    """Check that a sequence follows the rule; return the place of the first "=>", the other symbols, and the answer."""
     *body, arrow, answer = sequence
     special = vocab_size - 2
     assert (len(body), arrow, body.count(special)) == (length, special, 1)
@@ -40,10 +40,10 @@ def read(sequence, vocab_size, length):
 
 @each_setting
 def test_every_sequence_asks_for_what_followed_the_arrow(setting):
-    tokens = sequences(2000, **setting)
+    tokens = seeded_sequences(2000, **setting)
     assert tokens.shape == (2000, setting["length"] + 2)
     for sequence in tokens.tolist():
-        read(sequence, **setting)
+        parse_induction_sequence(sequence, **setting)
 
 
 @each_setting
@@ -51,8 +51,8 @@ def test_places_symbols_and_answers_are_uniform(setting, count=4000):
     """Counts of independent events: within 5 standard deviations of a binomial, of 13 to 64 events a setting, with seed 1."""
     ordinary, length = setting["vocab_size"] - 2, setting["length"]
     places, answers, at = Counter(), Counter(), Counter()
-    for sequence in sequences(count, seed=1, **setting).tolist():
-        place, symbols, answer = read(sequence, **setting)
+    for sequence in seeded_sequences(count, seed=1, **setting).tolist():
+        place, symbols, answer = parse_induction_sequence(sequence, **setting)
         places[place] += 1
         answers[answer] += 1
         at.update(symbols)
@@ -66,7 +66,7 @@ def test_places_symbols_and_answers_are_uniform(setting, count=4000):
 
 
 def every_sequence(vocab_size, length):
-    """All that the rule makes, by trying every row of symbols and every place; the symbol written over makes no difference."""
+    """Return all sequences of the rule, by trying all symbols at all places, and all places of "=>"."""
     special = vocab_size - 2
     return {
         (*symbols[:place], special, *symbols[place + 1 :], special, symbols[place + 1])
@@ -76,31 +76,31 @@ def every_sequence(vocab_size, length):
 
 
 @pytest.mark.parametrize(("vocab_size", "length"), [(3, 3), (3, 7), (4, 3), (4, 6), (5, 4), (5, 5), (7, 4)])
-def test_no_sequence_comes_twice_and_all_can_be_had(vocab_size, length):
-    """Asking for as many as there are gives each once; for one more, an error."""
+def test_sequences_are_different_and_all_of_them_can_be_drawn(vocab_size, length):
+    """As many sequences as there are give each one once; one more is an error."""
     every = every_sequence(vocab_size, length)
     with pytest.raises(ConfigError, match=f"there are {len(every)} different"):
-        sequences(10**9, vocab_size=vocab_size, length=length)
-    tokens = sequences(len(every), vocab_size=vocab_size, length=length)
+        seeded_sequences(10**9, vocab_size=vocab_size, length=length)
+    tokens = seeded_sequences(len(every), vocab_size=vocab_size, length=length)
     assert set(map(tuple, tokens.tolist())) == every
     with pytest.raises(ConfigError, match=rf"count is {len(every) + 1}, but there are {len(every)} different .* ask for fewer"):
-        sequences(len(every) + 1, vocab_size=vocab_size, length=length)
+        seeded_sequences(len(every) + 1, vocab_size=vocab_size, length=length)
 
 
-def test_splits_are_those_of_the_publication():
-    train, test = splits()
+def test_splits_have_the_published_sizes_and_targets():
+    train, test = seeded_splits()
     assert (train.inputs.shape, test.inputs.shape) == ((5000, 31), (500, 31))
     for split in (train, test):
         assert len(set(map(tuple, split.inputs.tolist()))) == len(split)
         for inputs, targets in zip(split.inputs.tolist(), split.targets.tolist(), strict=True):
-            _, _, answer = read([*inputs, targets[-1]], **FULL)
+            _, _, answer = parse_induction_sequence([*inputs, targets[-1]], **FULL)
             assert targets == ([*inputs[1:], answer] if split is train else [UNSCORED] * 30 + [answer])
 
 
 def test_a_test_sequence_may_also_be_trained_on():
-    """Both splits hold all there are."""
+    """Both splits hold all sequences."""
     every = len(every_sequence(4, 4))
-    train, test = splits(vocab_size=4, length=4, train=every, test=every)
+    train, test = seeded_splits(vocab_size=4, length=4, train=every, test=every)
     assert set(map(tuple, train.inputs.tolist())) == set(map(tuple, test.inputs.tolist()))
 
 
@@ -113,15 +113,15 @@ def test_a_test_sequence_may_also_be_trained_on():
         ({"count": 0}, "count is 0; it must be at least 1"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(changed, named):
+def test_arguments_out_of_range_are_refused(changed, named):
     with pytest.raises(ConfigError, match=named):
-        sequences(**{"count": 5} | FULL | changed)
+        seeded_sequences(**{"count": 5} | FULL | changed)
 
 
-def scores(sequence, vocab_size, length):
-    """What each guess scores on a sequence, in expectation."""
-    _, _, answer = read(sequence, vocab_size, length)
-    could_be = [symbol for symbol in sequence[1 : length - 1] if symbol < vocab_size - 2]  # answers stand at none of the ends
+def guess_scores(sequence, vocab_size, length):
+    """Return the expected accuracy of each guess on one sequence."""
+    _, _, answer = parse_induction_sequence(sequence, vocab_size, length)
+    could_be = [symbol for symbol in sequence[1 : length - 1] if symbol < vocab_size - 2]  # answers never stand at either end
     shown = Counter(could_be)
     most = [symbol for symbol, number in shown.items() if number == max(shown.values())]
     return {
@@ -132,34 +132,42 @@ def scores(sequence, vocab_size, length):
 
 
 @pytest.mark.parametrize("setting", [FULL, {"vocab_size": 5, "length": 5}, {"vocab_size": 4, "length": 6}], ids=str)
-def test_guesses_are_those_of_their_definitions(setting):
-    train, test = splits(train=100, test=100, **setting)
+def test_guesses_equal_their_definitions(setting):
+    train, test = seeded_splits(train=100, test=100, **setting)
     for split in (train, test):
         rows = torch.cat([split.inputs, split.targets[:, -1:]], 1).tolist()
-        expected = {name: float(sum(scores(row, **setting)[name] for row in rows) / 100) for name in scores(rows[0], **setting)}
-        assert guesses(split, vocab_size=setting["vocab_size"]) == pytest.approx(expected, abs=1e-6)
+        expected = {
+            name: float(sum(guess_scores(row, **setting)[name] for row in rows) / 100)
+            for name in guess_scores(rows[0], **setting)
+        }
+        assert induction_guesses(split, vocab_size=setting["vocab_size"]) == pytest.approx(expected, abs=1e-6)
 
 
 def most_shown(symbols, places):
-    """The expected count of the commonest of `symbols` symbols at independent places, from the numbers of rows where none
-    comes more than `most` times."""
+    """Return the expected count of the commonest of `symbols` symbols at independent places.
+
+    It follows from the number of rows in which no symbol appears more than `most` times.
+    """
     within = []
     for most in range(places + 1):
-        rows = [1] + [0] * places  # of each length, with the symbols so far
+        rows = [1] + [0] * places  # number of rows of each length over the symbols so far
         for _ in range(symbols):
             rows = [sum(comb(n, k) * rows[n - k] for k in range(min(most, n) + 1)) for n in range(places + 1)]
         within.append(Fraction(rows[places], symbols**places))
-    return sum(1 - share for share in within)  # the sum of the chances of more than 0, of more than 1, ..
+    return sum(1 - share for share in within)  # the probabilities of more than 0, of more than 1, ..
 
 
 def test_guesses_of_the_published_setting(count=50_000):
-    """Of 28 places where the answer can stand "=>" takes one, unless it is at the start, and the answer is one of the rest, all
-    alike: a guess of the commonest is right as often as a share of them is it. The last place has the answer in 1 of 28, and else
-    by chance. Chance 5.6 %, last 8.9 %, commonest 15.1 %; a share of 50,000 has a standard error of at most 0.16 %: within 4."""
+    """Chance 5.6 %, last 8.9 %, commonest 15.1 %, each within 4 standard errors (of at most 0.16 % for 50,000 sequences).
+
+    28 places can hold the answer. "=>" takes one of them, unless it is at the start, and the answer is any of the rest: the
+    commonest symbol is right as often as its share of these places. The last place holds the answer in 1 of 28 sequences, and
+    else by chance.
+    """
     frequent = float(most_shown(18, 28) / 28 / 28 + most_shown(18, 27) / 27 * 27 / 28)
     assert frequent == pytest.approx(0.1509, abs=0.0001)
-    _, test = splits(train=1, test=count)
-    found = guesses(test, vocab_size=20)
+    _, test = seeded_splits(train=1, test=count)
+    found = induction_guesses(test, vocab_size=20)
     assert list(found) == ["chance", "last", "frequent"]
     for value, expected in zip(found.values(), (1 / 18, 1 / 28 + 27 / 28 / 18, frequent), strict=True):
         assert value == pytest.approx(expected, abs=4 * sqrt(expected * (1 - expected) / count))

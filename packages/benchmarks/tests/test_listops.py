@@ -1,4 +1,4 @@
-"""ListOps: values against rewriting from the inside out, the generator against its rule and published figures, broken files."""
+"""ListOps: values against rewriting from the inside out, the generator against its rule and published figures, and files."""
 
 import os
 import random
@@ -14,19 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_benchmarks.data.long_range_arena.listops import (
-    PUBLISHED,
-    SPLITS,
+from mimo_benchmarks.data.long_range_arena.listops import PUBLISHED, SPLITS, VERSION, listops_recipe, listops_splits
+from mimo_benchmarks.data.long_range_arena.listops_expressions import (
     SYMBOLS,
-    VERSION,
-    draw,
+    draw_expression,
     evaluate,
-    expressions,
-    listops,
-    parenthesized,
-    parse,
+    generate_expressions,
+    parse_expression,
+    with_parentheses,
 )
-from mimo_benchmarks.data.long_range_arena.listops_files import read_tsv
+from mimo_benchmarks.data.long_range_arena.listops_files import read_listops_file
+from mimo_benchmarks.data.storage.generated import Recipe
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 SMALL = {"counts": (60, 20, 10), "min_length": 3, "max_length": 40, "max_depth": 4, "max_args": 5, "workers": 1}
@@ -39,21 +37,21 @@ RULES = {
 INNERMOST = re.compile(r"\[(\w+)((?: \d)+) \]")
 
 
-def rewritten(source):
-    """The value, by replacing innermost brackets by theirs as long as there are any."""
+def value_by_rewriting(source):
+    """Return the value, by replacing innermost brackets with their values as long as there are any."""
     found = True
     while found:
         source, found = INNERMOST.subn(lambda match: str(RULES[match[1]]([*map(int, match[2].split())])), source)
     return int(source)
 
 
-def applied(tree):
-    """The published form, by its definition: an operator is applied to its arguments one by one, and then to "]"."""
+def published_form(tree):
+    """Return the published form by its definition: an operator is applied to its arguments one by one, and then to "]"."""
     if isinstance(tree, str):
         return tree
     operator, arguments = tree
     text = operator
-    for argument in [*map(applied, arguments), "]"]:
+    for argument in [*map(published_form, arguments), "]"]:
         text = f"( {text} {argument} )"
     return text
 
@@ -66,13 +64,13 @@ trees = st.recursive(
 
 
 @given(tree=trees)
-def test_values_and_symbols_are_those_of_their_definitions(tree):
-    published = applied(tree)
+def test_values_and_symbols_equal_their_definitions(tree):
+    published = published_form(tree)
     plain = published.replace("( ", "").replace(" )", "")
-    tokens, value = parse(published)
-    assert parse(plain) == (tokens, value) == (plain.split(), rewritten(plain))
+    tokens, value = parse_expression(published)
+    assert parse_expression(plain) == (tokens, value) == (plain.split(), value_by_rewriting(plain))
     assert evaluate(tokens) == value
-    assert parenthesized(tokens) == published
+    assert with_parentheses(tokens) == published
 
 
 @pytest.mark.parametrize(
@@ -88,12 +86,12 @@ def test_values_and_symbols_are_those_of_their_definitions(tree):
     ],
 )
 def test_values_worked_out_by_hand(source, value):
-    assert parse(source)[1] == value
+    assert parse_expression(source)[1] == value
 
 
 def test_deep_and_long_expressions_have_values(size=100_000):
     deep = ["[MAX"] * size + ["3"] + ["]"] * size
-    assert parse(parenthesized(deep)) == (deep, 3)
+    assert parse_expression(with_parentheses(deep)) == (deep, 3)
     assert evaluate(["[SM", *"7" * size, "]"]) == 7 * size % 10
 
 
@@ -103,46 +101,46 @@ def test_deep_and_long_expressions_have_values(size=100_000):
         ("", "there are no symbols"),
         (" \t", "there are no symbols"),
         ("( )", "there are no symbols"),
-        ("[MAX 1 [AVG 2 ] ]", r"symbol 3 is '\[AVG', none of \[MIN \[MAX \[MED \[SM \] 0 1 .* 9"),
-        ("[MAX 1 12 ]", "symbol 3 is '12', none of"),
-        ("[MAX 1 \u0663 ]", "symbol 3 is '\u0663', none of"),  # a digit, but not one of ours
-        ("[max 1 2 ]", r"symbol 1 is '\[max', none of"),
-        ("[MAX 1 2", r"after symbol 3, the last, 1 '\]' are missing"),
-        ("[MAX 1 [MIN 2", r"after symbol 4, the last, 2 '\]' are missing"),
-        ("[MAX", r"after symbol 1, the last, 1 '\]' are missing"),
+        ("[MAX 1 [AVG 2 ] ]", r"symbol 3 is '\[AVG', but must be one of \[MIN \[MAX \[MED \[SM \] 0 1 .* 9"),
+        ("[MAX 1 12 ]", "symbol 3 is '12', but must be one of"),
+        ("[MAX 1 \u0663 ]", "symbol 3 is '\u0663', but must be one of"),  # a digit, but not one of ours
+        ("[max 1 2 ]", r"symbol 1 is '\[max', but must be one of"),
+        ("[MAX 1 2", r"after the last symbol, 3, 1 '\]' are missing"),
+        ("[MAX 1 [MIN 2", r"after the last symbol, 4, 2 '\]' are missing"),
+        ("[MAX", r"after the last symbol, 1, 1 '\]' are missing"),
         ("]", r"symbol 1, '\]', closes nothing"),
         ("[MAX 1 [MIN ] 2 ]", r"symbol 4, '\]', closes an operator without arguments"),
         ("[MAX 1 2 ] ]", r"symbol 5, '\]', comes after the end"),
         ("[MAX 1 2 ] 3", "symbol 5, '3', comes after the end"),
         ("1 [MAX 1 2 ]", r"symbol 2, '\[MAX', comes after the end"),
         ("1 xyz", "symbol 2, 'xyz', comes after the end"),
-        ("( ( [MIN 4 ) 7 ) ] )", r"word 3 is \[MIN, where the published parentheses have \("),
-        ("( ( ( [MIN 4 ) 7 ] ) )", r"word 8 is \], where the published parentheses have \)"),
-        ("( ( ( [MIN 4 ) 7 ) ]", r"word 10 is the end, where the published parentheses have \)"),
-        ("( ( ( [MIN 4 ) 7 ) ] ) )", r"word 11 is \), where the published parentheses have the end"),
-        ("( 7 )", r"word 1 is \(, where the published parentheses have 7"),
+        ("( ( [MIN 4 ) 7 ) ] )", r"word 3 is \[MIN, but the published form has \( there"),
+        ("( ( ( [MIN 4 ) 7 ] ) )", r"word 8 is \], but the published form has \) there"),
+        ("( ( ( [MIN 4 ) 7 ) ]", r"word 10 is the end, but the published form has \) there"),
+        ("( ( ( [MIN 4 ) 7 ) ] ) )", r"word 11 is \), but the published form has the end there"),
+        ("( 7 )", r"word 1 is \(, but the published form has 7 there"),
     ],
 )
-def test_what_is_no_expression_is_refused_with_its_place(source, message):
+def test_malformed_expressions_are_refused_with_the_place(source, message):
     with pytest.raises(DatasetError, match=message):
-        parse(source)
+        parse_expression(source)
 
 
 def near(found, trials, chance):
-    """Within 5 standard deviations of a binomial."""
+    """Return whether a count is within 5 standard deviations of a binomial."""
     return abs(found - trials * chance) < 5 * sqrt(trials * chance * (1 - chance))
 
 
 def test_trees_follow_the_rule(draws=8000):
-    """Before any is rejected, with seed 0: shares of all that is drawn, each within 5 standard deviations.
+    """Shares among all draws of seed 0, before any is rejected, are within 5 standard deviations.
 
-    How many nodes there are depends on what was drawn before; the deviations are still those of as many independent draws.
+    The number of nodes depends on earlier draws; the deviations are still those of as many independent draws.
     """
     generator = random.Random(0)
     nodes, operators, digits, arguments = Counter(), Counter(), Counter(), Counter()
     for _ in range(draws):
         open_arguments = [0]
-        for symbol in (SYMBOLS[value] for value in draw(generator.random, 10**9, 10, 10)):
+        for symbol in (SYMBOLS[value] for value in draw_expression(generator.random, 10**9, 10, 10)):
             if symbol == "]":
                 arguments[open_arguments.pop()] += 1
                 continue
@@ -165,21 +163,21 @@ def test_trees_follow_the_rule(draws=8000):
     assert all(near(arguments[number], operators.total(), 1 / 9) for number in range(2, 11))
 
 
-def chances():
-    """Of each length below 2000, worked out from the rule: nodes of the largest depth first, then those above them."""
+def length_chances():
+    """Return the probability of each length below 2000 by the rule: nodes of the largest depth first, then those above them."""
     digit = np.eye(1, 2000, 1)[0]
     node = digit
     for _ in range(9):
         several = [node]
         for _ in range(9):
-            several.append(np.convolve(several[-1], node)[:2000])  # one argument more
+            several.append(np.convolve(several[-1], node)[:2000])  # adds one argument
         node = 3 / 4 * digit + 1 / 4 * np.pad(np.mean(several[1:], 0), (2, 0))[:2000]
     return node
 
 
 def test_the_rule_gives_the_published_figures():
-    """Those come from 60,000 kept expressions: standard errors of 0.03 %, 1.6 and, of the quartiles, up to 3 symbols."""
-    kept = chances()[501:]
+    """They come from 60,000 kept expressions: standard errors of 0.03 %, 1.6 and, for the quartiles, up to 3 symbols."""
+    kept = length_chances()[501:]
     cumulated = kept.cumsum() / kept.sum()
     assert abs(kept.sum() - 0.083) < 0.001
     assert abs(kept @ np.arange(501, 2000) / kept.sum() - 1034) < 5
@@ -190,14 +188,14 @@ def test_the_rule_gives_the_published_figures():
 def test_kept_expressions_are_distributed_by_the_rule(chunks=24):
     """48,000 draws with seed 0, of which about 4,000 are kept.
 
-    How many are kept: within 5 standard deviations. The distribution of lengths: nowhere farther from the rule's than one in a
-    million samples (Dvoretzky, Kiefer and Wolfowitz, 1956). Values: 0 and 9 have 17 % each, the others 7 to 9 %, up to the
-    rounding and 5 standard errors.
+    The number kept is within 5 standard deviations. The distribution of lengths deviates from the rule's by less than in one of
+    a million samples (Dvoretzky, Kiefer and Wolfowitz, 1956). The values 0 and 9 have shares of 17 %, the others of 7 to 9 %,
+    up to rounding and 5 standard errors.
     """
-    rows = [expressions(chunk, seed=0, **PUBLISHED) for chunk in range(chunks)]
+    rows = [generate_expressions(chunk, seed=0, **PUBLISHED) for chunk in range(chunks)]
     lengths = np.array([len(tokens) for row in rows for tokens in row["tokens"]])
     labels = Counter(label for row in rows for label in row["label"])
-    kept, chance = len(lengths), chances()[501:]
+    kept, chance = len(lengths), length_chances()[501:]
     assert near(kept, chunks * 2000, chance.sum())
     assert lengths.min() > 500
     assert lengths.max() < 2000
@@ -209,8 +207,8 @@ def test_kept_expressions_are_distributed_by_the_rule(chunks=24):
         assert low - error < labels[label] / kept < high + error
 
 
-def plain(split):
-    """Expressions of a split as text, with their labels."""
+def plain_rows(split):
+    """Return the expressions of a split as text, with their labels."""
     tokens, mask = split.tokens(torch.arange(len(split)), int(split.lengths.max()))
     assert torch.equal(mask, tokens > 0)
     sources = [" ".join(SYMBOLS[token - 1] for token in row if token) for row in tokens.tolist()]
@@ -218,20 +216,22 @@ def plain(split):
 
 
 def test_splits_are_different_expressions_with_their_values(tmp_path):
-    splits = listops(tmp_path, **SMALL)
-    rows = [plain(splits[name]) for name in SPLITS]
+    splits = listops_splits(tmp_path, **SMALL)
+    rows = [plain_rows(splits[name]) for name in SPLITS]
     assert [*splits] == ["train", "dev", "test"]
     assert tuple(map(len, rows)) == SMALL["counts"]
     sources = [source for split in rows for source, _ in split]
     assert len(set(sources)) == len(sources)
     assert all(3 < len(source.split()) < 40 for source in sources)
-    assert all(rewritten(source) == label for split in rows for source, label in split)
+    assert all(value_by_rewriting(source) == label for split in rows for source, label in split)
     whole = [pair for split in rows for pair in split]
-    other = listops(tmp_path, **SMALL | {"counts": (1, 88, 1)})
-    assert whole == [pair for name in SPLITS for pair in plain(other[name])]  # the splits are cut from one row
+    other = listops_splits(tmp_path, **SMALL | {"counts": (1, 88, 1)})
+    assert whole == [
+        pair for name in SPLITS for pair in plain_rows(other[name])
+    ]  # the splits are cut from one sequence of expressions
 
 
-def content(splits):
+def splits_digest(splits):
     digest = sha256()
     for split in splits.values():
         for part in (split.values, split.offsets, split.labels):
@@ -240,35 +240,38 @@ def content(splits):
 
 
 def test_a_seed_gives_the_same_set_on_any_machine(tmp_path):
-    assert content(listops(tmp_path, **SMALL)) == "6ac4b5f786a2d929c339920672634f48bf0a8e28450e4c021c74e15d7c01992d"
-    assert content(listops(tmp_path, **SMALL, seed=1)) != content(listops(tmp_path, **SMALL))
+    assert splits_digest(listops_splits(tmp_path, **SMALL)) == "6ac4b5f786a2d929c339920672634f48bf0a8e28450e4c021c74e15d7c01992d"
+    assert splits_digest(listops_splits(tmp_path, **SMALL, seed=1)) != splits_digest(listops_splits(tmp_path, **SMALL))
 
 
 def test_seeds_share_no_chunks():
-    """Of 8 chunks of 2 seeds, no two have an expression of the published lengths in common."""
-    tokens = [token for seed in (0, 1) for chunk in range(4) for token in expressions(chunk, seed=seed, **PUBLISHED)["tokens"]]
+    """No two of 8 chunks of 2 seeds share an expression of the published lengths."""
+    tokens = [
+        token for seed in (0, 1) for chunk in range(4) for token in generate_expressions(chunk, seed=seed, **PUBLISHED)["tokens"]
+    ]
     assert len(set(tokens)) == len(tokens)
 
 
 @pytest.mark.once
 def test_the_files_do_not_depend_on_the_workers(tmp_path):
-    """Over more chunks than are made ahead."""
+    """The set spans more chunks than are produced ahead."""
     for workers in (1, 2):
-        listops(tmp_path / str(workers), **SMALL | {"counts": (3000, 50, 50), "workers": workers})
+        listops_splits(tmp_path / str(workers), **SMALL | {"counts": (3000, 50, 50), "workers": workers})
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")} for name in "12")
     assert one == two
     assert one.keys() > {"data-00000-of-00001.arrow", "state.json"}
 
 
-def test_the_cache_is_used_and_checked(tmp_path, monkeypatch):
-    made = content(listops(tmp_path, **SMALL))
-    monkeypatch.delattr("mimo_benchmarks.data.long_range_arena.listops.draw")
-    assert content(listops(tmp_path, **SMALL)) == made
+def test_the_cache_is_used_and_checked(tmp_path):
+    made = splits_digest(listops_splits(tmp_path, **SMALL))
     (path,) = (tmp_path / "generated").iterdir()
     file = path / "data-00000-of-00001.arrow"
+    written = file.stat()
+    assert splits_digest(listops_splits(tmp_path, **SMALL)) == made
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     file.write_bytes(file.read_bytes().replace(b"\x05\x06", b"\x06\x05", 1))
     with pytest.raises(DatasetError, match=f"delete {path}"):
-        listops(tmp_path, **SMALL)
+        listops_splits(tmp_path, **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -285,14 +288,16 @@ def test_the_cache_is_used_and_checked(tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_settings_that_cannot_work_are_refused(tmp_path, changed, message):
+def test_arguments_out_of_range_are_refused(tmp_path, changed, message):
     with pytest.raises(ConfigError, match=message):
-        listops(tmp_path, **SMALL | changed)
+        listops_splits(tmp_path, **SMALL | changed)
 
 
 def test_lengths_that_no_tree_has_end_the_search(tmp_path):
-    with pytest.raises(DatasetError, match=r"listops: 0 of 90 different rows were found.*ask for fewer, or change the arguments"):
-        listops(tmp_path, **SMALL | {"max_depth": 1})
+    with pytest.raises(
+        DatasetError, match=r"listops: only 0 of 90 different rows were found.*ask for fewer, or change the arguments"
+    ):
+        listops_splits(tmp_path, **SMALL | {"max_depth": 1})
 
 
 def write_tsv(path, rows, end="\r\n"):
@@ -301,85 +306,82 @@ def write_tsv(path, rows, end="\r\n"):
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\n"])
-@pytest.mark.parametrize("form", [str, lambda source: parenthesized(source.split())], ids=["plain", "published"])
+@pytest.mark.parametrize("form", [str, lambda source: with_parentheses(source.split())], ids=["plain", "published"])
 def test_files_in_the_published_form_are_read(tmp_path, form, end):
-    split = listops(tmp_path, **SMALL)["train"]
-    path = write_tsv(tmp_path / "basic_train.tsv", [(form(source), label) for source, label in plain(split)], end)
-    found = read_tsv(path)
-    assert plain(found) == plain(split)
+    split = listops_splits(tmp_path, **SMALL)["train"]
+    path = write_tsv(tmp_path / "basic_train.tsv", [(form(source), label) for source, label in plain_rows(split)], end)
+    found = read_listops_file(path)
+    assert plain_rows(found) == plain_rows(split)
     assert found.values.dtype == torch.uint8
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "line 1: '', not 'Source' and 'Target'"),
-        (b"[MAX 1 2 ]\t2\n", r"line 1: '\[MAX 1 2 \]\\t2', not 'Source'"),
-        (b"Source\tTarget\n", "no line below"),
-        (b"Source\tTarget\n[MAX 1 2 ]\t2\n[MAX 1 2 ]\t1\n", "line 3: the value is 2, the file has '1'"),
-        (b"Source\tTarget\n[MAX 1 2 ]\t\n", "line 2: the value is 2, the file has ''"),
-        (b"Source\tTarget\n[MAX 1 2 ]", "line 2: the value is 2, the file has ''"),
-        (b"Source\tTarget\n[MAX 1 2 ]\t2\t2\n", r"line 2: the value is 2, the file has '2\\t2'"),
+        (b"", "line 1: the header is '', but must be 'Source', a tab, 'Target'"),
+        (b"[MAX 1 2 ]\t2\n", r"line 1: the header is '\[MAX 1 2 \]\\t2', but must be 'Source'"),
+        (b"Source\tTarget\n", "has no line below its header"),
+        (b"Source\tTarget\n[MAX 1 2 ]\t2\n[MAX 1 2 ]\t1\n", "line 3: the label is '1', but the value of the expression is 2"),
+        (b"Source\tTarget\n[MAX 1 2 ]\t\n", "line 2: the label is '', but the value of the expression is 2"),
+        (b"Source\tTarget\n[MAX 1 2 ]", "line 2: the label is '', but the value of the expression is 2"),
+        (b"Source\tTarget\n[MAX 1 2 ]\t2\t2\n", r"line 2: the label is '2\\t2', but the value of the expression is 2"),
         (b"Source\tTarget\n[MAX 1 2 ]\t2\n\n", "line 3: there are no symbols"),
-        (b"Source\tTarget\n[MAX 1 \xff ]\t2\n", r"line 2: symbol 3 is '\\udcff', none of"),
-        (b"Source\tTarget\n[MAX 1 2 ]\x00\t2\n", r"line 2: symbol 4 is '\]\\x00', none of"),
-        (b"Source\tTarget\n( [MAX 1 ) 2 ]\t2\n", r"line 2: word 2 is \[MAX, where"),
+        (b"Source\tTarget\n[MAX 1 \xff ]\t2\n", r"line 2: symbol 3 is '\\udcff', but must be one of"),
+        (b"Source\tTarget\n[MAX 1 2 ]\x00\t2\n", r"line 2: symbol 4 is '\]\\x00', but must be one of"),
+        (b"Source\tTarget\n( [MAX 1 ) 2 ]\t2\n", r"line 2: word 2 is \[MAX, but the published form has"),
     ],
 )
 def test_broken_files_are_refused_with_the_line(tmp_path, content, message):
     path = tmp_path / "basic_val.tsv"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=f"{path}.*{message}"):
-        read_tsv(path)
+        read_listops_file(path)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     for path, reason in ((tmp_path / "missing.tsv", "is missing"), (tmp_path, "cannot be read")):
         with pytest.raises(DatasetError, match=f"{path} {reason}"):
-            read_tsv(path)
+            read_listops_file(path)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(DatasetError, match="is no file"):
-        read_tsv(pipe)
+    with pytest.raises(DatasetError, match="is not a file"):
+        read_listops_file(pipe)
 
 
 def test_a_file_that_is_not_whole_is_refused(tmp_path):
     path = write_tsv(tmp_path / "basic_val.tsv", [("5", "5"), ("[MAX 1 2 ]", "2")])
-    assert len(read_tsv(path, 2)) == 2
+    assert len(read_listops_file(path, 2)) == 2
     with pytest.raises(DatasetError, match=r"has 2 expressions, not the 2,000 published"):
-        read_tsv(path, 2000)
+        read_listops_file(path, 2000)
     write_tsv(path, [(f"[MAX {'1 ' * 2000}]", "1")])
-    with pytest.raises(DatasetError, match=r"line 2: 2,002 symbols, and no published expression has 2,000"):
-        read_tsv(path)
+    with pytest.raises(DatasetError, match=r"line 2: 2,002 symbols, but published expressions have fewer than 2,000"):
+        read_listops_file(path)
 
 
 def test_an_altered_file_is_refused_or_still_right(tmp_path):
-    """500 alterations: a typed error, or expressions whose values are their labels."""
+    """Each of 500 alterations gives a DatasetError, or expressions whose values are their labels."""
     rng, messages = random.Random(0), []
     path = tmp_path / "basic_test.tsv"
-    rows = [(parenthesized(source.split()), label) for source, label in plain(listops(tmp_path, **SMALL)["test"])]
+    rows = [(with_parentheses(source.split()), label) for source, label in plain_rows(listops_splits(tmp_path, **SMALL)["test"])]
     intact = write_tsv(path, rows).read_bytes()
     for _ in range(500):
         at, byte = rng.randrange(len(intact)), bytes([rng.choice([rng.randrange(256), *b"0123456789[]() \t"])])
         path.write_bytes(intact[:at] + rng.choice([byte + intact[at + 1 :], byte + intact[at:], intact[at + 1 :], b""]))
         try:
-            found = plain(read_tsv(path))
+            found = plain_rows(read_listops_file(path))
         except DatasetError as error:
             messages.append(str(error))
         else:
-            assert all(rewritten(source) == label for source, label in found)
+            assert all(value_by_rewriting(source) == label for source, label in found)
     assert len(messages) > 300
     assert all(re.match(rf"{path}(, line \d+:| has no line)", message) for message in messages)
 
 
-def test_the_published_task_lies_where_cache_says(tmp_path, monkeypatch):
-    """Under the arguments by default, which are the published ones."""
-    asked = {}
-    monkeypatch.setattr(
-        "mimo_benchmarks.data.long_range_arena.listops.generated", lambda *args, **kwargs: asked.update(kwargs) or 1 / 0
-    )
-    with pytest.raises(ZeroDivisionError):
-        listops(tmp_path)
-    assert asked["arguments"] == {"seed": 0, **PUBLISHED}
+def test_the_default_set_is_the_published_task(tmp_path):
+    """The recipe has the published arguments, and loading without arguments looks for the cache of that recipe."""
     assert PUBLISHED == {"min_length": 500, "max_length": 2000, "max_depth": 10, "max_args": 10}
-    assert (asked["version"], asked["count"]) == (VERSION, 100_000)
+    recipe = Recipe(name="listops", version=VERSION, arguments={"seed": 0, **PUBLISHED}, count=100_000)
+    assert listops_recipe() == recipe
+    recipe.cache_folder(tmp_path).mkdir(parents=True)
+    with pytest.raises(DatasetError, match=f"{recipe.cache_folder(tmp_path)} lacks files"):
+        listops_splits(tmp_path)

@@ -1,4 +1,4 @@
-"""Multi-query associative recall: every sequence read again in plain Python, and shares against what the definition says."""
+"""Multi-query associative recall: every sequence is parsed in plain Python, and shares are compared with their definition."""
 
 import math
 from collections import Counter
@@ -9,29 +9,35 @@ import numpy as np
 import pytest
 import torch
 
-from mimo_benchmarks.data.synthetic import mqar as module
-from mimo_benchmarks.data.synthetic.mqar import MQAR, guesses, mqar, mqar_splits
+from mimo_benchmarks.data.synthetic.mqar import (
+    MQAR,
+    MQARSetting,
+    draw_mqar_sequences,
+    mqar_guesses,
+    mqar_splits,
+    multi_query_recall,
+)
 from mimo_benchmarks.data.synthetic.tokens import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
 TINY = {"length": 14, "pairs": 3, "vocab_size": 12}
 TIGHT = {"length": 8, "pairs": 2, "vocab_size": 6}
-"""As many keys and slots as pairs."""
+"""A setting with as many keys and slots as pairs."""
 SETTINGS = [TINY, TIGHT, {"length": 64, "pairs": 4, "vocab_size": 8192}]
 each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=str)
 
 
-def split(count, seed=0, **setting):
-    return mqar(count, **setting, generator=torch.Generator().manual_seed(seed))
+def seeded_split(count, seed=0, **setting):
+    return multi_query_recall(count, **setting, generator=torch.Generator().manual_seed(seed))
 
 
-def rows(sequences):
-    """Inputs and targets of each."""
+def rows_of(sequences):
+    """Return inputs and targets of each sequence."""
     return list(zip(sequences.inputs.tolist(), sequences.targets.tolist(), strict=True))
 
 
-def read(inputs, targets, length, pairs, vocab_size):
-    """The pairs, the slot in which each is asked and what stands elsewhere; checks the rule and works out the targets."""
+def parse_mqar_sequence(inputs, targets, length, pairs, vocab_size):
+    """Check that a sequence follows the rule; return its pairs, the slot that asks for each, and the tokens elsewhere."""
     assert len(inputs) == length
     shown = [(inputs[2 * pair], inputs[2 * pair + 1]) for pair in range(pairs)]
     value_of = dict(shown)
@@ -55,19 +61,19 @@ def read(inputs, targets, length, pairs, vocab_size):
 @each_setting
 @pytest.mark.parametrize("filled", [False, True])
 def test_every_sequence_asks_each_key_once_and_nothing_else(setting, filled):
-    sequences = split(1500, random_non_queries=filled, **setting)
+    sequences = seeded_split(1500, random_non_queries=filled, **setting)
     assert sequences.inputs.dtype == sequences.targets.dtype == torch.long
-    for inputs, targets in rows(sequences):
-        _, _, rest = read(inputs, targets, **setting)
+    for inputs, targets in rows_of(sequences):
+        _, _, rest = parse_mqar_sequence(inputs, targets, **setting)
         assert all(token in range(setting["vocab_size"] if filled else 1) for token in rest)
 
 
-def test_the_rest_is_filled_unless_one_says_otherwise():
-    """Filling changes nothing else; what stands there then is uniform over all ids, 0 and those of the sequence too."""
+def test_empty_places_are_filled_by_default():
+    """Filling changes nothing else; the filling is uniform over all ids, including 0 and those of the sequence."""
     filled, same, bare = (
-        split(1000, **TINY),
-        split(1000, random_non_queries=True, **TINY),
-        split(1000, random_non_queries=False, **TINY),
+        seeded_split(1000, **TINY),
+        seeded_split(1000, random_non_queries=True, **TINY),
+        seeded_split(1000, random_non_queries=False, **TINY),
     )
     assert torch.equal(filled.inputs, same.inputs)
     assert torch.equal(filled.targets, bare.targets)
@@ -76,7 +82,7 @@ def test_the_rest_is_filled_unless_one_says_otherwise():
 
 
 def assert_shares(found, chances):
-    """Counts of independent events: within 5 standard deviations of a binomial, for up to 200 events a test."""
+    """Check counts of independent events: within 5 standard deviations of a binomial, for up to 200 events per test."""
     assert found.keys() <= chances.keys()
     assert math.isclose(sum(chances.values()), 1)
     total = found.total()
@@ -86,22 +92,22 @@ def assert_shares(found, chances):
 
 @pytest.mark.parametrize("setting", [TINY, TIGHT], ids=str)
 def test_keys_and_values_are_uniform_without_replacement(setting, count=20_000):
-    """All orders of different keys are alike, and of values."""
+    """All orders of different keys are equally likely, and of different values."""
     pairs, half = setting["pairs"], setting["vocab_size"] // 2
-    context = split(count, seed=1, **setting).inputs[:, : 2 * pairs]
+    context = seeded_split(count, seed=1, **setting).inputs[:, : 2 * pairs]
     for column, ids in ((0, range(1, half)), (1, range(half, 2 * half))):
         orders = list(permutations(ids, pairs))
         assert_shares(Counter(map(tuple, context[:, column::2].tolist())), dict.fromkeys(orders, 1 / len(orders)))
 
 
 def sequential(weights, chosen):
-    """Chances of each order in which so many of the things are drawn: one by one, in proportion to the weights of those left."""
+    """Return the chance of each order of `chosen` items drawn one by one, in proportion to the weights of those left."""
     chances = {}
     for order in permutations(range(len(weights)), chosen):
         left, chance = sum(weights), 1.0
-        for thing in order:
-            chance *= weights[thing] / left
-            left -= weights[thing]
+        for item in order:
+            chance *= weights[item] / left
+            left -= weights[item]
         chances[order] = chance
     return chances
 
@@ -110,15 +116,17 @@ def sequential(weights, chosen):
     ("length", "pairs", "power"), [(14, 3, 0.01), (12, 2, 0.01), (12, 2, 1.0), (16, 4, 0.01), (12, 2, 2.5), (14, 2, 1e-9)]
 )
 def test_slots_are_drawn_one_after_the_other(length, pairs, power, count=20_000):
-    """Which slot each pair is asked in, the first pair's drawn first: all orders, with the chances of sequential draws."""
+    """The slots that ask for the pairs, in order of the pairs, have the distribution of sequential draws."""
     setting = {"length": length, "pairs": pairs, "vocab_size": 12}
     slots = (length - 2 * pairs) // 2
-    found = Counter(tuple(read(*row, **setting)[1]) for row in rows(split(count, seed=2, power=power, **setting)))
+    found = Counter(
+        tuple(parse_mqar_sequence(*row, **setting)[1]) for row in rows_of(seeded_split(count, seed=2, power=power, **setting))
+    )
     assert_shares(found, sequential([i ** (power - 1) for i in range(1, slots + 1)], pairs))
 
 
 def test_the_published_choice_is_sequential_too(count=8000):
-    """numpy's, which the publication draws its slots with."""
+    """The published code draws slots with numpy's choice."""
     weights = np.arange(1, 5) ** -0.99
     random = np.random.RandomState(0)
     found = Counter(tuple(random.choice(4, 3, replace=False, p=weights / weights.sum()).tolist()) for _ in range(count))
@@ -126,25 +134,21 @@ def test_the_published_choice_is_sequential_too(count=8000):
 
 
 def test_the_first_gap_of_a_published_setting_follows_the_weights(count=20_000):
-    """28 slots, and the first pair's is drawn among all of them."""
-    sequences = split(count, seed=3, length=64, pairs=4)
+    """The slot of the first pair is drawn among all 28 slots. The vocabulary plays no part."""
+    sequences = seeded_split(count, seed=3, length=64, pairs=4, vocab_size=16)
     first = (sequences.inputs[:, 8:] == sequences.inputs[:, :1]) & (sequences.targets[:, 8:] != UNSCORED)
     total = sum(i**-0.99 for i in range(1, 29))
     assert_shares(Counter((first.nonzero()[:, 1] // 2).tolist()), {i - 1: i**-0.99 / total for i in range(1, 29)})
 
 
-def test_sequences_are_drawn_a_thousand_at_a_time(monkeypatch):
-    """So memory stays bounded. The first are the same however many there are, and no two portions are equal."""
-    sizes, draw = [], module.draw
-
-    def counted(count, *arguments):
-        sizes.append(count)
-        return draw(count, *arguments)
-
-    monkeypatch.setattr(module, "draw", counted)
-    many = split(2500, **MQARS[0])
-    assert sizes == [1000, 1000, 500]
-    few = split(1000, **MQARS[0])
+def test_sequences_are_drawn_a_thousand_at_a_time():
+    """Portions bound the memory. The first sequences are the same however many there are, and no two portions are equal."""
+    many = seeded_split(2500, **MQARS[0])
+    generator = torch.Generator().manual_seed(0)
+    portions = [draw_mqar_sequences(count, 64, 4, 4096, 0.01, True, generator) for count in (1000, 1000, 500)]
+    for found, expected in zip((many.inputs, many.targets), zip(*portions, strict=True), strict=True):
+        assert torch.equal(found, torch.cat(expected))
+    few = seeded_split(1000, **MQARS[0])
     assert torch.equal(many.inputs[:1000], few.inputs)
     assert torch.equal(many.targets[:1000], few.targets)
     assert len(set(map(tuple, many.inputs.tolist()))) == 2500
@@ -163,12 +167,12 @@ def test_settings_are_the_published_ones():
 
 @pytest.mark.parametrize("setting", PUBLISHED, ids=str)
 def test_splits_of_a_setting(setting):
-    """Both follow the rule, are bare between the queries and differ from each other."""
-    fewer = module.MQARSetting(**vars(setting) | {"train": 40, "test": 30})
+    """Both splits follow the rule, have 0 between the queries and differ from each other."""
+    fewer = MQARSetting(**vars(setting) | {"train": 40, "test": 30})
     train, test = mqar_splits(fewer, generator=torch.Generator().manual_seed(0))
     assert (len(train), len(test)) == (40, 30)
-    for row in rows(train) + rows(test):
-        _, _, rest = read(*row, length=setting.length, pairs=setting.pairs, vocab_size=8192)
+    for row in rows_of(train) + rows_of(test):
+        _, _, rest = parse_mqar_sequence(*row, length=setting.length, pairs=setting.pairs, vocab_size=8192)
         assert set(rest) == {0}
     assert not torch.equal(train.inputs[:30], test.inputs)
 
@@ -187,13 +191,13 @@ def test_splits_of_a_setting(setting):
         ({"power": math.nan}, "power is nan; it must be a positive number"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(changed, named):
+def test_arguments_out_of_range_are_refused(changed, named):
     with pytest.raises(ConfigError, match=named):
-        split(**{"count": 5} | TINY | changed)
+        seeded_split(**{"count": 5} | TINY | changed)
 
 
-def scores(slots):
-    """What each guess scores on the queries of a sequence in expectation, from the slots of its pairs."""
+def guess_scores(slots):
+    """Return the expected accuracy of each guess on the queries of a sequence, from the slots of its pairs."""
     total, asked = Counter(), []
     for pair in sorted(range(len(slots)), key=lambda pair: slots[pair]):
         left = [other for other in range(len(slots)) if other not in asked]
@@ -205,29 +209,35 @@ def scores(slots):
 @each_setting
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("count", [1, 300])
-def test_guesses_are_those_of_their_definitions(setting, filled, count):
-    sequences = split(count, random_non_queries=filled, **setting)
-    each = [scores(read(*row, **setting)[1]) for row in rows(sequences)]
+def test_guesses_equal_their_definitions(setting, filled, count):
+    sequences = seeded_split(count, random_non_queries=filled, **setting)
+    each = [guess_scores(parse_mqar_sequence(*row, **setting)[1]) for row in rows_of(sequences)]
     expected = {name: sum(score[name] for score in each) / count for name in each[0]}
-    assert guesses(sequences, vocab_size=setting["vocab_size"]) == pytest.approx({"chance": 2 / setting["vocab_size"]} | expected)
+    assert mqar_guesses(sequences, vocab_size=setting["vocab_size"]) == pytest.approx(
+        {"chance": 2 / setting["vocab_size"]} | expected
+    )
 
 
 def test_guesses_in_expectation_over_all_orders(count=50_000):
-    """3 pairs in 5 slots: each order with its chance. A mean of 50,000 scores within 0 and 1: within 4 standard errors."""
+    """3 pairs in 5 slots, averaged over all orders. A mean of 50,000 scores between 0 and 1: within 4 standard errors."""
     chances = sequential([i**-0.99 for i in range(1, 6)], 3)
-    expected = sum(chance * scores(order)["first"] for order, chance in chances.items())
-    found = guesses(split(count, **TINY | {"length": 16}), vocab_size=12)
+    expected = sum(chance * guess_scores(order)["first"] for order, chance in chances.items())
+    found = mqar_guesses(seeded_split(count, **TINY | {"length": 16}), vocab_size=12)
     assert found["first"] == pytest.approx(expected, abs=4 * sqrt(0.25 / count))
     assert found["unasked"] == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
     assert found["unasked"] < expected
 
 
 def test_guesses_of_the_published_settings(count=8000):
-    """Percent of "shown", "unasked" and "first". A sequence's score of "first" has a standard deviation of about 0.2 at 4 pairs
-    (that of the records of a random order, 0.81, over 4) and less at more: 1 % is 4 standard errors and the rounding."""
+    """Accuracies of "shown", "unasked" and "first" in percent. They depend on the slots alone, not on the vocabulary.
+
+    A sequence's score of "first" has a standard deviation of about 0.2 at 4 pairs (that of the number of records of a random
+    order, 0.81, over 4) and less at more pairs: 1 % is 4 standard errors and the rounding.
+    """
     percent = {64: (25, 52.1, 55.1), 128: (12.5, 34.0, 36.5), 256: (6.25, 21.1, 23.0), 512: (1.5625, 7.4, 8.5)}
     for setting in PUBLISHED:
-        found = guesses(split(count, length=setting.length, pairs=setting.pairs), vocab_size=8192)
+        sequences = seeded_split(count, length=setting.length, pairs=setting.pairs, vocab_size=2 * setting.pairs + 2)
+        found = mqar_guesses(sequences, vocab_size=8192)
         shown, unasked, first = percent[setting.length]
         assert found["chance"] == 1 / 4096
         assert found["shown"] == shown / 100

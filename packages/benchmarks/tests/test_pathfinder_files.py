@@ -1,4 +1,4 @@
-"""LRA's Pathfinder files, whole and damaged."""
+"""LRA's files of Pathfinder, whole and damaged."""
 
 import zlib
 from io import BytesIO
@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from mimo_benchmarks.data.long_range_arena.pathfinder_files import decode, read_original
-from mimo_benchmarks.data.long_range_arena.pathfinder_scenes import paint, scene
+from mimo_benchmarks.data.long_range_arena.pathfinder_files import decode_png, read_pathfinder_release
+from mimo_benchmarks.data.long_range_arena.pathfinder_scenes import draw_scene, paint_scene
 from mimo_benchmarks.errors import DatasetError
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    """20 of one seed."""
+    """Return 20 scenes of one seed."""
     random = Random(8).random
-    return [scene(random) for _ in range(20)]
+    return [draw_scene(random) for _ in range(20)]
 
 
 def png(image):
@@ -29,8 +29,8 @@ def png(image):
 
 @pytest.fixture
 def published(tmp_path, scenes):
-    """The folder of 20 pictures as LRA has them, in two files of ten, their levels and labels."""
-    images, labels = [paint(one) for one in scenes], [one.label for one in scenes]
+    """Return a folder of 20 pictures as LRA has them, with two metadata files, and the grey levels and labels."""
+    images, labels = [paint_scene(one) for one in scenes], [one.label for one in scenes]
     level = tmp_path / "curv_contour_length_14"
     (level / "metadata").mkdir(parents=True)
     for batch in (2, 10):
@@ -44,29 +44,29 @@ def published(tmp_path, scenes):
     return level, images, labels
 
 
-def content(original):
+def levels_and_labels(original):
     values, labels = ([getattr(part, name) for part in original.splits.values()] for name in ("values", "labels"))
     return torch.cat(values).view(-1, 1024), torch.cat(labels)
 
 
 def test_published_files_are_read_in_order(published):
     level, images, labels = published
-    original = read_original(level.parent, count=None)
-    values, found = content(original)
+    original = read_pathfinder_release(level.parent, count=None)
+    values, found = levels_and_labels(original)
     assert [bytes(row.numpy()) for row in values] == images
     assert found.tolist() == labels
     assert [len(part) for part in original.splits.values()] == [16, 2, 2]
     assert original.empty == ()
     assert {part.shift for part in original.splits.values()} == {1}
-    assert {part.shift for part in read_original(level.parent, published=True, count=20).splits.values()} == {0}
+    assert len(levels_and_labels(read_pathfinder_release(level.parent, count=20))[1]) == 20
 
 
 def test_empty_pictures_are_left_out_and_named(published):
     level, images, labels = published
     path = level / "imgs/2/sample_3.png"
     path.write_bytes(b"")
-    original = read_original(level.parent, count=None)
-    values, found = content(original)
+    original = read_pathfinder_release(level.parent, count=None)
+    values, found = levels_and_labels(original)
     assert original.empty == (path,)
     assert [bytes(row.numpy()) for row in values] == images[:3] + images[4:]
     assert found.tolist() == labels[:3] + labels[4:]
@@ -78,15 +78,15 @@ LINE = "imgs/2 sample_3.png 3 1 1.0 14 4 2 0.5 1 1\n"
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ("\n", "column 1 is b'', not the folder imgs/NUMBER"),
-        (LINE.replace("imgs/2", "../2"), "column 1 is b'../2', not the folder imgs/NUMBER"),
-        (LINE.replace("sample_3.png", "/etc/passwd"), "column 2 is b'/etc/passwd', not a name sample_NUMBER.png"),
-        (LINE.replace("png 3", "png x"), "column 3 is b'x', not the number in that name"),
-        (LINE.replace("png 3", "png 4"), "column 2 is b'sample_3.png', but column 3 b'4'"),
-        (LINE.replace("3 1", "3 2"), "column 4 is b'2', not a label 0 or 1"),
-        (LINE.replace("3 1", "3 -1"), "column 4 is b'-1', not a label 0 or 1"),
-        ("imgs/2 sample_3.png 3\n", "column 4 is b'', not a label 0 or 1"),
-        (LINE.replace("_3", "_2").replace("png 3", "png 2"), "imgs/2/sample_2.png comes a second time"),
+        ("\n", "column 1 is b'', but must be the folder imgs/NUMBER"),
+        (LINE.replace("imgs/2", "../2"), "column 1 is b'../2', but must be the folder imgs/NUMBER"),
+        (LINE.replace("sample_3.png", "/etc/passwd"), "column 2 is b'/etc/passwd', but must be a name sample_NUMBER.png"),
+        (LINE.replace("png 3", "png x"), "column 3 is b'x', but must be the number in that name"),
+        (LINE.replace("png 3", "png 4"), "column 2 is b'sample_3.png', but column 3 is b'4'"),
+        (LINE.replace("3 1", "3 2"), "column 4 is b'2', but must be a label 0 or 1"),
+        (LINE.replace("3 1", "3 -1"), "column 4 is b'-1', but must be a label 0 or 1"),
+        ("imgs/2 sample_3.png 3\n", "column 4 is b'', but must be a label 0 or 1"),
+        (LINE.replace("_3", "_2").replace("png 3", "png 2"), "imgs/2/sample_2.png appears a second time"),
     ],
 )
 def test_a_wrong_line_is_named(published, wrong, named):
@@ -95,9 +95,9 @@ def test_a_wrong_line_is_named(published, wrong, named):
     rows = table.read_text().splitlines(keepends=True)
     table.write_text("".join([*rows[:3], wrong, *rows[4:]]))
     with pytest.raises(DatasetError) as error:
-        read_original(level.parent, count=None)
+        read_pathfinder_release(level.parent, count=None)
     assert str(error.value).startswith(f"{table}, line 4: {named}")
-    assert str(error.value).endswith("unpack LRA's lra_release.gz anew, or generate a set")
+    assert str(error.value).endswith("unpack LRA's lra_release.gz anew, or generate the set")
 
 
 @pytest.mark.parametrize("left", [0, 30, -1])
@@ -106,19 +106,19 @@ def test_a_cut_off_table_is_named(published, left):
     table = level / "metadata/2.npy"
     table.write_bytes(table.read_bytes()[:left])
     with pytest.raises(DatasetError, match=r"2\.npy is empty or ends in the middle of a line: unpack"):
-        read_original(level.parent, count=None)
+        read_pathfinder_release(level.parent, count=None)
 
 
 def test_arrays_in_place_of_text_are_not_unpickled(published):
-    """As the generator itself writes them; the remedy that the error names is tried, too."""
+    """The generator writes arrays; the remedy that the error names works."""
     level, images, _ = published
     table = level / "metadata/2.npy"
     rows = np.array([row.split(" ") for row in table.read_text().splitlines()])
     np.save(table, rows)
-    with pytest.raises(DatasetError, match=r"2\.npy is an array, .* numpy\.savetxt"):
-        read_original(level.parent, count=None)
+    with pytest.raises(DatasetError, match=r"2\.npy is a NumPy array, .* numpy\.savetxt"):
+        read_pathfinder_release(level.parent, count=None)
     np.savetxt(table, np.load(table, allow_pickle=False), fmt="%s")
-    assert [bytes(row.numpy()) for row in content(read_original(level.parent, count=None))[0]] == images
+    assert [bytes(row.numpy()) for row in levels_and_labels(read_pathfinder_release(level.parent, count=None))[0]] == images
 
 
 def saved(image, **options):
@@ -130,12 +130,12 @@ def saved(image, **options):
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (saved(Image.new("L", (32, 31)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
-        (saved(Image.new("RGB", (32, 32)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
-        (saved(Image.new("1", (32, 32)), format="png"), "is no PNG of 32 x 32 grey levels with 8 bits"),
-        (saved(Image.new("L", (32, 32)), format="gif"), "is no PNG"),
-        (png(bytes(1024)) + b"\n", "has 1 bytes after its end"),
-        (png(bytes(1024))[:45], "is damaged: the part at byte 33 is cut off, or its checksum is wrong"),
+        (saved(Image.new("L", (32, 31)), format="png"), "is not a PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("RGB", (32, 32)), format="png"), "is not a PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("1", (32, 32)), format="png"), "is not a PNG of 32 x 32 grey levels with 8 bits"),
+        (saved(Image.new("L", (32, 32)), format="gif"), "is not a PNG"),
+        (png(bytes(1024)) + b"\n", "has 1 bytes after its last chunk"),
+        (png(bytes(1024))[:45], "is damaged: the chunk at byte 33 is cut off, or its checksum is wrong"),
     ],
     ids=["height", "colour", "bits", "gif", "longer", "shorter"],
 )
@@ -144,22 +144,23 @@ def test_a_wrong_picture_is_named(published, wrong, named):
     path = level / "imgs/2/sample_3.png"
     path.write_bytes(wrong)
     with pytest.raises(DatasetError) as error:
-        read_original(level.parent, count=None)
-    assert str(error.value).startswith(f"{path} {named}: ")
+        read_pathfinder_release(level.parent, count=None)
+    assert str(error.value).startswith(f"{path} {named}")
+    assert str(error.value).endswith(": unpack LRA's lra_release.gz anew, or generate the set")
 
 
-def test_pixels_that_cannot_be_had_though_checksums_match():
+def test_broken_pixels_are_refused_though_checksums_match():
     """A PNG without pixels, and one whose pixels end early."""
     whole = png(bytes(1024))
     start = whole.index(b"IDAT") - 4
-    with pytest.raises(DatasetError, match="has no pixels that can be read"):
-        decode(whole[:start] + whole[-12:])
-    with pytest.raises(DatasetError, match="has no pixels that can be read"):
-        decode(whole[:start] + part(b"IDAT", zlib.compress(bytes(500))) + whole[-12:])
+    with pytest.raises(DatasetError, match="has pixels that cannot be read"):
+        decode_png(whole[:start] + whole[-12:])
+    with pytest.raises(DatasetError, match="has pixels that cannot be read"):
+        decode_png(whole[:start] + png_chunk(b"IDAT", zlib.compress(bytes(500))) + whole[-12:])
 
 
-def part(kind, body):
-    """Of a PNG, with the checksum that it should have."""
+def png_chunk(kind, body):
+    """Return a chunk of a PNG with its checksum."""
     return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
 
 
@@ -168,34 +169,40 @@ def assembled(*parts):
 
 
 def test_only_whole_pictures_of_one_header_are_read():
-    """All checksums of parts match, but rows lack or are too many, a stream cut off or with more behind, headers twice."""
-    header = part(b"IHDR", bytes([0, 0, 0, 32, 0, 0, 0, 32, 8, 0, 0, 0, 0]))
-    other = part(b"IHDR", bytes([0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0]))
-    rows, end = bytes(32 * 33), part(b"IEND", b"")
+    """All checksums match, but rows are missing or too many, the stream is cut off or too long, or headers are repeated."""
+    header = png_chunk(b"IHDR", bytes([0, 0, 0, 32, 0, 0, 0, 32, 8, 0, 0, 0, 0]))
+    other = png_chunk(b"IHDR", bytes([0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0]))
+    rows, end = bytes(32 * 33), png_chunk(b"IEND", b"")
     stream = zlib.compress(rows)
-    assert decode(assembled(header, part(b"IDAT", stream), end)) == bytes(1024)
-    assert decode(assembled(header, part(b"IDAT", stream[:5]), part(b"IDAT", stream[5:]), part(b"tEXt", b"a"), end)) == bytes(
-        1024
-    )
+    assert decode_png(assembled(header, png_chunk(b"IDAT", stream), end)) == bytes(1024)
+    assert decode_png(
+        assembled(header, png_chunk(b"IDAT", stream[:5]), png_chunk(b"IDAT", stream[5:]), png_chunk(b"tEXt", b"a"), end)
+    ) == bytes(1024)
     for wrong in (rows[:-33], rows[: 2 * 33], rows[:-1], rows + rows[:33]):
-        with pytest.raises(DatasetError, match=r"has too few pixels, or too many|has no pixels"):
-            decode(assembled(header, part(b"IDAT", zlib.compress(wrong)), end))
+        with pytest.raises(DatasetError, match=r"has too few or too many pixels|has pixels that cannot be read"):
+            decode_png(assembled(header, png_chunk(b"IDAT", zlib.compress(wrong)), end))
     for wrong in (stream[:-4], stream + b"x"):
-        with pytest.raises(DatasetError, match=r"has too few pixels, or too many|has no pixels"):
-            decode(assembled(header, part(b"IDAT", wrong), end))
-    for parts in ((header, other), (header, header), (other,), (header, part(b"ABCD", b"")), (part(b"tEXt", b"a"), header)):
-        with pytest.raises(DatasetError, match="is no PNG of 32 x 32 grey levels"):
-            decode(assembled(*parts, part(b"IDAT", stream), end))
+        with pytest.raises(DatasetError, match=r"has too few or too many pixels|has pixels that cannot be read"):
+            decode_png(assembled(header, png_chunk(b"IDAT", wrong), end))
+    for parts in (
+        (header, other),
+        (header, header),
+        (other,),
+        (header, png_chunk(b"ABCD", b"")),
+        (png_chunk(b"tEXt", b"a"), header),
+    ):
+        with pytest.raises(DatasetError, match="is not a PNG of 32 x 32 grey levels"):
+            decode_png(assembled(*parts, png_chunk(b"IDAT", stream), end))
 
 
 def test_a_set_that_is_not_whole_is_refused(published):
     level, _, _ = published
-    with pytest.raises(DatasetError, match="has 20 pictures by its metadata, not the 200,000 published"):
-        read_original(level.parent)
+    with pytest.raises(DatasetError, match="has 20 pictures in its metadata, not the 200,000 published"):
+        read_pathfinder_release(level.parent)
     table = level / "metadata/2.npy"
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:7]))
-    with pytest.raises(DatasetError, match="has 17 pictures by its metadata, not the 20 published"):
-        read_original(level.parent, count=20)
+    with pytest.raises(DatasetError, match="has 17 pictures in its metadata, not the 20 published"):
+        read_pathfinder_release(level.parent, count=20)
 
 
 def test_missing_files_are_named(published):
@@ -203,25 +210,25 @@ def test_missing_files_are_named(published):
     path = level / "imgs/10/sample_0.png"
     path.unlink()
     with pytest.raises(DatasetError) as error:
-        read_original(level.parent, count=None)
-    assert str(error.value).startswith(f"{path}, of {level / 'metadata/10.npy'}, line 1, cannot be read (No such file")
-    with pytest.raises(DatasetError, match=r"metadata has no file such as 0\.npy: unpack"):
-        read_original(level, count=None)
+        read_pathfinder_release(level.parent, count=None)
+    assert str(error.value).startswith(f"{path}, named in {level / 'metadata/10.npy'}, line 1, cannot be read (No such file")
+    with pytest.raises(DatasetError, match=r"metadata has no file like 0\.npy: unpack"):
+        read_pathfinder_release(level, count=None)
     (level / "metadata/11.npy").mkdir()
     with pytest.raises(DatasetError, match=r"cannot be read"):
-        read_original(level.parent, count=None)
+        read_pathfinder_release(level.parent, count=None)
 
 
 def test_a_set_of_empty_files_is_refused(published):
     level, _, _ = published
     for path in level.glob("imgs/*/*"):
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match="has no picture that is not empty"):
-        read_original(level.parent, count=None)
+    with pytest.raises(DatasetError, match=r"all pictures in .* are empty"):
+        read_pathfinder_release(level.parent, count=None)
 
 
 def mutated(whole, random):
-    """One byte changed, put in or taken out, or some cut off the end; never the same as before."""
+    """Change, insert or drop a byte, or cut off the end; the result always differs."""
     while True:
         spot, byte = int(random() * len(whole)), bytes([int(random() * 256)])
         changed = [
@@ -236,14 +243,14 @@ def mutated(whole, random):
 
 def test_no_damaged_picture_is_read(scenes, count=500):
     random = Random(9).random
-    whole = png(paint(scenes[0]))
+    whole = png(paint_scene(scenes[0]))
     for _ in range(count):
         with pytest.raises(DatasetError):
-            decode(mutated(whole, random))
+            decode_png(mutated(whole, random))
 
 
 def test_damaged_metadata_is_refused_or_still_names_pictures(published, count=500):
-    """A label or an argument of the generator that changed to another possible one cannot be seen; nothing else slips through."""
+    """Only a label, or an argument of the generator, that changes to another valid one goes unnoticed."""
     level, images, labels = published
     table, random = level / "metadata/2.npy", Random(10).random
     whole = table.read_bytes()
@@ -251,7 +258,7 @@ def test_damaged_metadata_is_refused_or_still_names_pictures(published, count=50
     for _ in range(count):
         table.write_bytes(mutated(whole, random))
         try:
-            values, found = content(read_original(level.parent, count=None))
+            values, found = levels_and_labels(read_pathfinder_release(level.parent, count=None))
         except DatasetError:
             continue
         silent += 1

@@ -91,7 +91,7 @@ def test_a_gpu_where_there_is_none(capsys):
         (["mnist", "--data-dir", "/nonexistent"], "train-images-idx3-ubyte is missing"),
         (
             ["cifar10", "--data-dir", "/nonexistent"],
-            "data_batch_1 is missing: get it with `python benchmarks/run.py data prepare cifar10",
+            "data_batch_1 is missing: get it with `mimonets data prepare cifar10",
         ),
         (["--task", "recall"], "task recall has tokens, and the network takes images"),
         (["recall_n2_att", "--n", "3"], "n = 3, but the model has room for 2"),

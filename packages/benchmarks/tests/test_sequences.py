@@ -6,14 +6,14 @@ import torch
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 
 
-def strings(count, seed=0):
+def random_strings(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, 9, (count,), generator=generator).tolist()
     return [bytes(torch.randint(256, (length,), generator=generator).tolist()) for length in lengths]
 
 
-def loop(items, length, shift):
-    """Token ids and where they are real, item by item."""
+def tokens_by_loop(items, length, shift):
+    """Return token ids, and where they are real, item by item."""
     ids, mask = torch.zeros(len(items), length, dtype=torch.long), torch.zeros(len(items), length, dtype=torch.bool)
     for row, item in enumerate(items):
         for place, value in enumerate(item[:length]):
@@ -25,12 +25,12 @@ def loop(items, length, shift):
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("length", [1, 5, 8, 12])
 def test_tokens_equal_the_loop(length, shift):
-    items = strings(30)
+    items = random_strings(30)
     items[3] = bytes([0, 255, 0])
     sequences = Sequences.of(items, range(30), shift=shift)
     index = torch.tensor([29, 3, 0, 3, 17])
     tokens, mask = sequences.tokens(index, length)
-    expected, real = loop([items[place] for place in index], length, shift)
+    expected, real = tokens_by_loop([items[place] for place in index], length, shift)
     assert torch.equal(tokens, expected)
     assert torch.equal(mask, real)
     assert sequences.lengths.tolist() == list(map(len, items))
@@ -38,12 +38,12 @@ def test_tokens_equal_the_loop(length, shift):
 
 
 def test_pairs_equal_the_loop():
-    items = strings(20)
+    items = random_strings(20)
     pairs = Sequences.of(items, [0, 1] * 5, parts=2)
     tokens, mask = pairs.tokens(torch.tensor([9, 0, 4]), 10)
     assert tokens.shape == (3, 2, 10)
     for row, place in enumerate((9, 0, 4)):
-        expected, real = loop(items[2 * place : 2 * place + 2], 10, 1)
+        expected, real = tokens_by_loop(items[2 * place : 2 * place + 2], 10, 1)
         assert torch.equal(tokens[row], expected)
         assert torch.equal(mask[row], real)
     assert pairs.lengths.tolist() == [max(len(items[2 * pair]), len(items[2 * pair + 1])) for pair in range(10)]
@@ -51,7 +51,7 @@ def test_pairs_equal_the_loop():
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_part_holds_its_items_alone(parts):
-    items = strings(12)
+    items = random_strings(12)
     whole = Sequences.of(items, range(12 // parts), parts=parts)
     part = whole.part(2, 5)
     assert bytes(part.values.tolist()) == b"".join(items[2 * parts : 5 * parts])
@@ -70,6 +70,6 @@ def test_rows_are_sequences_of_equal_length():
 
 
 def test_to_another_device_takes_everything_along():
-    moved = Sequences.of(strings(4), [0, 1], parts=2, shift=0).to(torch.device("meta"))
+    moved = Sequences.of(random_strings(4), [0, 1], parts=2, shift=0).to(torch.device("meta"))
     assert {moved.values.device.type, moved.offsets.device.type, moved.labels.device.type} == {"meta"}
     assert (moved.parts, moved.shift) == (2, 0)

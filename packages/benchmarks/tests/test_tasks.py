@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimo_benchmarks.data.long_range_arena import listops, pathfinder
 from mimo_benchmarks.data.storage.folder import data_folder
-from mimo_benchmarks.data.storage.generated import cache
 from mimo_benchmarks.data.vision import images
 from mimo_benchmarks.data.vision.images import Split
 from mimo_benchmarks.errors import ConfigError, DatasetError
@@ -74,7 +72,7 @@ def test_mnist20_is_the_middle_of_mnist():
 
 def test_svhn_is_normalised_by_the_published_figures(monkeypatch):
     split = Split(images=torch.full((1, 3, 32, 32), 110, dtype=torch.uint8), labels=torch.tensor([1]))
-    monkeypatch.setattr(images, "svhn", lambda folder, remedy: (split, split))
+    monkeypatch.setattr(images, "svhn_splits", lambda folder, remedy: (split, split))
     pixels = load("svhn", Path()).pixels(split.images)[0, :, 0, 0]
     assert pixels.tolist() == pytest.approx([0.1 / 50.1, 0.3 / 50.6, -3.8 / 50.8], abs=1e-5)
 
@@ -83,7 +81,7 @@ def test_image_is_cifar_in_grey_levels_pixel_by_pixel():
     colour, task, published = present("cifar10"), present("image"), present("image_published")
     assert [len(split) for split in (task.train, task.dev, task.test)] == [45_000, 5_000, 10_000]
     index = torch.tensor([0, 4999])
-    grey = images.grey(Split(images=colour.train.images[45_000 + index], labels=index)).images.flatten(1).long()
+    grey = images.to_grey(Split(images=colour.train.images[45_000 + index], labels=index)).images.flatten(1).long()
     tokens, mask = task.dev.tokens(index, task.max_length)
     assert torch.equal(tokens, grey + 1)
     assert mask.all()
@@ -134,18 +132,4 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(name, tmp_path):
         load(name, tmp_path)
     assert str(tmp_path) in str(error.value)
     by_hand = name in ("retrieval", "listops_lra", "pathfinder_lra")
-    assert ("lra_release.gz" if by_hand else "benchmarks/run.py data prepare ") in str(error.value)
-
-
-@pytest.mark.parametrize("module", [listops, pathfinder])
-def test_the_catalogue_knows_where_a_generated_set_lies(module, tmp_path, monkeypatch):
-    class Asked(Exception):
-        pass
-
-    def generated(folder, name, *, version, arguments, count, **_):
-        raise Asked(cache(folder, name, version=version, arguments=arguments, count=count))
-
-    monkeypatch.setattr(module, "generated", generated)
-    with pytest.raises(Asked) as asked:
-        load(module.__name__.rsplit(".", 1)[1], tmp_path)
-    assert asked.value.args == (module.cached(tmp_path),)
+    assert ("lra_release.gz" if by_hand else "mimonets data prepare ") in str(error.value)

@@ -1,4 +1,4 @@
-"""What the tasks on tokens share, against lists and sets; and that all of them are drawn where their generator is."""
+"""Code that the token tasks share, against lists and sets; and that all tasks are drawn on the device of their generator."""
 
 from itertools import chain, repeat
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mimo_benchmarks.data.synthetic import induction, mqar, recall
-from mimo_benchmarks.data.synthetic.tokens import UNSCORED, TokenSplit, different, next_token, right
+from mimo_benchmarks.data.synthetic.tokens import UNSCORED, TokenSplit, draw_different, expected_accuracy, next_token_splits
 
 
 def seeded_generator(device="cpu", seed=0):
@@ -21,7 +21,7 @@ TASKS = {
         mqar.MQARSetting(length=20, pairs=3, batch_size=8, train=300, test=50), generator=generator
     ),
 }
-GUESSES = {"recall": recall.guesses, "induction": induction.guesses, "mqar": mqar.guesses}
+GUESSES = {"recall": recall.recall_guesses, "induction": induction.induction_guesses, "mqar": mqar.mqar_guesses}
 each_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -33,7 +33,7 @@ def device(request):
 
 
 @each_task
-def test_splits_are_made_where_the_generator_is(task, device):
+def test_splits_are_on_the_device_of_the_generator(task, device):
     for split, count in zip(TASKS[task](seeded_generator(device)), (300, 50), strict=True):
         for tensor in (split.inputs, split.targets):
             assert (tensor.device.type, tensor.dtype, len(tensor)) == (device, torch.long, count)
@@ -55,7 +55,9 @@ def test_splits_repeat_with_the_state_of_the_generator_and_leave_the_global_one_
         assert torch.equal(split.inputs, same.inputs)
         assert torch.equal(split.targets, same.targets)
         assert not torch.equal(split.inputs, changed.inputs)
-    assert not torch.equal(first[0].inputs[:50], first[1].inputs)  # the test split goes on where the training split ended
+    assert not torch.equal(
+        first[0].inputs[:50], first[1].inputs
+    )  # the test split continues the random numbers of the training split
     assert not torch.equal(TASKS[task](generator)[0].inputs, first[0].inputs)
 
 
@@ -66,8 +68,8 @@ def test_a_split_moves_as_a_whole():
     assert len(moved) == 3
 
 
-def test_next_tokens_are_all_asked_in_training_and_the_last_alone_in_testing():
-    train, test = next_token(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[3, 1, 2, 9]]))
+def test_training_scores_all_next_tokens_and_testing_the_last_one():
+    train, test = next_token_splits(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[3, 1, 2, 9]]))
     assert train.inputs.tolist() == [[1, 2, 3], [5, 6, 7]]
     assert train.targets.tolist() == [[2, 3, 4], [6, 7, 8]]
     assert test.inputs.tolist() == [[3, 1, 2]]
@@ -76,8 +78,8 @@ def test_next_tokens_are_all_asked_in_training_and_the_last_alone_in_testing():
     assert F.cross_entropy(logits.flatten(0, 1), test.targets.flatten()) == F.cross_entropy(logits[0, -1:], torch.tensor([9]))
 
 
-def test_what_came_before_is_replaced_by_what_comes_later():
-    """Draws of three rows each, against a dictionary, which keeps the first of each in order."""
+def test_repeated_rows_are_replaced_by_later_ones():
+    """Draws of three rows each, against a dictionary, which keeps the first occurrence of each row in order."""
     draws = [[[2, 1], [1, 1], [2, 1]], [[1, 1], [1, 1], [2, 1]], [[3, 0], [1, 1], [0, 0]], [[7, 7], [8, 8], [9, 9]]]
     left, asked = iter(draws), []
 
@@ -85,13 +87,13 @@ def test_what_came_before_is_replaced_by_what_comes_later():
         asked.append(count)
         return torch.tensor(next(left))
 
-    rows = different(3, draw)
+    rows = draw_different(3, draw)
     assert rows.tolist() == list(map(list, dict.fromkeys(map(tuple, chain(*draws)))))[:3] == [[2, 1], [1, 1], [3, 0]]
-    assert asked == list(repeat(3, 3))  # no draw that is not needed
+    assert asked == list(repeat(3, 3))  # no draw is made in vain
 
 
-def test_a_guess_among_values_that_tie_counts_as_a_share():
-    """One vote for 0, two each for 1 and 2: half right if the answer is 1 or 2, never right if it is 0 or 3."""
+def test_a_guess_among_tied_values_scores_a_share():
+    """One vote for 0, two each for 1 and 2: the guess is right half of the time for 1 and 2, and never for 0 and 3."""
     votes = torch.tensor([[1.0, 2, 2, 0]] * 4)
-    assert [right(votes[:1], torch.tensor([answer])) for answer in range(4)] == [0, 0.5, 0.5, 0]
-    assert right(votes, torch.arange(4)) == 0.25
+    assert [expected_accuracy(votes[:1], torch.tensor([answer])) for answer in range(4)] == [0, 0.5, 0.5, 0]
+    assert expected_accuracy(votes, torch.arange(4)) == 0.25

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from mimo_benchmarks.data.storage.download import fetch
-from mimo_benchmarks.data.storage.files import there
+from mimo_benchmarks.data.storage.files import exists
 from mimo_benchmarks.data.storage.folder import data_folder
 from mimo_benchmarks.data.storage.generated import CHECKSUMS
 from mimo_benchmarks.errors import ConfigError, DatasetError, suggestion
@@ -53,7 +53,7 @@ def state(name: str, wanted: DataSet, folder: Path) -> str:
     """What is there of a data set, at a glance: `verify` looks into the files."""
     try:
         if wanted.cache is not None:
-            made = there(wanted.cache(folder) / CHECKSUMS)
+            made = exists(wanted.cache(folder) / CHECKSUMS)
             return "ready" if made else f"not generated yet: `{catalogue.command('prepare', name, folder)}`"
         missing = wanted.missing(folder)
         return f"missing {', '.join(missing)}: {catalogue.remedy(name, folder)}" if missing else "ready"
@@ -86,7 +86,7 @@ def verify(name: Name, *, data_dir: Path | None = None) -> None:
     """
     folder = data_folder(data_dir)
     _, wanted = find_data(name)
-    if wanted is not None and wanted.cache is not None and not there(cache := wanted.cache(folder)):
+    if wanted is not None and wanted.cache is not None and not exists(cache := wanted.cache(folder)):
         raise DatasetError(f"{cache} is missing: generate it with `{catalogue.command('prepare', name, folder)}`")
     prepare(name, data_dir=data_dir)
 

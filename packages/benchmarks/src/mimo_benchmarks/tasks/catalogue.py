@@ -1,11 +1,11 @@
-"""The data sets: what they are, on whose terms, where they come from, and how to get them."""
+"""Describe the data sets: what they are, on whose terms, where they come from, and how to get them."""
 
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimo_benchmarks.data.storage.files import ByContent, File, Source, there
+from mimo_benchmarks.data.storage.files import ByContent, File, Source, exists
 from mimo_benchmarks.data.storage.folder import data_folder
 from mimo_benchmarks.data.vision import images
 
@@ -14,61 +14,63 @@ UNSTATED = "no licence stated; cite the source"
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """What `run.py data list` says of one."""
+    """What `mimonets data list` shows of a data set."""
 
     about: str
+    """What the set holds, in one line."""
     tasks: tuple[str, ...]
-    """The tasks that need it."""
+    """Names of the tasks that need it."""
     terms: str
+    """Licence or terms of use."""
     origin: str
     """Where its authors publish it."""
     megabytes: int
-    """Of its files in the data folder, about; of 10^6 bytes."""
+    """Approximate size of its files in the data folder, in units of 10^6 bytes."""
     sources: tuple[Source, ...] = ()
-    """Where it can be fetched."""
+    """Where its files can be downloaded."""
     by_hand: str = ""
-    """How to get it where no program can."""
+    """How the user gets it, where the program cannot download it."""
     expected: tuple[str, ...] = ()
-    """Files below the data folder that come by hand."""
+    """Files that the user puts there, relative to the data folder."""
     cache: Callable[[Path], Path] | None = None
-    """Where it is kept once it is generated."""
+    """Function from the data folder to the folder that caches the set, if it is generated."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What must lie below the data folder."""
+        """Return the paths of all its files, relative to the data folder."""
         return self.expected + tuple(file.path for source in self.sources for file in source.files)
 
     def missing(self, folder: Path) -> list[str]:
-        """Those that are not there, or have another size than published: a look at the folder, not into the files.
+        """Return the files that are missing or have another size than published, without reading any file.
 
         Raises:
-            DatasetError: it cannot be told.
+            DatasetError: the file system does not tell.
         """
         sizes = {file.path: file.size for source in self.sources for file in source.files if isinstance(file, File)}
         paths = {file: folder / file for file in self.files}
         return [
             file
             for file, path in paths.items()
-            if not there(path) or (file in sizes and (not path.is_file() or path.stat().st_size != sizes[file]))
+            if not exists(path) or (file in sizes and (not path.is_file() or path.stat().st_size != sizes[file]))
         ]
 
 
-def gzipped(file: File, size: int, md5: str) -> Source:
-    """One of MNIST's files, as torchvision fetches it."""
+def mnist_source(file: File, size: int, md5: str) -> Source:
+    """Return the source of one of MNIST's files, with the mirrors that torchvision uses."""
     archive = File(path=f"{file.path}.gz", size=size, digest=f"md5:{md5}")
     name = Path(archive.path).name
     mirrors = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
     return Source(urls=tuple(mirror + name for mirror in mirrors), archive=archive, files=(file,))
 
 
-def cifar(name: str, size: int, md5: str, files: tuple[File, ...]) -> Source:
-    """The archive of Python pickles."""
+def cifar_source(name: str, size: int, md5: str, files: tuple[File, ...]) -> Source:
+    """Return the source of a CIFAR archive, which holds Python pickles."""
     archive = File(path=name, size=size, digest=f"md5:{md5}")
     return Source(urls=(f"https://www.cs.toronto.edu/~kriz/{name}",), archive=archive, files=files)
 
 
-def imdb(split: str) -> Source:
-    """One split, which is checked by what it says: another writer of Parquet may have written it."""
+def imdb_source(split: str) -> Source:
+    """Return the source of one split. It is checked by its reviews, since different writers of Parquet give different bytes."""
 
     def check(content: bytes) -> None:
         from mimo_benchmarks.data.long_range_arena.text import check_imdb  # here, because the import takes a second
@@ -81,29 +83,29 @@ def imdb(split: str) -> Source:
 
 
 def listops_cache(folder: Path) -> Path:
-    """Where the task's expressions are kept."""
-    from mimo_benchmarks.data.long_range_arena.listops import cached  # here, because the import takes a second
+    """Return the folder that caches the expressions of ListOps."""
+    from mimo_benchmarks.data.long_range_arena.listops import listops_recipe  # here, because the import takes a second
 
-    return cached(folder)
+    return listops_recipe().cache_folder(folder)
 
 
 def pathfinder_cache(folder: Path) -> Path:
-    """Where the task's pictures are kept."""
-    from mimo_benchmarks.data.long_range_arena.pathfinder import cached  # here, because the import takes a second
+    """Return the folder that caches the pictures of Pathfinder."""
+    from mimo_benchmarks.data.long_range_arena.pathfinder import pathfinder_recipe  # here, because the import takes a second
 
-    return cached(folder)
+    return pathfinder_recipe().cache_folder(folder)
 
 
 RELEASE = "lra_release/lra_release"
-"""Where the long range arena's own files lie below the data folder, as its archive unpacks."""
+"""Folder of the Long Range Arena's own files, relative to the data folder, as its archive unpacks."""
 UNPACK = (
-    "fetch https://storage.googleapis.com/long-range-arena/lra_release.gz (7.7 GB) and unpack it into the data folder with "
+    "download https://storage.googleapis.com/long-range-arena/lra_release.gz (7.7 GB) and unpack it into the data folder with "
     "`tar -xzf lra_release.gz -C FOLDER`"
 )
 
 
 def sets() -> dict[str, DataSet]:
-    """All data sets by name."""
+    """Return all data sets by name."""
     return {
         "digits": DataSet(
             about="1,797 handwritten digits, 8 x 8 grey levels",
@@ -119,7 +121,7 @@ def sets() -> dict[str, DataSet]:
             origin="http://yann.lecun.com/exdb/mnist/",
             megabytes=55,
             sources=tuple(
-                gzipped(images.MNIST[part], size, md5)
+                mnist_source(images.MNIST[part], size, md5)
                 for part, size, md5 in (
                     (("train", "images"), 9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
                     (("train", "labels"), 28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
@@ -134,7 +136,7 @@ def sets() -> dict[str, DataSet]:
             terms=UNSTATED,
             origin="https://www.cs.toronto.edu/~kriz/cifar.html",
             megabytes=186,
-            sources=(cifar("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a", images.CIFAR10),),
+            sources=(cifar_source("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a", images.CIFAR10),),
         ),
         "cifar100": DataSet(
             about="60,000 photographs in 100 classes, 32 x 32 in colour (Krizhevsky, 2009)",
@@ -142,7 +144,7 @@ def sets() -> dict[str, DataSet]:
             terms=UNSTATED,
             origin="https://www.cs.toronto.edu/~kriz/cifar.html",
             megabytes=186,
-            sources=(cifar("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85", images.CIFAR100),),
+            sources=(cifar_source("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85", images.CIFAR100),),
         ),
         "svhn": DataSet(
             about="99,289 digits of house numbers, 32 x 32 in colour (Netzer et al., 2011)",
@@ -161,10 +163,10 @@ def sets() -> dict[str, DataSet]:
             terms=UNSTATED,
             origin="https://ai.stanford.edu/~amaas/data/sentiment/",
             megabytes=42,
-            sources=(imdb("train"), imdb("test")),
+            sources=(imdb_source("train"), imdb_source("test")),
         ),
         "aan": DataSet(
-            about="182,613 pairs of papers, one citing the other or not (Radev et al., 2013), as the long range arena has them",
+            about="182,613 pairs of papers, one citing the other or not (Radev et al., 2013), as the Long Range Arena has them",
             tasks=("retrieval",),
             terms="those of the ACL Anthology Network; " + UNSTATED,
             origin="https://github.com/google-research/long-range-arena",
@@ -173,7 +175,7 @@ def sets() -> dict[str, DataSet]:
             expected=tuple(f"{RELEASE}/tsv_data/new_aan_pairs.{split}.tsv" for split in ("train", "eval", "test")),
         ),
         "listops": DataSet(
-            about="100,000 nested expressions of 500 to 2,000 symbols, generated by the rule of the long range arena",
+            about="100,000 nested expressions of 500 to 2,000 symbols, generated by the rule of the Long Range Arena",
             tasks=("listops",),
             terms="none: made on this machine",
             origin="https://github.com/google-research/long-range-arena (the rule)",
@@ -181,7 +183,7 @@ def sets() -> dict[str, DataSet]:
             cache=listops_cache,
         ),
         "listops_lra": DataSet(
-            about="the long range arena's own 100,000 expressions",
+            about="the Long Range Arena's own 100,000 expressions",
             tasks=("listops_lra",),
             terms="Apache-2.0",
             origin="https://github.com/google-research/long-range-arena",
@@ -198,7 +200,7 @@ def sets() -> dict[str, DataSet]:
             cache=pathfinder_cache,
         ),
         "pathfinder_lra": DataSet(
-            about="the long range arena's own 200,000 pictures",
+            about="the Long Range Arena's own 200,000 pictures",
             tasks=("pathfinder_lra",),
             terms="Apache-2.0",
             origin="https://github.com/google-research/long-range-arena",
@@ -210,7 +212,7 @@ def sets() -> dict[str, DataSet]:
 
 
 def remedy(name: str, folder: Path) -> str:
-    """What to do about a data set that is missing from this folder, or not as it should be there."""
+    """Return what the user should do about a data set that is missing from this folder, or wrong there."""
     wanted = sets()[name]
     if wanted.by_hand:
         return f"{wanted.by_hand}, or name another folder with --data-dir"
@@ -218,6 +220,6 @@ def remedy(name: str, folder: Path) -> str:
 
 
 def command(verb: str, name: str, folder: Path) -> str:
-    """The command line that does so to the data set."""
+    """Return the command line that runs a verb of `mimonets data` on a data set."""
     place = "" if folder == data_folder() else f" --data-dir {shlex.quote(str(folder))}"
-    return f"python benchmarks/run.py data {verb} {name}{place}"
+    return f"mimonets data {verb} {name}{place}"

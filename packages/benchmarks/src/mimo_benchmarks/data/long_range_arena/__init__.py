@@ -1,1 +1,1 @@
-"""The five tasks of the Long Range Arena."""
+"""Provide the five tasks of the Long Range Arena: sequences to classify."""

@@ -1,9 +1,13 @@
-"""What a picture of Pathfinder shows: contours that grow paddle by paddle where there is room. pathfinder.py has the rule."""
+"""Draw the scenes of Pathfinder, in which contours grow paddle by paddle where there is room, and paint them.
+
+The module pathfinder.py states the rule. Nothing heavy is imported here, so that workers start fast.
+"""
 
 import math
 from bisect import bisect
 from collections.abc import Callable
 from itertools import accumulate
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -12,131 +16,141 @@ from jaxtyping import UInt8
 from mimo_benchmarks.data.long_range_arena.pathfinder_strokes import (
     BRUSHES,
     DIRECTIONS,
+    FIRST_PADDLES,
     FULL,
     ROOM,
-    SEEDS,
     STEPS,
     STRIDE,
     WINDOW,
     Brush,
-    Seed,
-    flat,
-    marker,
+    FirstPaddle,
+    flat_place,
+    marker_levels,
 )
+from mimo_benchmarks.data.storage.workers import Columns
 
 CONTOUR, DISTRACTOR = 14, 4
-"""Paddles of a contour and of a distractor."""
+"""Number of paddles of a contour and of a distractor."""
 DISTRACTORS = 5
-"""In a picture, at most."""
-PADDING, SEED_DISTANCE = 1, 7
-"""Pixels free at the edge; between the tips at which the two contours start."""
+"""Largest number of distractors in a picture."""
+PADDING, TIP_DISTANCE = 1, 7
+"""Free pixels at the edge, and pixels between the tips at which the two contours start."""
 PADDLE_TRIALS, CONTOUR_TRIALS, PLACES = 3, 5, 200
-"""After so many a paddle that continues a contour, a distractor, and the place for its first paddle are given up."""
+"""Trials after which the next paddle of a contour, a distractor, and the place of its first paddle are given up."""
 LEAST = 25_500
-"""A contour ends where all places for its next paddle together are less free than this: 1e-4 in units of FULL and millionths."""
+"""Least total weight of the places for a contour's next paddle; below it, the contour ends. It is 1e-4, times FULL and 1e6."""
 INK = {"target": 3, "distractor": 4, "marker": 2}
-"""Contrasts, in halves."""
+"""Contrasts in halves."""
+CHUNK = 100
+"""Number of pictures per chunk, about half a second of work."""
 
 Draw = Callable[[], float]
-"""A number at random, from 0 to less than 1."""
+"""Function that returns a uniform random number from 0 to below 1."""
 
 
 class Paddle(NamedTuple):
-    """A dash. It is drawn from `start`, which is the tip of its contour if it is the first or the last one."""
+    """A dash, drawn from the place `start`. In the first and the last paddle of a contour, `start` is the contour's tip."""
 
     start: int
     brush: Brush
 
 
 class Scene(NamedTuple):
-    """What a picture shows."""
+    """Everything that a picture shows."""
 
     targets: tuple[list[Paddle], list[Paddle]]
     distractors: list[list[Paddle]]
     markers: tuple[int, int]
-    """Places of the two tips."""
+    """Places of the two marked tips."""
     label: int
 
 
-def scene(random: Draw) -> Scene:
-    """What one picture shows. Contours that cannot go on are drawn anew, both; distractors are left out after some trials."""
-    while (found := targets(random)) is None:
+def generate_pictures(chunk: int, *, seed: int, count: int = CHUNK) -> Columns:
+    """Return the pictures and labels of a chunk. They are a function of the arguments."""
+    random = Random(f"{seed} {chunk}").random  # all versions of Python keep the numbers of this method
+    scenes = [draw_scene(random) for _ in range(count)]
+    return {"image": [paint_scene(scene) for scene in scenes], "label": [scene.label for scene in scenes]}
+
+
+def draw_scene(random: Draw) -> Scene:
+    """Draw a scene. If a contour comes to a dead end, both are drawn anew; a distractor is left out after some trials."""
+    while (found := grow_contours(random)) is None:
         pass
     contours, field = found
     distractors = []
     for _ in range(DISTRACTORS):
         for _ in range(CONTOUR_TRIALS):
-            if (longer := distractor(field, random)) is not None:
+            if (longer := grow_distractor(field, random)) is not None:
                 distractors.append(longer[0])
                 field = longer[1]
                 break
-    label, marked = below(2, random), below(2, random)
+    label, marked = random_below(2, random), random_below(2, random)
     markers = contours[marked][0].start, contours[marked if label else 1 - marked][-1].start
     return Scene(targets=contours, distractors=distractors, markers=markers, label=label)
 
 
-def paint(shown: Scene) -> bytes:
-    """Its grey levels, row by row. Where strokes overlap, the brighter one shows."""
+def paint_scene(scene: Scene) -> bytes:
+    """Return the grey levels of a scene, row by row. Where strokes overlap, the brighter one shows."""
     canvas = [0] * STRIDE**2
-    for ink, contours in ((INK["target"], shown.targets), (INK["distractor"], shown.distractors)):
+    for ink, contours in ((INK["target"], scene.targets), (INK["distractor"], scene.distractors)):
         for start, brush in (paddle for contour in contours for paddle in contour):
             for offset, level in brush.ink:
                 canvas[start + offset] = max(canvas[start + offset], ink * level)
     image = np.array(canvas).reshape(STRIDE, STRIDE)[ROOM:-ROOM, ROOM:-ROOM]
-    for tip in shown.markers:
-        image = np.maximum(image, INK["marker"] * marker(*position(tip)))
+    for tip in scene.markers:
+        image = np.maximum(image, INK["marker"] * marker_levels(*pixel_at(tip)))
     white = image.max()
-    return bytes(((2 * FULL * image + white) // (2 * white)).astype(np.uint8))  # FULL image / white, rounded
+    return bytes(((2 * FULL * image + white) // (2 * white)).astype(np.uint8))  # rounds FULL * image / white
 
 
-def place(row: int, column: int) -> int:
-    """Of a pixel."""
-    return flat(row + ROOM, column + ROOM)
+def place_of(row: int, column: int) -> int:
+    """Return the place of a pixel."""
+    return flat_place(row + ROOM, column + ROOM)
 
 
-def position(place: int) -> tuple[int, int]:
-    """The pixel's row and column."""
+def pixel_at(place: int) -> tuple[int, int]:
+    """Return row and column of the pixel at a place."""
     return place // STRIDE - ROOM, place % STRIDE - ROOM
 
 
-def below(number: int, random: Draw) -> int:
-    """A whole number from 0."""
+def random_below(number: int, random: Draw) -> int:
+    """Return a uniform random integer from 0 to below `number`."""
     return int(number * random())
 
 
-def framed(width: int, *, edge: int, inner: int) -> bytes:
-    """A field with a frame of so many pixels in the window, and 0 around this."""
+def framed_field(width: int, *, edge: int, inner: int) -> bytes:
+    """Return a field whose window has a frame of `width` pixels with the value `edge` around `inner`; 0 around the window."""
     inside = np.pad(np.full([WINDOW - 2 * width] * 2, inner), width, constant_values=edge)
     return np.pad(inside, ROOM).astype(np.uint8).tobytes()
 
 
 def overlay(field: bytearray, start: int, patch: UInt8[np.ndarray, "size size"], combine: np.ufunc) -> None:
-    """Combine a field with a patch around a place."""
+    """Combine a field, in place, with a patch that is centred on a place."""
     (row, column), reach = divmod(start, STRIDE), len(patch) // 2
-    whole = np.frombuffer(field, np.uint8).reshape(STRIDE, STRIDE)  # the same memory
+    whole = np.frombuffer(field, np.uint8).reshape(STRIDE, STRIDE)  # shares the memory of the field
     window = whole[row - reach : row + reach + 1, column - reach : column + reach + 1]
     combine(window, patch, out=window)
 
 
 class Field:
-    """Where paddles lie; at first, none."""
+    """Map of the paddles that lie in a picture; at first, none."""
 
-    EDGE = framed(PADDING, edge=FULL, inner=0)
-    INNER = framed(PADDING + 1, edge=0, inner=FULL)
+    EDGE = framed_field(PADDING, edge=FULL, inner=0)
+    INNER = framed_field(PADDING + 1, edge=0, inner=FULL)
 
     def __init__(self, other: "Field | None" = None):
         self.taken: bytearray = bytearray(self.EDGE if other is None else other.taken)
-        """The footprints of all."""
+        """Footprints of all paddles and of the edge."""
         self.free: bytearray = bytearray(self.INNER if other is None else other.free)
-        """How welcome the end of another one is."""
+        """How free each place is for the end of another paddle."""
 
     def add(self, paddle: Paddle) -> None:
-        """Have it lie there."""
+        """Add a paddle."""
         overlay(self.taken, paddle.start, paddle.brush.footprint, np.maximum)
         overlay(self.free, paddle.start, paddle.brush.halo, np.minimum)
 
     def fits(self, paddle: Paddle) -> bool:
-        """Whether it would touch no other, nor the edge."""
+        """Return whether a paddle would touch neither another paddle nor the edge."""
         (start, brush), taken = paddle, self.taken
         for offset, limit in brush.limits:  # noqa: SIM110 - all() takes twice the time
             if taken[start + offset] >= limit:
@@ -145,16 +159,16 @@ class Field:
 
 
 class Contour:
-    """One that grows."""
+    """A contour that grows."""
 
-    def __init__(self, seed: Seed, start: int):
-        self.paddles = [Paddle(start, seed.brush)]
-        self.pivot = start + seed.pivot
-        """A margin before the last paddle."""
-        self.direction = seed.direction
+    def __init__(self, first: FirstPaddle, start: int):
+        self.paddles = [Paddle(start, first.brush)]
+        self.pivot = start + first.pivot
+        """Place one margin beyond the last paddle, around which the next one turns."""
+        self.direction = first.direction
 
     def grow(self, field: Field, random: Draw) -> bool:
-        """By one paddle, if there is room; `field` has all others but the last one of this contour."""
+        """Grow by one paddle and return True, if there is room. `field` has all paddles but the last one of this contour."""
         pivot = self.pivot + self.direction.ahead
         chances = list(
             accumulate(weight * field.free[pivot + step] for weight, step in zip(self.direction.weights, STEPS, strict=True))
@@ -162,7 +176,7 @@ class Contour:
         if chances[-1] < LEAST:
             return False
         for _ in range(PADDLE_TRIALS):
-            which = bisect(chances, below(chances[-1], random))
+            which = bisect(chances, random_below(chances[-1], random))
             paddle = Paddle(pivot + STEPS[which], BRUSHES[which])
             if field.fits(paddle):
                 self.paddles.append(paddle)
@@ -171,21 +185,21 @@ class Contour:
         return False
 
 
-def targets(random: Draw) -> tuple[tuple[list[Paddle], list[Paddle]], Field] | None:
-    """The two contours, growing in turn, and where they lie; None if one of them came to a dead end.
+def grow_contours(random: Draw) -> tuple[tuple[list[Paddle], list[Paddle]], Field] | None:
+    """Grow the two contours in turn and return them with their field; None if one of them came to a dead end.
 
-    The first starts with a paddle in the middle, 2 SEED_DISTANCE from each edge; the other SEED_DISTANCE from there.
+    The first starts with a paddle in the middle, 2 TIP_DISTANCE from each edge; the second starts TIP_DISTANCE from there.
     """
-    first, second = SEEDS[below(360, random)], SEEDS[below(360, random)]
-    middle = range(2 * SEED_DISTANCE, WINDOW - 2 * SEED_DISTANCE)
+    first, second = FIRST_PADDLES[random_below(360, random)], FIRST_PADDLES[random_below(360, random)]
+    middle = range(2 * TIP_DISTANCE, WINDOW - 2 * TIP_DISTANCE)
     tips = [
         (row, column) for row in middle for column in middle if row + first.head[0] in middle and column + first.head[1] in middle
     ]
-    row, column = tips[below(len(tips), random)]
-    angle = math.radians(below(360, random))
-    away = [round(SEED_DISTANCE * way, 6) for way in (math.sin(angle), math.cos(angle))]
-    both = (Contour(first, place(row, column)), Contour(second, place(round(row + away[0]), round(column + away[1]))))
-    fields = (Field(), Field())  # for each, without its own last paddle
+    row, column = tips[random_below(len(tips), random)]
+    angle = math.radians(random_below(360, random))
+    away = [round(TIP_DISTANCE * way, 6) for way in (math.sin(angle), math.cos(angle))]
+    both = (Contour(first, place_of(row, column)), Contour(second, place_of(round(row + away[0]), round(column + away[1]))))
+    fields = (Field(), Field())  # each one lacks the last paddle of its own contour
     for contour, others in zip(both, fields[::-1], strict=True):
         others.add(contour.paddles[0])
     if not fields[1].fits(both[1].paddles[0]):
@@ -200,14 +214,14 @@ def targets(random: Draw) -> tuple[tuple[list[Paddle], list[Paddle]], Field] | N
     return (both[0].paddles, both[1].paddles), fields[0]
 
 
-def distractor(field: Field, random: Draw) -> tuple[list[Paddle], Field] | None:
-    """A contour of DISTRACTOR paddles that starts anywhere, and the field with it; None if it came to a dead end."""
-    seed = SEEDS[below(360, random)]
-    starts = (place(below(WINDOW, random), below(WINDOW, random)) for _ in range(PLACES))
-    start = next((start for start in starts if field.fits(Paddle(start, seed.brush))), None)
+def grow_distractor(field: Field, random: Draw) -> tuple[list[Paddle], Field] | None:
+    """Grow a distractor that starts anywhere; return it and the field with it, or None if it came to a dead end."""
+    first = FIRST_PADDLES[random_below(360, random)]
+    starts = (place_of(random_below(WINDOW, random), random_below(WINDOW, random)) for _ in range(PLACES))
+    start = next((start for start in starts if field.fits(Paddle(start, first.brush))), None)
     if start is None:
         return None
-    contour, field = Contour(seed, start), Field(field)
+    contour, field = Contour(first, start), Field(field)
     for _ in range(DISTRACTOR - 1):
         if not contour.grow(field, random):
             return None

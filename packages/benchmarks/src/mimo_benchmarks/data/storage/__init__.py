@@ -1,1 +1,1 @@
-"""Files: where they lie, how they are checked, fetched and generated."""
+"""Store data sets: where files lie, how they are downloaded, checked and generated."""

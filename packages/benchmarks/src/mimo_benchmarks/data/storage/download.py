@@ -1,4 +1,4 @@
-"""Brings published files into the data folder: whole and checked, or not at all."""
+"""Download published files into the data folder: each one appears there whole and checked, or not at all."""
 
 import errno
 import gzip
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mimo_benchmarks.data.storage.files import ByContent, File, Source, sync
+from mimo_benchmarks.data.storage.files import ByContent, File, Source, os_errors_explained, sync
 from mimo_benchmarks.data.storage.http import CHUNK, Refused, receive
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
-BROKEN = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, MemoryError)
-"""What reading a broken archive raises: the last three come of numbers in its headers."""
+ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, MemoryError)
+"""Exceptions that reading a broken archive raises; the last three come from impossible numbers in its headers."""
 
 
 def fetch(
@@ -28,54 +28,45 @@ def fetch(
     rounds: int = 5,
     backoff: float = 1,
     progress: bool = True,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Bring the files of these sources that are not in the folder yet, or are not what was published.
+    """Download the files of these sources that are missing from the folder or differ from the published ones.
 
-    A file appears under its name only when it is whole and checked, and lasts. Until then its name ends in .part; what arrived
-    stays after any failure, and the next call goes on from there. Whether the two halves belong together the checksum decides:
-    if not, the file is fetched anew. A second process waits until the first is done, and then finds the files there. If nothing
-    is missing, nothing is written and no socket opened. An archive that lies at its own path is used instead of a download.
+    A file gets its name only once it is whole, checked and safe on disk. Until then its name ends in .part; after a failure
+    the part stays, and the next call resumes it. If the resumed file has the wrong checksum, it is downloaded anew. A second
+    process waits until the first has finished, and then finds the files. If nothing is missing, nothing is written and no
+    socket is opened. An archive that already lies at its own path is used instead of a download.
 
     Args:
         sources: what to fetch and where from.
-        folder: the data folder, made if it is not there.
+        folder: data folder; created if it does not exist.
         timeout: seconds that a server may be silent.
-        rounds: how often all mirrors are tried; those that do not have the file only once.
-        backoff: seconds before the second round, doubled with each.
-        progress: whether to show a bar on stderr.
+        rounds: how often to try all mirrors; a mirror that does not have the file is tried only once.
+        backoff: seconds to wait before the second round, doubled for each further round.
+        progress: whether to show a progress bar on stderr.
+        sleep: function that waits for this many seconds.
 
     Raises:
-        ConfigError: a setting that cannot work.
-        DatasetError: no mirror served the file, and what each did; or the folder cannot be read or written.
+        ConfigError: a setting is out of range.
+        DatasetError: no mirror served the file (the message says what each one did), or the folder cannot be read or written.
     """
     for name, value, least in (("timeout", timeout, 1e-3), ("rounds", rounds, 1), ("backoff", backoff, 0)):
         if not value >= least:
             raise ConfigError(f"{name} is {value}; it must be at least {least}")
+    delays = (0, *(backoff * 2**i for i in range(rounds - 1)))
     for source in sources:
-        with usable(folder):
-            if not lacking(source, folder):
+        with os_errors_explained(folder):
+            if not files_to_fetch(source, folder):
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / ".fetch.lock"):
-                if lacking(source, folder):  # still, after waiting for the lock
-                    bring(source, folder, timeout, rounds, backoff, progress)
+            with exclusive_lock(folder / ".fetch.lock"):
+                if files_to_fetch(source, folder):  # another process may have fetched them while this one waited
+                    fetch_source(source, folder, timeout, delays, progress, sleep)
 
 
 @contextmanager
-def usable(folder: Path) -> Iterator[None]:
-    """Where the file system fails, an error that names the place."""
-    try:
-        yield
-    except OSError as error:
-        raise DatasetError(
-            f"{error.filename or folder} cannot be read or written ({error.strerror or error}): "
-            "give it the rights or the space, or name another folder with --data-dir"
-        ) from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time, for which the others wait; it ends with that process, however it ends. The file stays."""
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file that other processes wait for. The lock ends with this process, however it ends; the file stays."""
     with path.open("ab") as handle:
         if sys.platform == "win32":
             import msvcrt
@@ -85,7 +76,7 @@ def locked(path: Path) -> Iterator[None]:
                     msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
                     break
                 except OSError as error:
-                    if error.errno != errno.EDEADLK:  # which says that ten seconds are over
+                    if error.errno != errno.EDEADLK:  # this one only says that ten seconds have passed
                         raise
         else:
             import fcntl
@@ -94,13 +85,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def lacking(source: Source, folder: Path) -> list[File | ByContent]:
-    """The wanted files that are not there as they should be."""
-    return [file for file in source.files if fault(file, folder / file.path)]
+def files_to_fetch(source: Source, folder: Path) -> list[File | ByContent]:
+    """Return the files of a source that are missing from the folder or differ from the published ones."""
+    return [file for file in source.files if file_fault(file, folder / file.path)]
 
 
-def fault(file: File | ByContent, path: Path) -> str | None:
-    """What is wrong with the file at that path; None if it is the published one."""
+def file_fault(file: File | ByContent, path: Path) -> str | None:
+    """Describe how the file at this path differs from the published one; None if it does not."""
     if not path.is_file():
         return "is missing"
     with path.open("rb") as handle:
@@ -111,108 +102,115 @@ def fault(file: File | ByContent, path: Path) -> str | None:
             try:
                 file.check(handle.read(file.limit))
             except DatasetError as error:
-                return f"is not what is meant ({error})"
+                return f"does not have the expected content ({error})"
             return None
         if size != file.size:
-            return f"has {size:,} bytes, the published file {file.size:,}"
+            return f"has {size:,} bytes, but the published file has {file.size:,}"
         algorithm, _, published = file.digest.partition(":")
         found = hashlib.file_digest(handle, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-        return None if found == published else "is not the published file, by its checksum"
+        return None if found == published else "is not the published file (its checksum differs)"
 
 
-def bring(source: Source, folder: Path, timeout: float, rounds: int, backoff: float, progress: bool) -> None:
-    """Fetch what is served, unless the archive is there, and put what is wanted in its place."""
+def fetch_source(
+    source: Source,
+    folder: Path,
+    timeout: float,
+    delays: Sequence[float],
+    progress: bool,
+    sleep: Callable[[float], object],
+) -> None:
+    """Download what the mirrors serve, unless the archive is already there, and move the files to their places."""
     served = source.archive or source.files[0]
     path = folder / served.path
-    wrong = fault(served, path)
-    if wrong is None:  # an archive, put there by hand: it stays
-        return unpack(source, path, folder)
+    fault = file_fault(served, path)
+    if fault is None:  # the user put the archive there by hand, so it stays
+        return unpack_archive(source, path, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = beside(path)
-    failures, urls = {str(path): wrong}, list(source.urls)
-    for delay in (0, *(backoff * 2**i for i in range(rounds - 1))):
-        time.sleep(delay)
+    part = part_path(path)
+    failures, urls = {str(path): fault}, list(source.urls)
+    for delay in delays:
+        sleep(delay)
         for url in tuple(urls):
             try:
-                obtain(url, served, part, timeout, progress)
+                download_part(url, served, part, timeout, progress)
             except Refused as refusal:
                 failures[url] = str(refusal)
                 if refusal.final:
                     urls.remove(url)
                 continue
             if source.archive is None:
-                return promote(part, path)
-            unpack(source, part, folder)
+                return move_into_place(part, path)
+            unpack_archive(source, part, folder)
             return part.unlink()
         if not urls:
             break
-    told = "".join(f"\n  {address}: {what}" for address, what in failures.items())
-    raise DatasetError(f"no address served {served.path}: put it at {path} by hand, or try again later{told}")
+    reasons = "".join(f"\n  {address}: {reason}" for address, reason in failures.items())
+    raise DatasetError(f"no address served {served.path}: put it at {path} by hand, or try again later{reasons}")
 
 
-def beside(path: Path) -> Path:
-    """Where a file lies until it is whole."""
+def part_path(path: Path) -> Path:
+    """Return the path of a file while it is incomplete."""
     return path.with_name(f"{path.name}.part")
 
 
-def promote(part: Path, path: Path) -> None:
-    """Give a checked file its name, so that it lasts."""
+def move_into_place(part: Path, path: Path) -> None:
+    """Give a checked file its name, so that the file and then its name survive a loss of power."""
     sync(part)
     os.replace(part, path)
     sync(path.parent)
 
 
-def unpack(source: Source, archive: Path, folder: Path) -> None:
-    """Put the wanted files of a checked archive in their places. Links, and members of other names, are passed over."""
-    left = {file.path: file for file in lacking(source, folder)}
+def unpack_archive(source: Source, archive: Path, folder: Path) -> None:
+    """Unpack the missing files of a checked archive into the folder. Links and members of other names are skipped."""
+    left = {file.path: file for file in files_to_fetch(source, folder)}
     try:
         if not str(source.archive and source.archive.path).endswith(".tar.gz"):
             with gzip.open(archive) as stream:
-                put(stream.read, left.popitem()[1], folder)
+                write_unpacked_file(stream.read, left.popitem()[1], folder)
         else:
             with tarfile.open(archive, "r:gz") as tar:
                 while left and (member := tar.next()):
                     if member.name in left and member.isreg() and (packed := tar.extractfile(member)):
-                        put(packed.read, left.pop(member.name), folder)
-    except BROKEN as error:
+                        write_unpacked_file(packed.read, left.pop(member.name), folder)
+    except ARCHIVE_ERRORS as error:
         raise DatasetError(
-            f"{archive} cannot be unpacked ({error}), so its published checksum is that of a broken file"
+            f"{archive} cannot be unpacked ({error}), though it has the published checksum: the published archive is broken"
         ) from error
     if left:
-        raise DatasetError(f"{archive} has no file {', '.join(left)} in it: what was published is another archive")
+        raise DatasetError(f"{archive} does not contain {', '.join(left)}: the published archive has changed")
 
 
-def put(read: Callable[[int], bytes], file: File | ByContent, folder: Path) -> None:
-    """Write an unpacked file, of its own size at most, and give it its name if it is the published one."""
+def write_unpacked_file(read: Callable[[int], bytes], file: File | ByContent, folder: Path) -> None:
+    """Write an unpacked file and check it; an archive bomb is cut off one byte beyond the file's size."""
     path = folder / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = beside(path)
+    part = part_path(path)
     with part.open("wb") as handle:
-        while (room := most(file) + 1 - handle.tell()) and (chunk := read(min(CHUNK, room))):
+        while (room := size_limit(file) + 1 - handle.tell()) and (chunk := read(min(CHUNK, room))):
             handle.write(chunk)
-    if wrong := fault(file, part):
+    if fault := file_fault(file, part):
         part.unlink()
-        raise DatasetError(f"{path} as it was packed {wrong}: what was published is another archive")
-    promote(part, path)
+        raise DatasetError(f"{path} as it was packed {fault}: the published archive has changed")
+    move_into_place(part, path)
 
 
-def most(file: File | ByContent) -> int:
-    """The most bytes that the file can have."""
+def size_limit(file: File | ByContent) -> int:
+    """Return the largest number of bytes that the published file can have."""
     return file.size if isinstance(file, File) else file.limit
 
 
-def obtain(url: str, served: File | ByContent, part: Path, timeout: float, progress: bool) -> None:
-    """Make the part whole from one address; if it was there in part and is wrong now, it is fetched anew, once.
+def download_part(url: str, served: File | ByContent, part: Path, timeout: float, progress: bool) -> None:
+    """Complete a .part file from one address. If a resumed file is wrong, download it anew, once.
 
     Raises:
-        Refused: that failed.
+        Refused: the address does not serve the published file.
     """
     resumed = True
     while resumed:
         exact = isinstance(served, File)
-        resumed = receive(url, part, most(served), exact=exact, timeout=timeout, progress=progress)
-        wrong = fault(served, part)
-        if wrong is None:
+        resumed = receive(url, part, size_limit(served), exact=exact, timeout=timeout, progress=progress)
+        fault = file_fault(served, part)
+        if fault is None:
             return
         part.unlink()
-    raise Refused(f"what it serves {wrong}", final=True)
+    raise Refused(f"the file it serves {fault}", final=True)

@@ -1,63 +1,64 @@
-"""Files as they were published: where they come from, and how they are checked before they are opened."""
+"""Describe published files, and check each one before it is opened."""
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
 
-from mimo_benchmarks.data.storage.http import is_web
+from mimo_benchmarks.data.storage.http import is_http_url
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file as it was published."""
+    """A published file whose size and checksum are known."""
 
     path: str
-    """Where it lies below the data folder."""
+    """Path of the file, relative to the data folder."""
     size: int
-    """Bytes."""
+    """Size of the file in bytes."""
     digest: str
-    """Its checksum in hex after the algorithm, as in "sha256:0fa7..": MD5 where nothing better was published."""
+    """Algorithm and checksum in hex, as in "sha256:0fa7..". MD5 only where nothing better was published."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ByContent:
-    """A file without a published checksum: what it holds is checked instead."""
+    """A published file without a known checksum: its content is checked instead."""
 
     path: str
-    """Where it lies below the data folder."""
+    """Path of the file, relative to the data folder."""
     limit: int
-    """The most bytes it can have."""
+    """Largest size of the file in bytes."""
     check: Callable[[bytes], object]
-    """Raises DatasetError unless this is the content that is meant."""
+    """Function of the file's content that raises DatasetError unless it is the expected content."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where files are published.
+    """The addresses at which files are published.
 
     Raises:
-        ConfigError: an address that is not of the web, a path that leaves the data folder, or files that cannot come of this.
+        ConfigError: an address is not an http(s) URL, a path leaves the data folder, or the files do not match the archive.
     """
 
     urls: tuple[str, ...]
     """Mirrors of one and the same file, the best first."""
     files: tuple[File | ByContent, ...]
-    """What is wanted: the file that the mirrors serve, or those that are packed in it."""
+    """Files to put into the data folder: the file that the mirrors serve, or the files that its archive packs."""
     archive: File | None = None
-    """The file that the mirrors serve if the wanted are packed: a .tar.gz, with members named as their paths, or a .gz of one.
+    """Archive that the mirrors serve: a .tar.gz whose members are named like the files' paths, or a .gz of a single file.
 
-    Its checksum must be known, so that nothing is unpacked before it matched.
+    Its checksum must be known, because nothing is unpacked before the checksum matched.
     """
 
     def __post_init__(self) -> None:
-        """Refuse what can never be fetched."""
+        """Refuse a source that could never be fetched."""
         for url in self.urls:
-            if not is_web(url):
-                raise ConfigError(f"{url!r} is no address of the web: it must begin with https:// or http:// and name a host")
+            if not is_http_url(url):
+                raise ConfigError(f"{url!r} is not a web address: it must begin with https:// or http:// and name a host")
         for file in (*self.files, *filter(None, [self.archive])):
             path = PurePosixPath(file.path)
             if path.is_absolute() or ".." in path.parts or not path.name:
@@ -66,65 +67,81 @@ class Source:
             raise ConfigError(f"{self.archive.path} is neither a .gz nor a .tar.gz")
         if len(self.files) != 1 and not (self.files and self.archive and self.archive.path.endswith(".tar.gz")):
             raise ConfigError(
-                f"{len(self.files)} files from {self.urls}: several come from a .tar.gz only, and there must be one"
+                f"the source {self.urls} has {len(self.files)} files: name one file, or several files of a .tar.gz archive"
             )
 
 
-def digest(content: bytes, algorithm: str) -> str:
-    """Such a checksum, of "sha256" or "md5"."""
+def checksum(content: bytes, algorithm: str) -> str:
+    """Return the checksum of some bytes as `File.digest` writes it; the algorithm is "sha256" or "md5"."""
     return f"{algorithm}:{hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()}"
 
 
-def there(path: Path) -> bool:
-    """Whether there is a file or a folder.
+@contextmanager
+def os_errors_explained(path: Path) -> Iterator[None]:
+    """Turn an OSError into a DatasetError that names the file, or `path` where the error names none.
 
     Raises:
-        DatasetError: it cannot be told, or it is neither: reading from a pipe would wait for ever.
+        DatasetError: the file system refused an operation.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"{error.filename or path} cannot be read or written ({error.strerror or error}): free some space or fix the "
+            "permissions there, or name another folder with --data-dir"
+        ) from error
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is a file or a folder at this path.
+
+    Raises:
+        DatasetError: the file system does not tell, or the path is neither a file nor a folder (reading a pipe would hang).
     """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file_error(path, error) from error
     if not (S_ISREG(mode) or S_ISDIR(mode)):
-        raise DatasetError(f"{path} is no file: put the file there, or name another folder with --data-dir")
+        raise DatasetError(f"{path} is not a file: put the file there, or name another folder with --data-dir")
     return True
 
 
-def unreadable(path: Path, error: OSError) -> DatasetError:
-    """What to say where the file system refuses."""
+def unreadable_file_error(path: Path, error: OSError) -> DatasetError:
+    """Return the error to raise when the file system refuses to read a file."""
     reason = error.strerror or error
-    return DatasetError(f"{path} cannot be read ({reason}): see to what is there, or name another folder with --data-dir")
+    return DatasetError(f"{path} cannot be read ({reason}): fix what is there, or name another folder with --data-dir")
 
 
-def read(file: File, folder: Path, remedy: str) -> bytes:
-    """The content of a published file, which is what was checked: the file is read once.
+def read_published_file(file: File, folder: Path, remedy: str) -> bytes:
+    """Read a published file once, and return its content only if its size and checksum match.
 
     Args:
-        file: which.
-        folder: the data folder.
-        remedy: what the user is to do if this fails; ends the error's message.
+        file: file to read.
+        folder: data folder.
+        remedy: what the user should do if this fails; it ends the error's message.
 
     Raises:
-        DatasetError: the file is missing, cannot be read, or is not the published one; names it, its place and the remedy.
+        DatasetError: the file is missing, cannot be read, or is not the published one; names the path and the remedy.
     """
     path = folder / file.path
-    if not there(path):
+    if not exists(path):
         raise DatasetError(f"{path} is missing: {remedy}")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file_error(path, error) from error
     if len(content) != file.size:
-        raise DatasetError(f"{path} has {len(content):,} bytes, the published file {file.size:,}: {remedy}")
-    if digest(content, file.digest.partition(":")[0]) != file.digest:
-        raise DatasetError(f"{path} is not the published file, by its checksum: {remedy}")
+        raise DatasetError(f"{path} has {len(content):,} bytes, but the published file has {file.size:,}: {remedy}")
+    if checksum(content, file.digest.partition(":")[0]) != file.digest:
+        raise DatasetError(f"{path} is not the published file (its checksum differs): {remedy}")
     return content
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on disk, whatever happens next. Windows knows no such thing of folders."""
+    """Write a file or folder through to the disk, so that it survives a loss of power. Windows cannot sync folders."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -135,5 +152,5 @@ def sync(path: Path) -> None:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

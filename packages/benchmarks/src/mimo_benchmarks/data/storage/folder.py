@@ -1,4 +1,4 @@
-"""Where data sets live."""
+"""Find the folder that holds the data sets."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from platformdirs import user_cache_path
 
 
 def data_folder(given: Path | None = None) -> Path:
-    """The folder that was given, else that of the variable MIMO_DATA, else the platform's cache folder."""
+    """Return the given folder, or the one that the variable MIMO_DATA names, or the platform's cache folder."""
     if given is not None:
         return given
     if named := os.environ.get("MIMO_DATA"):

@@ -1,18 +1,11 @@
-"""Generated data sets, cached as Arrow under a fingerprint of what they were made from."""
+"""Generate data sets and cache them as Arrow files, under a fingerprint of the recipe that they were made by."""
 
 import hashlib
 import json
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import count as counted
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,143 +14,127 @@ from datasets import Dataset, DatasetInfo, Features, are_progress_bars_disabled,
 from datasets.table import InMemoryTable
 from tqdm import tqdm
 
-from mimo_benchmarks.data.storage.files import cores, digest, sync
+from mimo_benchmarks.data.storage.files import checksum, cores, os_errors_explained, sync
+from mimo_benchmarks.data.storage.workers import Columns, produce_in_order
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
-Columns = Mapping[str, list[bytes] | list[int]]
-"""Some rows, column by column."""
-
-Arguments = Mapping[str, int | float | str]
-"""What the rows depend on, by name."""
-
 FILES = ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
-"""What `datasets` writes for a set in one piece."""
+"""Files that `datasets` writes for a set in one piece."""
 CHECKSUMS = "SHA256SUMS"
 PATIENCE = 100
-"""Chunks in a row without a new row that end the search for one."""
+"""Chunks in a row without a new row after which the search for new rows ends."""
 
 
-def generated(
-    folder: Path,
-    name: str,
-    *,
-    version: int,
-    arguments: Arguments,
-    produce: Callable[[int], Columns],
-    features: Features,
-    count: int,
-    workers: int | None = None,
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that the rows of a generated set depend on. Another recipe is another cache."""
+
+    name: str
+    """Name of the set."""
+    version: int
+    """Version of the code that generates the rows."""
+    arguments: Mapping[str, int]
+    """Arguments of that code, by name."""
+    count: int
+    """Number of rows."""
+
+    def as_json(self) -> str:
+        """Return the recipe as text, the same for equal recipes."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that stand for the recipe."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()[:16]
+
+    def cache_folder(self, folder: Path) -> Path:
+        """Return the folder that caches the set, whether it exists or not: FOLDER/generated/NAME-FINGERPRINT."""
+        return folder / "generated" / f"{self.name}-{self.fingerprint()}"
+
+
+def load_or_generate(
+    folder: Path, recipe: Recipe, *, produce: Callable[[int], Columns], features: Features, workers: int | None = None
 ) -> Dataset:
-    """The first `count` different rows of produce(0), produce(1), ..: from the cache, else made in parallel and cached.
+    """Return the first different rows of produce(0), produce(1), ..: read from the cache, or generated in parallel and cached.
 
-    Rows differ if their first column does. They are the same whatever the number of workers. A run that is interrupted leaves no
-    cache, and if it is killed an unfinished-* beside, to be deleted. Of two that make the same set at once, the later one takes
-    over what the earlier one wrote.
+    Rows differ if their first columns differ. The rows do not depend on the number of workers. An interrupted run leaves no
+    cache; a killed one may leave a folder unfinished-*, which can be deleted. If two processes generate the same set at the
+    same time, the later one uses what the earlier one wrote.
 
     Args:
-        folder: the data folder; the cache lies where `cache` says.
-        name: of the data set.
-        version: of the code of `produce`; another one is another cache.
-        arguments: what the rows depend on.
-        produce: the rows of a chunk, no more than a second's work: an interrupt waits for the chunks in work. Can be pickled.
-        features: their columns in order; the first is hashable.
-        count: rows.
-        workers: processes; with 1, this one does all. By default, the cores that this process may use.
+        folder: data folder; `Recipe.cache_folder` says where in it the cache lies.
+        recipe: everything that the rows depend on, and their number.
+        produce: function from the number of a chunk to its rows; can be pickled. A chunk should take less than a second,
+            because an interrupt waits for the chunks in progress.
+        features: columns of the rows in order; the first one is hashable.
+        workers: number of processes; with 1, this process generates all rows. By default, the cores that it may use.
 
     Raises:
-        ConfigError: `count` or `workers` is below 1.
-        DatasetError: the cache is not as it was written, cannot be read or cannot be written; a worker died; there seem to be
-            fewer than `count` different rows.
+        ConfigError: the number of rows or of workers is below 1.
+        DatasetError: the cache was altered, cannot be read or cannot be written; a worker died; there seem to be too few
+            different rows.
         Exception: whatever `produce` raises.
     """
     workers = cores() if workers is None else workers
-    for what, value in (("count", count), ("workers", workers)):
+    for name, value in (("count", recipe.count), ("workers", workers)):
         if value < 1:
-            raise ConfigError(f"{what} is {value}; it must be at least 1")
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
     if "::" in str(folder):
-        raise DatasetError(f"{folder} has '::' in its name, which `datasets` takes apart: name another folder with --data-dir")
-    path = cache(folder, name, version=version, arguments=arguments, count=count)
-    info = DatasetInfo(description=recipe(name, version, arguments, count), features=features)
-    with reported(path):
+        raise DatasetError(f"{folder} contains '::', which `datasets` reads as a URL: name another folder with --data-dir")
+    path = recipe.cache_folder(folder)
+    info = DatasetInfo(description=recipe.as_json(), features=features)
+    with os_errors_explained(path):
         found = path.exists()
     if not found:
-        make(path, info, partial(rows, name, produce, features, count, workers))
-    with reported(path):
-        return read(path, info)
+        write_cache(path, info, recipe.fingerprint(), partial(different_rows, recipe, produce, features, workers))
+    with os_errors_explained(path):
+        return read_cache(path, info)
 
 
-def cache(folder: Path, name: str, *, version: int, arguments: Arguments, count: int) -> Path:
-    """The folder in which such a set is cached, whether it is there or not: FOLDER/generated/NAME-FINGERPRINT."""
-    return folder / "generated" / f"{name}-{fingerprint(recipe(name, version, arguments, count))}"
-
-
-def recipe(name: str, version: int, arguments: Arguments, count: int) -> str:
-    """What a set is made from, as JSON."""
-    return json.dumps({"name": name, "version": version, "arguments": arguments, "count": count}, sort_keys=True)
-
-
-def fingerprint(recipe: str) -> str:
-    """16 hex digits."""
-    return hashlib.sha256(recipe.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Errors of the file system name the cache."""
-    try:
-        yield
-    except OSError as error:
-        raise DatasetError(
-            f"{path} cannot be read or written ({error.strerror or error}): make room and see to the rights there, "
-            "or name another folder with --data-dir"
-        ) from error
-
-
-def make(path: Path, info: DatasetInfo, rows: Callable[[], pa.Table]) -> None:
-    """Write a set beside its place, then move it there whole. No rows are made if the folder cannot be written."""
-    with reported(path):
+def write_cache(path: Path, info: DatasetInfo, fingerprint: str, make_rows: Callable[[], pa.Table]) -> None:
+    """Write a set into a temporary folder, then rename that. If the folder cannot be written, no rows are generated."""
+    with os_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         workplace = TemporaryDirectory(prefix="unfinished-", dir=path.parent)
     with workplace:
-        dataset = Dataset(InMemoryTable(rows()), info=info, fingerprint=fingerprint(info.description))
-        with reported(path):
-            beside = Path(workplace.name) / path.name
-            with no_progress_bars():
-                dataset.save_to_disk(beside, num_shards=1)
-            (beside / CHECKSUMS).write_bytes(checksums(beside).encode())
-            for written in (*beside.iterdir(), beside):
+        dataset = Dataset(InMemoryTable(make_rows()), info=info, fingerprint=fingerprint)
+        with os_errors_explained(path):
+            unfinished = Path(workplace.name) / path.name
+            with progress_bars_disabled():
+                dataset.save_to_disk(unfinished, num_shards=1)
+            (unfinished / CHECKSUMS).write_bytes(checksum_lines(unfinished).encode())
+            for written in (*unfinished.iterdir(), unfinished):
                 sync(written)
             try:
-                beside.rename(path)
+                unfinished.rename(path)
             except OSError:
-                if not path.is_dir():  # else another process was faster
+                if not path.is_dir():  # otherwise another process has written the same set in the meantime
                     raise
             sync(path.parent)
 
 
-def read(path: Path, info: DatasetInfo) -> Dataset:
-    """The set there, if it is as it was written, and the one of that description."""
-    remedy = f"delete {path}, and it is made anew"
+def read_cache(path: Path, info: DatasetInfo) -> Dataset:
+    """Return the cached set, once its checksums and its recipe have been checked."""
+    remedy = f"delete {path}, and it will be generated anew"
     try:
-        intact = (path / CHECKSUMS).read_bytes() == checksums(path).encode()
+        intact = (path / CHECKSUMS).read_bytes() == checksum_lines(path).encode()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DatasetError(f"{path} lacks files: {remedy}") from None
     if not intact:
-        raise DatasetError(f"{path} is not as it was written, by its checksums: {remedy}")
+        raise DatasetError(f"{path} was altered after it was written (its checksums differ): {remedy}")
     dataset = Dataset.load_from_disk(path)
     if (dataset.info.description, dataset.features) != (info.description, info.features):
         raise DatasetError(f"{path} holds another set, {dataset.info.description}: {remedy}")
     return dataset
 
 
-def checksums(path: Path) -> str:
-    """Of the files of a set, as `sha256sum` prints them."""
-    return "".join(f"{digest((path / name).read_bytes(), 'sha256').removeprefix('sha256:')}  {name}\n" for name in FILES)
+def checksum_lines(path: Path) -> str:
+    """Return the checksums of a set's files, in the format of `sha256sum`."""
+    return "".join(f"{checksum((path / name).read_bytes(), 'sha256').removeprefix('sha256:')}  {name}\n" for name in FILES)
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """None by `datasets`, whose setting is left as it was."""
+def progress_bars_disabled() -> Iterator[None]:
+    """Disable the progress bars of `datasets`, and restore the setting afterwards."""
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -167,13 +144,17 @@ def no_progress_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def rows(name: str, produce: Callable[[int], Columns], features: Features, count: int, workers: int) -> pa.Table:
-    """The first `count` different ones."""
+def different_rows(recipe: Recipe, produce: Callable[[int], Columns], features: Features, workers: int) -> pa.Table:
+    """Generate chunks until the recipe's number of different rows is found."""
+    name, count = recipe.name, recipe.count
     different: dict[bytes | int, tuple[bytes | int, ...]] = {}
     idle = 0
-    with closing(chunks(produce, workers)) as made, tqdm(total=count, desc=name, unit=" rows", disable=None) as progress:
+    with (
+        closing(produce_in_order(produce, workers)) as chunks,
+        tqdm(total=count, desc=name, unit=" rows", disable=None) as progress,
+    ):
         while len(different) < count:
-            chunk = next(made)
+            chunk = next(chunks)
             before = len(different)
             for row in zip(*(chunk[column] for column in features), strict=True):
                 if len(different) < count:
@@ -182,41 +163,8 @@ def rows(name: str, produce: Callable[[int], Columns], features: Features, count
             idle = 0 if len(different) > before else idle + 1
             if idle == PATIENCE:
                 raise DatasetError(
-                    f"{name}: {len(different):,} of {count:,} different rows were found, but none in the last {PATIENCE} chunks; "
-                    "ask for fewer, or change the arguments"
+                    f"{name}: only {len(different):,} of {count:,} different rows were found, and none in the last {PATIENCE} "
+                    "chunks; ask for fewer, or change the arguments"
                 )
     columns = dict(zip(features, zip(*different.values(), strict=True), strict=True))
     return pa.Table.from_pydict(columns, schema=features.arrow_schema)
-
-
-def chunks(produce: Callable[[int], Columns], workers: int) -> Generator[Columns, None, None]:
-    """produce(0), produce(1), .. in order, some chunks ahead; closing it ends the workers."""
-    if workers == 1:
-        yield from map(produce, counted())
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=follow_parent)
-    try:
-        ahead = deque(pool.submit(produce, chunk) for chunk in range(2 * workers))
-        for chunk in counted(2 * workers):
-            yield ahead.popleft().result()
-            ahead.append(pool.submit(produce, chunk))
-    except BrokenProcessPool as error:
-        raise DatasetError(
-            "a process that generates data died, perhaps for lack of memory, or because others cannot import this program "
-            '(it lacks `if __name__ == "__main__":`): try again with fewer workers; with 1, no processes are started'
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def follow_parent() -> None:
-    """A worker leaves interrupts to its parent, and ends with it, even if that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

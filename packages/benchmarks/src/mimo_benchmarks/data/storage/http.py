@@ -1,4 +1,4 @@
-"""The bytes of one address of the web, added to a file that has some of them already."""
+"""Download from one web address into a file that may already hold the first part of the download."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,62 +15,62 @@ from tqdm import tqdm
 from mimo_benchmarks import __version__
 
 CHUNK = 1 << 20
-"""The most bytes in memory at a time."""
+"""Bytes that are held in memory at a time."""
 SLOWEST = 1000
-"""Bytes a second, on average: a server that sends fewer is given up, even if it never falls silent."""
-AGAIN = (408, 425, 429)
-"""Answers below 500 that another try may change: timed out, too early, too many requests."""
+"""Lowest average rate in bytes per second: a slower server is given up, even if it never falls silent."""
+RETRYABLE = (408, 425, 429)
+"""Status codes below 500 that another try may change: request timeout, too early, too many requests."""
 
 
 class Refused(Exception):
-    """What went wrong at one address; `final` if it would go wrong again."""
+    """A failure at one address; `final` if another try would fail in the same way."""
 
-    def __init__(self, what: str, *, final: bool = False) -> None:
-        super().__init__(what)
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
         self.final = final
 
 
-def is_web(url: str) -> bool:
-    """Whether that is an address of http or https, with a host."""
+def is_http_url(url: str) -> bool:
+    """Return whether this is an http or https URL that names a host."""
     try:
         parts = urlsplit(url)
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets or a port that are none
+    except ValueError:  # the brackets or the port are malformed
         return False
 
 
 def receive(url: str, part: Path, most: int, *, exact: bool, timeout: float, progress: bool) -> bool:
-    """Add to the part what it lacks.
+    """Download the bytes that a .part file lacks, and append them.
 
     Args:
-        url: an address of http or https.
-        part: the file, which need not be there.
-        most: the most bytes it can have; it never gets more than one more.
-        exact: whether it has that many, and a checksum that will tell whether two halves belong together. That is why neither
-            ETag nor If-Range is needed: a file that changed on the server is wrong anyway. If not exact, it is fetched whole.
+        url: http or https address.
+        part: path of the .part file, which need not exist.
+        most: largest size of the file in bytes; at most one byte more is written.
+        exact: whether the file has exactly `most` bytes and a known checksum. Such a file is resumed: its checksum will tell
+            whether the two halves belong together, so neither ETag nor If-Range is needed. Other files are fetched whole.
         timeout: seconds that the server may be silent.
-        progress: whether to show a bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        Whether some of it was there before.
+        Whether the download was resumed.
 
     Raises:
-        Refused: the address does not serve such a file, or did not to its end; what arrived stays.
-        OSError: the part cannot be written.
+        Refused: the address does not serve such a file, or not to its end; what arrived stays.
+        OSError: the .part file cannot be written.
     """
     have = part.stat().st_size if exact and part.is_file() else 0
     if have and have == most:
         return True
-    response, start = ask(url, have if have < most else 0, timeout)
+    response, start = open_response(url, have if have < most else 0, timeout)
     with response:
         length = response.length
         if exact and length not in {None, most - start}:
-            raise Refused(f"it serves {start + (length or 0):,} bytes, the published file has {most:,}", final=True)
+            raise Refused(f"it serves {start + (length or 0):,} bytes, but the published file has {most:,}", final=True)
         end = most if exact else min(most + 1, most + 1 if length is None else length)
-        with part.open("r+b" if start else "wb") as handle, meter(part.stem, end, start, progress) as advance:
+        with part.open("r+b" if start else "wb") as handle, download_bar(part.stem, end, start, progress) as advance:
             handle.seek(start)
             at, begun = start, time.monotonic()
-            while at < end and (chunk := read(response, end - at)):
+            while at < end and (chunk := read_body(response, end - at)):
                 handle.write(chunk)
                 at += len(chunk)
                 advance(len(chunk))
@@ -81,30 +81,30 @@ def receive(url: str, part: Path, most: int, *, exact: bool, timeout: float, pro
     return start > 0
 
 
-def ask(url: str, start: int, timeout: float) -> tuple[HTTPResponse, int]:
-    """The answer of a server, and which byte its body begins with: `start`, or 0 if it cannot begin there."""
+def open_response(url: str, start: int, timeout: float) -> tuple[HTTPResponse, int]:
+    """Request a file from byte `start` on; return the response and the byte that it begins with, `start` or 0."""
     headers = {"User-Agent": f"mimo-benchmarks/{__version__}"} | ({"Range": f"bytes={start}-"} if start else {})
-    with network():
+    with network_errors_refused():
         try:
-            response = opener().open(request.Request(url, headers=headers), timeout=timeout)
+            response = http_opener().open(request.Request(url, headers=headers), timeout=timeout)
         except HTTPError as error:
             if not (start and error.code == 416):
                 raise
             error.close()
-            return ask(url, 0, timeout)
+            return open_response(url, 0, timeout)
     if response.status == 200:
         return response, 0
-    if response.status == 206 and start:  # from there on, or what comes of it will have another checksum
+    if response.status == 206 and start:  # if it begins elsewhere, the checksum will tell
         return response, start
     response.close()
     raise Refused(f"it answered {response.status} {response.reason}", final=True)
 
 
 class Redirects(request.HTTPRedirectHandler):
-    """Closes the answer also where its redirect leads nowhere."""
+    """Follow redirects, and close the response also where a redirect leads nowhere."""
 
     def http_error_302(self, req: request.Request, fp: Any, code: int, msg: str, headers: HTTPMessage) -> HTTPResponse | None:
-        """Follow a redirect."""
+        """Follow one redirect."""
         try:
             return super().http_error_302(req, fp, code, msg, headers)
         except Exception:
@@ -114,8 +114,8 @@ class Redirects(request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def opener() -> request.OpenerDirector:
-    """Follows redirects and uses proxies, but speaks HTTP alone: no redirect leads to a file of this machine."""
+def http_opener() -> request.OpenerDirector:
+    """Return an opener that follows redirects and uses proxies, but only over HTTP: no redirect reaches a local file."""
     director = request.OpenerDirector()
     for handler in (
         request.ProxyHandler,
@@ -130,20 +130,21 @@ def opener() -> request.OpenerDirector:
     return director
 
 
-def read(response: HTTPResponse, room: int) -> bytes:
-    """What has arrived of the body, waiting for some; b"" at its end."""
-    with network():
+def read_body(response: HTTPResponse, room: int) -> bytes:
+    """Return the bytes of the body that have arrived, after waiting for some; b"" at the end of the body."""
+    with network_errors_refused():
         return response.read1(min(CHUNK, room))
 
 
 @contextmanager
-def network() -> Iterator[None]:
-    """Whatever a server, or the way to it, does wrong is Refused: it cannot be taken for a failure of the disk."""
+def network_errors_refused() -> Iterator[None]:
+    """Turn errors of the server and the network into Refused, so that they are not taken for errors of the disk."""
     try:
         yield
     except HTTPError as error:
         error.close()
-        raise Refused(f"it answered {error.code} {error.reason}", final=error.code < 500 and error.code not in AGAIN) from error
+        final = error.code < 500 and error.code not in RETRYABLE
+        raise Refused(f"it answered {error.code} {error.reason}", final=final) from error
     except URLError as error:
         raise Refused(f"it cannot be reached ({error.reason})") from error
     except (OSError, HTTPException, ValueError, OverflowError) as error:
@@ -151,8 +152,8 @@ def network() -> Iterator[None]:
 
 
 @contextmanager
-def meter(name: str, total: int, start: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """Takes the numbers of bytes that arrive. A bar is made only to be shown, since a hidden one starts a thread, too."""
+def download_bar(name: str, total: int, start: int, shown: bool) -> Iterator[Callable[[int], object]]:
+    """Yield a function that advances a progress bar. A hidden bar is not even made, because it would start a thread."""
     if not shown:
         yield lambda count: None
         return

@@ -1,1 +1,1 @@
-"""Sequences made from a seed."""
+"""Provide tasks whose sequences are drawn from a seed."""

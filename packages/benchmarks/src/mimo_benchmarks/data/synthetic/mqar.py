@@ -1,6 +1,7 @@
-"""Multi-query associative recall (Arora et al., 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models").
+"""Draw sequences for multi-query associative recall (Arora et al., 2023, "Zoology: Measuring and Improving Recall in Efficient
+Language Models").
 
-A sequence shows `pairs` keys, each followed by its value. Then every key comes once more, with gaps; its value is asked there.
+A sequence shows `pairs` keys, each followed by its value. Then every key appears once more, with gaps, and asks for its value.
 """
 
 import math
@@ -16,7 +17,7 @@ from mimo_benchmarks.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class MQARSetting:
-    """One of the paper's settings."""
+    """A setting of the paper."""
 
     length: int
     pairs: int
@@ -33,13 +34,13 @@ MQAR = {
     256: MQARSetting(length=256, pairs=16, batch_size=256),
     512: MQARSetting(length=512, pairs=64, batch_size=128),
 }
-"""The four of the paper's figure 2 by length, as iclr24_zoology_figure2/configs.py of HazyResearch/zoology sets them."""
+"""The four settings of the paper's figure 2, by length, as in iclr24_zoology_figure2/configs.py of HazyResearch/zoology."""
 
 ROWS = 1000
-"""Sequences drawn at a time: 33 MB for each choice among 4096 values. Another number would give other sequences."""
+"""Sequences drawn at a time, 33 MB for each choice among 4096 values. Another number would give other sequences."""
 
 
-def mqar(
+def multi_query_recall(
     count: int,
     *,
     length: int,
@@ -49,29 +50,30 @@ def mqar(
     random_non_queries: bool = True,
     generator: torch.Generator,
 ) -> TokenSplit:
-    """Sequences of `length` tokens; a target stands at each key that is asked, and nowhere else.
+    """Draw sequences of `length` tokens; only the keys that are asked for have a target, their value.
 
-    As in zoology/data/multiquery_ar.py of HazyResearch/zoology, with one pass over the pairs. Id 0 is for places where nothing
-    stands, the rest of the first half of the ids are keys, the second half values. A sequence has `pairs` different keys and
-    different values, uniform, and starts with key, value, key, value .. What follows is slots of two tokens; each key stands at
-    the start of a slot of its own, the other tokens are 0. The slots are drawn key by key without replacement, the i-th of them
-    with a weight of i^(power - 1): the first pairs tend to be asked first. Its value is not shown again: as the target of the key
-    it is the next token of a text that the network does not read.
+    The rule is that of zoology/data/multiquery_ar.py of HazyResearch/zoology, with one pass over the pairs. Id 0 fills empty
+    places; the rest of the first half of the ids are keys, the second half values. A sequence has `pairs` different keys and
+    different values, uniform, and starts with key, value, key, value .. Slots of two tokens follow. Each key stands at the start
+    of its own slot; the other tokens are 0. The slots are drawn key by key without replacement, the i-th slot with weight
+    i^(power - 1), so the first pairs tend to be asked first. The value is not shown again: it is the target of the key, the
+    next token of a text that the network does not read.
 
     Args:
-        count: sequences; equal ones are kept, as published.
-        length: tokens, an even number of at least 4 pairs.
-        pairs: keys shown with their values.
-        vocab_size: ids.
-        power: 1 makes all slots alike; smaller ones make early slots likelier.
-        random_non_queries: put any of the ids at random where else 0 stands; neither shown nor asked, but it may be a key.
-        generator: the sequences are drawn on its device and stay there. The same state gives the same ones, on any machine if it
-            is on the CPU (unless two numbers agree to the last bit of a logarithm).
+        count: number of sequences; equal ones are kept, as published.
+        length: number of tokens, even and at least 4 * pairs.
+        pairs: number of keys shown with their values.
+        vocab_size: number of ids.
+        power: with 1, all slots are equally likely; smaller powers make early slots likelier.
+        random_non_queries: fill empty places with random ids, which may be keys but are not asked for, instead of 0.
+        generator: random numbers; the sequences are on its device. The same state gives the same sequences, on any machine if
+            it is a CPU generator (unless two numbers agree to the last bit of a logarithm).
 
     Raises:
-        ConfigError: there are no such sequences.
+        ConfigError: an argument is out of range.
 
-    >>> example = mqar(1, length=12, pairs=2, vocab_size=12, random_non_queries=False, generator=torch.Generator().manual_seed(3))
+    >>> options = {"length": 12, "pairs": 2, "vocab_size": 12, "random_non_queries": False}
+    >>> example = multi_query_recall(1, **options, generator=torch.Generator().manual_seed(3))
     >>> print(*example.inputs, *example.targets)
     tensor([ 3, 10,  5,  6,  5,  0,  0,  0,  0,  0,  3,  0])
     tensor([-100, -100, -100, -100,    6, -100, -100, -100, -100, -100,   10, -100])
@@ -81,11 +83,11 @@ def mqar(
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     if vocab_size % 2 or vocab_size < 2 * pairs + 2:
         raise ConfigError(
-            f"vocab_size is {vocab_size}; it must be even and at least {2 * pairs + 2}: 0, {pairs} keys and as many values"
+            f"vocab_size is {vocab_size}; it must be even and at least {2 * pairs + 2} (for 0, {pairs} keys and as many values)"
         )
     if length % 2 or length < 4 * pairs:
         raise ConfigError(
-            f"length is {length}; it must be even and at least {4 * pairs}: two tokens to show each pair and two to ask it"
+            f"length is {length}; it must be even and at least {4 * pairs} (two tokens to show each pair and two to ask for it)"
         )
     if not 0 < power < math.inf:
         raise ConfigError(f"power is {power}; it must be a positive number")
@@ -94,24 +96,27 @@ def mqar(
     for start in range(0, count, ROWS):
         rows = slice(start, min(start + ROWS, count))
         number = rows.stop - start
-        inputs[rows], targets[rows] = draw(number, length, pairs, vocab_size // 2, power, random_non_queries, generator)
+        inputs[rows], targets[rows] = draw_mqar_sequences(
+            number, length, pairs, vocab_size // 2, power, random_non_queries, generator
+        )
     return TokenSplit(inputs=inputs, targets=targets)
 
 
-def draw(
+def draw_mqar_sequences(
     count: int, length: int, pairs: int, half: int, power: float, random_non_queries: bool, generator: torch.Generator
 ) -> tuple[Int[Tensor, "count length"], Int[Tensor, "count length"]]:
-    """Inputs and targets of independent sequences with `half` - 1 keys and `half` values.
+    """Draw inputs and targets of independent sequences with `half` - 1 keys and `half` values.
 
-    Choices without replacement are the things with the highest of independent scores, best first. With uniform scores all orders
-    are alike. With log w - log(-log u), u uniform, the score falls with -log(u) / w, the time until an event of rate w. The first
-    event is of thing i with probability w_i / sum of all w; what the others still have to wait is then exponential again, with
-    the rates they had, so that each next event is a draw among those left in proportion to their weights. numpy's
-    choice(replace=False, p=..) has this distribution too: it draws with replacement and skips what it has drawn before.
+    To choose without replacement, give each item an independent random score and take the highest scores, best first. With
+    uniform scores, all orders are equally likely. With the score log w - log(-log u), u uniform, the score falls with
+    -log(u) / w, the waiting time of an event of rate w. The first event is that of item i with probability w_i / sum of all w;
+    the remaining waiting times are then again exponential with their old rates, so each further event is a draw among the items
+    left, in proportion to their weights. numpy's choice(replace=False, p=..) has the same distribution: it draws with
+    replacement and skips what it has drawn before.
     """
 
-    def uniform(things: int) -> Float[Tensor, "count things"]:
-        return torch.rand(count, things, generator=generator, device=generator.device, dtype=torch.float64)
+    def uniform(items: int) -> Float[Tensor, "count items"]:
+        return torch.rand(count, items, generator=generator, device=generator.device, dtype=torch.float64)
 
     shown, slots = 2 * pairs, length // 2 - pairs
     keys = 1 + uniform(half - 1).topk(pairs).indices
@@ -127,21 +132,21 @@ def draw(
 
 
 def mqar_splits(setting: MQARSetting, *, generator: torch.Generator) -> tuple[TokenSplit, TokenSplit]:
-    """Training and test sequences of a setting, scored alike; see `mqar`."""
+    """Return training and test sequences of a setting; both are scored at the keys asked for. See `multi_query_recall`."""
     arguments = vars(setting) | {"generator": generator}
     counts = arguments.pop("train"), arguments.pop("test")
     del arguments["batch_size"]
-    train, test = (mqar(count, **arguments) for count in counts)
+    train, test = (multi_query_recall(count, **arguments) for count in counts)
     return train, test
 
 
-def guesses(split: TokenSplit, *, vocab_size: int) -> dict[str, float]:
-    """Accuracies at the queries that need no look at the key asked for: what a network must exceed to have learnt the rule.
+def mqar_guesses(split: TokenSplit, *, vocab_size: int) -> dict[str, float]:
+    """Return the accuracies of guesses that ignore the key asked for. A network that has learnt the rule must exceed them.
 
     Returns:
-        Shares right of "chance", a value at random; "shown", one of those shown, at random or always the last (this is exact:
-        each is asked once); "unasked", at random one of those whose keys were not asked before; "first", the first of these.
-        Only "first" depends on the sequences, the others are expectations.
+        Accuracy of each guess: "chance", a random value; "shown", a random value of those shown, or always the last one (this is
+        exact, because each is asked for once); "unasked", a random value whose key was not asked for before; "first", the first
+        of these. Only "first" depends on the sequences; the others are expectations.
     """
     scored = split.targets != UNSCORED
     asked = split.inputs[scored].view(len(split), -1)
@@ -153,5 +158,5 @@ def guesses(split: TokenSplit, *, vocab_size: int) -> dict[str, float]:
         "chance": 2 / vocab_size,
         "shown": 1 / pairs,
         "unasked": sum(1 / left for left in range(1, pairs + 1)) / pairs,
-        "first": float((turn == turn.cummax(1).values).double().mean()),  # no pair before it is still to be asked
+        "first": float((turn == turn.cummax(1).values).double().mean()),  # all pairs before it have been asked for
     }

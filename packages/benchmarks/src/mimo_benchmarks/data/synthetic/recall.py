@@ -1,6 +1,6 @@
-"""Associative recall, the synthetic task of H3 (Fu et al., 2023, "Hungry Hungry Hippos", section 3.1).
+"""Draw sequences for associative recall, a synthetic task of H3 (Fu et al., 2023, "Hungry Hungry Hippos", section 3.1).
 
-A sequence shows `pairs` keys, each followed by its value, then "=>" and one of these keys; what comes next is its value.
+A sequence shows `pairs` keys, each followed by its value, then "=>" and one of these keys. The next token is the key's value.
 """
 
 from math import comb
@@ -9,67 +9,69 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mimo_benchmarks.data.synthetic.tokens import TokenSplit, different, next_token, right
+from mimo_benchmarks.data.synthetic.tokens import TokenSplit, draw_different, expected_accuracy, next_token_splits
 from mimo_benchmarks.errors import ConfigError
 
 VS10 = {"vocab_size": 10, "pairs": 10}
-"""The smaller of the two settings that H3 has, with 4 keys and 4 values; the larger one is the default, with 9 and 9."""
+"""The smaller of H3's two settings, with 4 keys and 4 values; the larger one, with 9 and 9, is the default."""
 
 
 def associative_recall(
     count: int, *, vocab_size: int = 20, pairs: int = 20, generator: torch.Generator
 ) -> Int[Tensor, "count length"]:
-    """Sequences of 2 pairs + 3 tokens, no two of them equal.
+    """Draw different sequences of 2 pairs + 3 tokens; a repeated sequence is replaced.
 
-    Each has a map of its own from keys to values, uniform among all such maps. The keys shown are uniform, with replacement. The
-    one asked for is uniform among those shown: H3 draws it from all keys, and anew from those shown if it is not among them,
-    which is the same. A sequence that came before is replaced.
+    Each sequence has its own map from keys to values, uniform among all such maps. The keys shown are uniform, with replacement.
+    The key asked for is uniform among those shown. H3 draws it from all keys, and anew from those shown if it is not among
+    them, which is the same.
 
-    The first half of the ordinary ids are keys, the second half values; the last two ids are "=>" and ".", which H3's vocabulary
-    has and this task never shows. H3 takes the halves of its symbols sorted as strings: that is the same up to names.
+    The first half of the ordinary ids are keys, the second half values. The last two ids are "=>" and "."; the latter is in
+    H3's vocabulary, but this task never shows it. H3 halves its symbols sorted as strings, which is the same up to names.
 
-    A network reads `tokens[:, :-1]` and predicts `tokens[:, 1:]`: the loss is over all positions, the accuracy of the last one.
+    A network reads `tokens[:, :-1]` and predicts `tokens[:, 1:]`. The loss is over all positions, the accuracy of the last one.
 
     Args:
-        count: sequences.
-        vocab_size: ids, two of them special.
-        pairs: keys shown with their values.
-        generator: the sequences are drawn on its device and stay there. The same state gives the same ones, on any machine if it
-            is on the CPU (unless two numbers agree to the last bit of a logarithm).
+        count: number of sequences.
+        vocab_size: number of ids, two of which are special.
+        pairs: number of keys shown with their values.
+        generator: random numbers; the sequences are on its device. The same state gives the same sequences, on any machine if
+            it is a CPU generator (unless two numbers agree to the last bit of a logarithm).
 
     Raises:
-        ConfigError: there are no such sequences, or fewer than `count`.
+        ConfigError: an argument is out of range, or there are fewer than `count` different sequences.
 
     >>> associative_recall(1, vocab_size=8, pairs=4, generator=torch.Generator().manual_seed(0))  # keys 0-2, values 3-5
     tensor([[0, 5, 1, 3, 0, 5, 1, 3, 6, 1, 3]])
     """
     if vocab_size < 4 or vocab_size % 2:
-        raise ConfigError(f"vocab_size is {vocab_size}; it must be even and at least 4: two special ids, half of the rest values")
+        raise ConfigError(f"vocab_size is {vocab_size}; it must be even and at least 4 (2 special ids, keys and values)")
     for name, value in (("pairs", pairs), ("count", count)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     half = (vocab_size - 2) // 2
-    if count > half ** (pairs + 1) and count > possible(vocab_size, pairs):  # the first is a lower bound that takes no time
+    if count > half ** (pairs + 1) and count > count_recall_sequences(vocab_size, pairs):  # a cheap lower bound first
+        possible = count_recall_sequences(vocab_size, pairs)
         raise ConfigError(
-            f"count is {count}, but there are {possible(vocab_size, pairs)} different sequences with vocab_size {vocab_size} and "
-            f"pairs {pairs}: ask for fewer, or raise one of these"
+            f"count is {count}, but there are {possible} different sequences with vocab_size {vocab_size} and pairs {pairs}: ask "
+            "for fewer sequences, or raise vocab_size or pairs"
         )
-    return different(count, lambda count: draw(count, half, pairs, generator))
+    return draw_different(count, lambda count: draw_recall_sequences(count, half, pairs, generator))
 
 
-def possible(vocab_size: int, pairs: int) -> int:
-    """How many different sequences there are: over how many keys they show, choices of these, orders, values and questions."""
+def count_recall_sequences(vocab_size: int, pairs: int) -> int:
+    """Count the different sequences: sum over the number of keys shown, times choices of keys, orders, values and questions."""
     keys = (vocab_size - 2) // 2
-    return sum(comb(keys, shown) * onto(pairs, shown) * keys**shown * shown for shown in range(1, min(keys, pairs) + 1))
+    most = min(keys, pairs)
+    return sum(comb(keys, shown) * count_surjections(pairs, shown) * keys**shown * shown for shown in range(1, most + 1))
 
 
-def onto(places: int, keys: int) -> int:
-    """In how many ways `keys` keys fill `places` places so that each appears (inclusion and exclusion)."""
+def count_surjections(places: int, keys: int) -> int:
+    """Count the ways in which `keys` keys fill `places` places so that each key appears (inclusion and exclusion)."""
     return sum((-1) ** missing * comb(keys, missing) * (keys - missing) ** places for missing in range(keys))
 
 
-def draw(count: int, half: int, pairs: int, generator: torch.Generator) -> Int[Tensor, "count length"]:
-    """Independent sequences with `half` keys and as many values."""
+def draw_recall_sequences(count: int, half: int, pairs: int, generator: torch.Generator) -> Int[Tensor, "count length"]:
+    """Draw independent sequences with `half` keys and as many values."""
     device = generator.device
     value_of = torch.randint(half, 2 * half, (count, half), generator=generator, device=device)
     keys = torch.randint(half, (count, pairs), generator=generator, device=device)
@@ -82,23 +84,23 @@ def draw(count: int, half: int, pairs: int, generator: torch.Generator) -> Int[T
 def recall_splits(
     *, vocab_size: int = 20, pairs: int = 20, train: int = 5000, test: int = 500, generator: torch.Generator
 ) -> tuple[TokenSplit, TokenSplit]:
-    """Training and test sequences as H3 has them (HazyResearch/safari, configs/dataset/icl_synthetics.yaml).
+    """Return training and test sequences as H3 has them (HazyResearch/safari, configs/dataset/icl_synthetics.yaml).
 
-    The loss of training is over all positions, the accuracy of testing that of the last. No two sequences of a split are equal;
-    one of the test sequences may also be among the others. See `associative_recall` for the arguments and errors.
+    The training loss is over all positions, the test accuracy of the last one. The sequences of a split differ from each other,
+    but a test sequence may also be a training sequence. See `associative_recall` for the arguments and errors.
     """
     train_tokens, test_tokens = (
         associative_recall(count, vocab_size=vocab_size, pairs=pairs, generator=generator) for count in (train, test)
     )
-    return next_token(train_tokens, test_tokens)
+    return next_token_splits(train_tokens, test_tokens)
 
 
 def query_blind(tokens: Int[Tensor, "count length"], *, vocab_size: int) -> dict[str, float]:
-    """Accuracies on these sequences that need no look at the key asked for: what a network must exceed to have learnt the rule.
+    """Return the accuracies of guesses that ignore the key asked for. A network that has learnt the rule must exceed them.
 
     Returns:
-        Shares right of "chance", a value at random; "last", the last value shown; "frequent", the value shown most often;
-        "keys", the value of the most different keys shown. Of values that tie, one at random: its expectation is returned.
+        Expected accuracy of each guess: "chance", a random value; "last", the last value shown; "frequent", the value shown
+        most often; "keys", the value shown with most different keys. Ties are broken at random.
     """
     half = (vocab_size - 2) // 2
     keys, values, answer = tokens[:, :-3:2], tokens[:, 1:-3:2] - half, tokens[:, -1] - half
@@ -110,9 +112,9 @@ def query_blind(tokens: Int[Tensor, "count length"], *, vocab_size: int) -> dict
         "frequent": none.scatter_add(1, values, torch.ones_like(values, dtype=none.dtype)),
         "keys": shown.sum(1),
     }
-    return {name: right(most, answer) for name, most in votes.items()}
+    return {name: expected_accuracy(most, answer) for name, most in votes.items()}
 
 
-def guesses(split: TokenSplit, *, vocab_size: int) -> dict[str, float]:
-    """`query_blind` of a split."""
+def recall_guesses(split: TokenSplit, *, vocab_size: int) -> dict[str, float]:
+    """Return the accuracies of guesses on a split, as `query_blind` does on sequences."""
     return query_blind(torch.cat([split.inputs, split.targets[:, -1:]], 1), vocab_size=vocab_size)

@@ -1,1 +1,1 @@
-"""Images, and how they are varied."""
+"""Read image data sets, and vary their images in training."""

@@ -1,7 +1,8 @@
-"""Image data sets as uint8 tensors, read from the published files in torchvision's layout, each checked first."""
+"""Read image data sets as uint8 tensors from their published files, in torchvision's layout; each file is checked first."""
 
 import io
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from mimo_benchmarks.data.storage.files import File, read
+from mimo_benchmarks.data.storage.files import File, read_published_file
 
 MNIST = {
     (split, kind): File(path=f"MNIST/raw/{prefix}-{kind}-idx{axes}-ubyte", size=size, digest=f"sha256:{digest}")
@@ -21,7 +22,7 @@ MNIST = {
         ("test", "t10k", "labels", 1, 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
     )
 }
-"""The four unpacked files."""
+"""The four unpacked files of MNIST, by split and kind."""
 
 CIFAR10 = tuple(
     File(path=f"cifar-10-batches-py/{name}", size=size, digest=f"sha256:{digest}")
@@ -35,7 +36,7 @@ CIFAR10 = tuple(
         ("batches.meta", 158, "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb"),
     )
 )
-"""Five batches to train on, one to test, and the classes' names, which we check for torchvision's sake."""
+"""Five batches of training images, one of test images, and the names of the classes, which torchvision needs."""
 
 CIFAR100 = tuple(
     File(path=f"cifar-100-python/{name}", size=size, digest=f"sha256:{digest}")
@@ -45,6 +46,7 @@ CIFAR100 = tuple(
         ("meta", 1_473, "a5d4786345c961390f865e93b434dbd5c6904ce880667e0cb888c97d449f28b9"),
     )
 )
+"""Training images, test images, and the names of the classes, which torchvision needs."""
 
 SVHN = tuple(
     File(path=f"svhn/{name}", size=size, digest=f"sha256:{digest}")
@@ -53,7 +55,7 @@ SVHN = tuple(
         ("test_32x32.mat", 64_275_384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"),
     )
 )
-"""Training and test images of format 2; the folder is torchvision's root for this set."""
+"""Training and test images in SVHN's "format 2" (cropped digits), below the root folder that torchvision expects."""
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Names of the classes, by label."""
@@ -182,10 +184,10 @@ class Split:
         return Split(images=self.images.to(device), labels=self.labels.to(device))
 
 
-def digits() -> tuple[Split, Split]:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, grey levels 0 to 16: 1,437 to train on, 360 to test, stratified.
+def digit_splits() -> tuple[Split, Split]:
+    """Return scikit-learn's 1,797 digits of 8 x 8 pixels, grey levels 0 to 16, as 1,437 training and 360 test images.
 
-    The split is fixed: it does not follow the seed of a run.
+    The split is stratified and fixed: it does not depend on the seed of a run.
     """
     from sklearn.datasets import load_digits  # here, because the import takes seconds
     from sklearn.model_selection import train_test_split
@@ -197,48 +199,64 @@ def digits() -> tuple[Split, Split]:
     return train, Split(images=test_x.to(torch.uint8), labels=test_y.long())
 
 
-def mnist(folder: Path, remedy: str) -> tuple[Split, Split]:
-    """MNIST's 60,000 and 10,000 digits of 28 x 28 pixels (LeCun et al., 1998).
+def mnist_splits(folder: Path, remedy: str, files: Mapping[tuple[str, str], File] = MNIST) -> tuple[Split, Split]:
+    """Return MNIST's 60,000 training and 10,000 test digits of 28 x 28 pixels (LeCun et al., 1998).
 
     Raises:
-        DatasetError: a file is missing, or not the published one. So do `cifar10`, `cifar100` and `svhn`.
+        DatasetError: a file is missing, or is not the published one.
     """
 
     def part(split: str) -> Split:
-        images, labels = (read(MNIST[split, kind], folder, remedy) for kind in ("images", "labels"))
-        pixels = torch.frombuffer(bytearray(images[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)  # after four numbers of 32 bits
+        images, labels = (read_published_file(files[split, kind], folder, remedy) for kind in ("images", "labels"))
+        # the headers are four and two 32-bit integers
+        pixels = torch.frombuffer(bytearray(images[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)
         return Split(images=pixels, labels=torch.frombuffer(bytearray(labels[8:]), dtype=torch.uint8).long())
 
     return part("train"), part("test")
 
 
-def cifar10(folder: Path, remedy: str) -> tuple[Split, Split]:
-    """CIFAR-10's 50,000 and 10,000 colour photographs of 32 x 32 pixels (Krizhevsky, 2009)."""
-    *train, test, _ = (read(file, folder, remedy) for file in CIFAR10)
-    return pickled(train, "labels"), pickled([test], "labels")
+def cifar10_splits(folder: Path, remedy: str, files: Sequence[File] = CIFAR10) -> tuple[Split, Split]:
+    """Return CIFAR-10's 50,000 training and 10,000 test photographs, 32 x 32 pixels in colour (Krizhevsky, 2009).
+
+    Raises:
+        DatasetError: a file is missing, or is not the published one.
+    """
+    *train, test, _ = (read_published_file(file, folder, remedy) for file in files)
+    return unpickle_cifar(train, "labels"), unpickle_cifar([test], "labels")
 
 
-def cifar100(folder: Path, remedy: str) -> tuple[Split, Split]:
-    """CIFAR-100: as many, in 100 fine classes (Krizhevsky, 2009)."""
-    train, test, _ = (read(file, folder, remedy) for file in CIFAR100)
-    return pickled([train], "fine_labels"), pickled([test], "fine_labels")
+def cifar100_splits(folder: Path, remedy: str, files: Sequence[File] = CIFAR100) -> tuple[Split, Split]:
+    """Return CIFAR-100's 50,000 training and 10,000 test photographs with their 100 fine classes (Krizhevsky, 2009).
+
+    Raises:
+        DatasetError: a file is missing, or is not the published one.
+    """
+    train, test, _ = (read_published_file(file, folder, remedy) for file in files)
+    return unpickle_cifar([train], "fine_labels"), unpickle_cifar([test], "fine_labels")
 
 
-def pickled(batches: list[bytes], labels: str) -> Split:
-    """Images of CIFAR's pickles. Unpickling runs what a file says, so only `read` may have read it."""
+def unpickle_cifar(batches: list[bytes], labels: str) -> Split:
+    """Return the images of CIFAR's pickles.
+
+    A pickle can run any code, so the batches must come from `read_published_file`, which has checked them.
+    """
     parts = [pickle.loads(batch, encoding="latin1") for batch in batches]
     images = torch.from_numpy(np.concatenate([part["data"] for part in parts])).view(-1, 3, 32, 32)
     return Split(images=images, labels=torch.tensor([label for part in parts for label in part[labels]]))
 
 
-def svhn(folder: Path, remedy: str) -> tuple[Split, Split]:
-    """Street View House Numbers: 73,257 and 26,032 digits of 32 x 32 pixels in colour (Netzer et al., 2011)."""
-    train, test = (matlab(read(file, folder, remedy)) for file in SVHN)
+def svhn_splits(folder: Path, remedy: str, files: Sequence[File] = SVHN) -> tuple[Split, Split]:
+    """Return the 73,257 training and 26,032 test digits of Street View House Numbers, in colour (Netzer et al., 2011).
+
+    Raises:
+        DatasetError: a file is missing, or is not the published one.
+    """
+    train, test = (read_svhn_matrix(read_published_file(file, folder, remedy)) for file in files)
     return train, test
 
 
-def matlab(content: bytes) -> Split:
-    """Images of one of SVHN's .mat files: X (32 32 3 count) and y (count 1), where the digit 0 has label 10."""
+def read_svhn_matrix(content: bytes) -> Split:
+    """Return the images of one of SVHN's .mat files: X (32 32 3 count) and y (count 1), in which the digit 0 has label 10."""
     from scipy.io import loadmat
 
     arrays = loadmat(io.BytesIO(content), variable_names=("X", "y"))
@@ -246,16 +264,16 @@ def matlab(content: bytes) -> Split:
     return Split(images=images, labels=torch.from_numpy(arrays["y"][:, 0].astype(np.int64)) % 10)
 
 
-def centre(split: Split, size: int) -> Split:
-    """The inner `size` x `size` pixels of every image, rounded as torchvision's CenterCrop rounds."""
+def centre_crop(split: Split, size: int) -> Split:
+    """Cut every image to its inner `size` x `size` pixels, rounding as torchvision's CenterCrop does."""
     top, left = (round((have - size) / 2) for have in split.images.shape[2:])
     return Split(images=split.images[:, :, top : top + size, left : left + size].contiguous(), labels=split.labels)
 
 
-def grey(split: Split) -> Split:
-    """Colour to grey levels, as the long range arena has them: TensorFlow's `rgb_to_grayscale`, in exact integers.
+def to_grey(split: Split) -> Split:
+    """Convert colour images to grey levels as the Long Range Arena does: TensorFlow's `rgb_to_grayscale`, in exact integers.
 
-    0.2989 R + 0.5870 G + 0.1140 B, divided by 255, times 255.5, rounded down.
+    A grey level is 0.2989 R + 0.5870 G + 0.1140 B, divided by 255, times 255.5, rounded down.
     """
     weights = torch.tensor([2989, 5870, 1140])
     levels = torch.stack([torch.einsum("chw,c->hw", image.long(), weights) * 511 // 5_100_000 for image in split.images])

@@ -86,7 +86,7 @@ def published(slots: int | None = 2, *, dim=8, channels=3, base=4, blocks=1, cla
 
 
 def reference(entries: dict[str, Tensor], images: Tensor, n: int) -> Tensor:
-    """Logits (count classes) of the published network in eval mode, n images a pass."""
+    """Logits (count classes) of the published network in eval mode, n images per pass."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         names = ("running_mean", "running_var", "weight", "bias")
@@ -223,7 +223,7 @@ def test_an_untrained_network_is_known_as_one_after_training():
     model = import_published(entries).train()
     model(torch.randn(4, 2, 3, 8, 8))
     assert predict(model, torch.randn(4, 3, 8, 8), 2).shape == (4, 5)
-    with pytest.raises(RuntimeError, match="never with 1 images a pass"):
+    with pytest.raises(RuntimeError, match="never with 1 images per pass"):
         predict(model, torch.randn(4, 3, 8, 8), 1)
 
 

@@ -12,6 +12,7 @@ from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, pre
 from mimoconv.importer import convolution_keys, import_published
 from vsa_core import hrr
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # sharing out the work of networks this small takes longer
 STRIDES = {1: 1, 2: 2, 3: 2}
 
 networks = pytest.mark.parametrize(
@@ -32,15 +33,6 @@ networks = pytest.mark.parametrize(
     ],
     ids=str,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only lose by sharing their work out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def published(slots: int | None = 2, *, dim=8, channels=3, base=4, blocks=1, classes=5) -> dict[str, Tensor]:

@@ -147,8 +147,8 @@ def prepare_images(model: Superposed | WideResNet, images: Shaped[Tensor, "count
     if is_raw:
         if config is None or config.mean is None or config.std is None:
             raise TypeError(
-                "images have dtype torch.uint8, but the model's configuration has no mean and std to normalise them by: "
-                "set both, or give floating-point images"
+                "images have dtype torch.uint8, but the model's configuration has no mean and std: "
+                "normalise the images with mimoconv.normalize, or set both in the configuration"
             )
         images = normalize(images, config.mean, config.std).to(next(model.parameters()).dtype)
     return images

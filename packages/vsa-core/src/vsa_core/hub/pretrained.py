@@ -21,7 +21,7 @@ class Pretrained(nn.Module):
     config: Any
     """Configuration of the network, a dataclass."""
     accuracy: dict[Any, float]
-    """Test accuracy from 0 to 1 for each n that it was saved with; empty for a network that was not loaded."""
+    """Test accuracy, from 0 to 1, by n, as given when the network was saved; empty if none was given."""
 
     def __init__(self) -> None:
         super().__init__()

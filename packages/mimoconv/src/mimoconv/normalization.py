@@ -27,7 +27,7 @@ def normalize(
     >>> normalize(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), [0.5], [0.25])
     tensor([[[[2.]]]])
     """
-    gain, offset = normalization_gain_offset(tuple(mean), tuple(std), scale=scale, device=images.device)
+    gain, offset = normalization_gain_offset(tuple(map(float, mean)), tuple(map(float, std)), scale=scale, device=images.device)
     return images * gain + offset
 
 

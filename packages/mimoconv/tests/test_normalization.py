@@ -20,11 +20,13 @@ def test_equals_the_definition(scale):
 
 
 def test_one_multiplication_and_one_addition_in_float32():
-    gain, offset = normalization_gain_offset(MEAN, STD)
+    means, stds = torch.rand(2, 100, dtype=torch.float64).tolist()
+    gain, offset = normalization_gain_offset(tuple(means), tuple(stds))
     assert gain.dtype == offset.dtype == torch.float32
-    assert gain.flatten().tolist() == torch.tensor([1 / (255 * std) for std in STD]).tolist()  # from float64, rounded once
-    offsets = [-torch.tensor(mean).double().item() / std for mean, std in zip(MEAN, STD, strict=True)]
+    assert gain.flatten().tolist() == torch.tensor([1 / (255 * std) for std in stds]).tolist()  # from float64, rounded once
+    offsets = [-torch.tensor(mean).double().item() / std for mean, std in zip(means, stds, strict=True)]
     assert offset.flatten().tolist() == torch.tensor(offsets).tolist()
+    gain, offset = normalization_gain_offset(MEAN, STD)
     images = torch.randint(256, (4, 3, 5, 6), dtype=torch.uint8)
     assert torch.equal(normalize(images, list(MEAN), torch.tensor(STD, dtype=torch.float64).tolist()), images * gain + offset)
     assert normalization_gain_offset(MEAN, STD)[0] is gain  # cached

@@ -128,6 +128,17 @@ def test_parts_that_do_not_fit():
 
 
 @pytest.mark.unchecked
+@pytest.mark.parametrize("name", ["capacity", "dim", "features"])
+@pytest.mark.parametrize("value", [8.0, True, "8"])
+def test_counts_that_are_not_whole_numbers(name, value):
+    counts = {"capacity": 2, "dim": 8, "features": 8} | {name: value}
+    if name == "dim":
+        del counts["features"]  # found by running the body on maps of dim channels
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got {value!r}"):
+        Superposed(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3), **counts)
+
+
+@pytest.mark.unchecked
 def test_what_superposed_refuses():
     model = resnet18(2)
     with pytest.raises(ValueError, match="give shape="):

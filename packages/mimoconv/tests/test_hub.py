@@ -20,6 +20,7 @@ import mimoconv
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, hub, predict
 from mimoconv.hub.card import model_card
 from mimoconv.superposed import Superposed
+from vsa_core.hub import class_name, resolve
 from vsa_core.hub.card import fenced
 from vsa_core.hub.library import DTYPES, digest
 
@@ -65,7 +66,7 @@ WRN = {"depth": 10, "width": 0.75, "in_channels": 2, "num_classes": 3}
 NORMALISED = {"mean": (0.1, 1 / 3), "std": (0.2, 0.7)}
 
 
-def trained(model: MIMOConv | WideResNet) -> MIMOConv | WideResNet:
+def trained(model: nn.Module) -> nn.Module:
     """Other statistics for every layer, n and channel."""
     for name, buffer in model.named_buffers():
         assert "running" in name or "num_batches_tracked" in name
@@ -126,7 +127,7 @@ def test_files(saved, tmp_path):
     assert sorted(os.listdir(saved)) == FILES
     assert {(saved / name).stat().st_mode & 0o777 for name in FILES} == {0o666 & ~umask()}
     entries = json.loads((saved / "config.json").read_text())
-    assert list(entries) == ["class", "mimoconv_version", "dtype", "config", "sha256"]
+    assert list(entries) == ["class", "mimoconv_version", "dtype", "config", "accuracy", "sha256"]
     assert (entries["class"], entries["dtype"]) == ("MIMOConv", "float64")
     assert entries["mimoconv_version"] == mimoconv.__version__
     assert MIMOConvConfig(**entries["config"]) == small(4).config
@@ -163,7 +164,7 @@ def test_an_interrupted_save_loads_as_one_of_both_or_not_at_all(copy, monkeypatc
     monkeypatch.undo()
     assert sorted(os.listdir(copy)) == FILES
     if call == "replace" and last > 0:
-        with pytest.raises(ValueError, match="not of one save"):
+        with pytest.raises(ValueError, match="not from the same save"):
             hub.from_pretrained(copy)
     else:
         assert torch.equal(hub.from_pretrained(copy).head.weight, kept.head.weight)
@@ -211,17 +212,17 @@ def test_an_edited_configuration_is_refused(copy, field, value):
 @pytest.mark.parametrize(
     ("entry", "value", "named"),
     [
-        ("class", "Sequential", "class must be one of MIMOConv, WideResNet, got 'Sequential'"),
-        ("class", ["MIMOConv"], r"class must be one of MIMOConv, WideResNet, got \['MIMOConv'\]"),
+        ("class", "Sequential", "class must be one of MIMOConv, WideResNet, Superposed, got 'Sequential'"),
+        ("class", ["MIMOConv"], r"class must be one of MIMOConv, WideResNet, Superposed, got \['MIMOConv'\]"),
         ("class", "WideResNet", "unexpected keyword argument 'capacity'"),
         ("dtype", "int8", "dtype must be one of float16, bfloat16, float32, float64, got 'int8'"),
         ("dtype", "float32", r"stem\.conv\.weight has shape .* dtype torch\.float64, expected .* torch\.float32"),
         ("slots", 4, r"mimoconv 9\.9, read by .*unexpected keyword argument 'slots'"),
         ("depth", 12, r"depth must be 6k \+ 4 .* got 12"),
-        ("depth", "10", r"depth must be 6k \+ 4 .* got '10'"),
-        ("width", "1", "width must be finite .* got '1'"),
-        ("width", 1e300, r"holds no network that fits"),
-        ("mean", 0.5, "mean and std come together"),
+        ("depth", "10", r"depth must be a whole number, got '10'"),
+        ("width", "1", "width must be a number, got '1'"),
+        ("width", 1e300, r"does not hold a network that fits"),
+        ("mean", 0.5, "mean is 0.5 and std is None"),
         ("capacity", 2, r"binding\.keys has shape \(4, 8\) .*, expected \(2, 8\)"),
         ("unbinding_relu", False, r"missing \[\], unknown \['unbinding\.bias'\]"),
     ],
@@ -242,7 +243,7 @@ NOT_OURS = [b"", b"{", b"[]", b"3", b"\xff", b"{}", b'{"sha256": "x", "config": 
 @pytest.mark.parametrize("text", NOT_OURS, ids=range(len(NOT_OURS)))
 def test_configurations_that_are_not_ours(copy, text):
     (copy / "config.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"config\.json must be JSON as save_pretrained writes it"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON as save_pretrained writes it"):
         hub.from_pretrained(copy)
 
 
@@ -262,12 +263,12 @@ def spoilt(weights, index, number):
         (lambda w: w | {"head.bias": torch.zeros(1, 3).double()}, r"head\.bias has shape \(1, 3\) .*expected \(3,\)"),
         (lambda w: w | {"head.bias": torch.zeros(3)}, r"dtype torch\.float32, expected \(3,\) and torch\.float64"),
         (lambda w: w | {"head.bias": torch.zeros(3).long()}, r"dtype torch\.int64, expected \(3,\) and torch\.float64"),
-        (lambda w: spoilt(w, 0, torch.nan), r"head\.weight holds a NaN or infinite number"),
-        (lambda w: spoilt(w, -1, torch.inf), r"head\.weight holds a NaN or infinite number"),
-        (lambda w: spoilt(w, 7, -torch.inf), r"head\.weight holds a NaN or infinite number"),
-        (lambda _: b"", "holds no network that fits"),
-        (lambda _: b"PK\x03\x04 a torch zip", "holds no network that fits"),
-        (lambda w: safetensors.torch.save(w)[:-1], "holds no network that fits"),
+        (lambda w: spoilt(w, 0, torch.nan), r"head\.weight holds NaN or infinite values"),
+        (lambda w: spoilt(w, -1, torch.inf), r"head\.weight holds NaN or infinite values"),
+        (lambda w: spoilt(w, 7, -torch.inf), r"head\.weight holds NaN or infinite values"),
+        (lambda _: b"", "does not hold a network that fits"),
+        (lambda _: b"PK\x03\x04 a torch zip", "does not hold a network that fits"),
+        (lambda w: safetensors.torch.save(w)[:-1], "does not hold a network that fits"),
     ],
 )
 def test_weights_of_other_programs(copy, change, named):
@@ -301,7 +302,6 @@ class Child(WideResNet):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Superposed(nn.Identity(), nn.Identity(), nn.Linear(3, 2), capacity=2, dim=3),
         lambda: nn.Linear(1, 1),
         lambda: Child(WideResNetConfig(**WRN)),
     ],
@@ -321,7 +321,7 @@ def test_what_would_not_load_is_not_saved(tmp_path):
     mixed.head.float()
     nn.utils.parametrizations.weight_norm(parametrized.head)
     for model, named in (
-        (broken, r"unbinding\.weight holds a NaN"),
+        (broken, r"unbinding\.weight holds NaN"),
         (mixed, r"head\.weight has .*torch\.float32, expected .* torch\.float64"),
         (parametrized, r"missing \['head\.weight'\], unknown \['head\.parametrizations"),
         (small(2).to(torch.float8_e4m3fn), "dtype must be one of .* got 'float8_e4m3fn'"),
@@ -338,10 +338,16 @@ def test_card(tmp_path):
     data = huggingface_hub.ModelCard(text).data
     assert (data.library_name, data.license, data.pipeline_tag) == ("mimoconv", "apache-2.0", "image-classification")
     assert data.tags == ["image-classification", "mimonets", "wide-resnet"]
-    assert "# cifar\n\nA wide ResNet that classifies up to 4 images in one forward pass, in superposition, as in" in text
+    assert "# cifar\n\nA wide ResNet that classifies up to 4 images in one pass, in superposition, as in" in text
     assert "https://arxiv.org/abs/2312.02829" in text
-    assert "\n| capacity | depth | width | classes |\n|---|---|---|---|\n| 4 | 10 | 0.5 | 3 |\n" in text
-    assert "|---|---|\n| 1 | 100.00 % |\n| 2 | 0.00 % |\n| 4 | 91.23 % |\n" in text
+    assert (
+        "\n| capacity | depth | width | classes |\n| -------: | ----: | ----: | ------: |\n"
+        "|        4 |    10 |   0.5 |       3 |\n\n" in text
+    )
+    assert (
+        "-: |\n|               1 |      100.00 % |\n|               2 |        0.00 % |\n|               4 |       91.23 % |\n\n"
+        in text
+    )
     assert "```bash\ntrain --n 4 \\\n  --seed 0\n```\n" in text
     assert 'model = MIMOConv.from_pretrained("cifar")\n' in text
     assert "predict(model, images, n=4)  # uint8 (count, 2, 8, 8)\n" in text
@@ -349,7 +355,7 @@ def test_card(tmp_path):
 
 def test_card_of_a_plain_network_without_accuracy_and_command():
     text = model_card(WideResNet(WideResNetConfig(**WRN)), "ada/net", None, None)
-    assert "# ada/net\n\nA plain wide ResNet, the control beside MIMOConv: one image a forward pass, as in" in text
+    assert "# ada/net\n\nA plain wide ResNet with one image per pass, the control beside MIMOConv in" in text
     assert 'model = WideResNet.from_pretrained("ada/net")\n' in text
     assert "predict(model, images, n=1)" in text
     assert "No accuracy was given." in text
@@ -366,11 +372,11 @@ def test_no_command_ends_its_block(command, fence):
 @pytest.mark.parametrize(
     ("accuracy", "named"),
     [
-        ({0: 0.5}, "for 0 images a pass, expected a whole number from 1 to 4"),
-        ({1: 0.5, 5: 0.5}, "for 5 images a pass, expected a whole number from 1 to 4"),
-        ({1.5: 0.5}, r"for 1\.5 images a pass"),
-        ({"1": 0.5}, "for '1' images a pass"),
-        ({2: 91.23}, r"for 2 images a pass is 91\.23, expected a share from 0 to 1"),
+        ({0: 0.5}, "for 0 images per pass, expected a whole number from 1 to 4"),
+        ({1: 0.5, 5: 0.5}, "for 5 images per pass, expected a whole number from 1 to 4"),
+        ({1.5: 0.5}, r"for 1\.5 images per pass"),
+        ({"1": 0.5}, "for '1' images per pass"),
+        ({2: 91.23}, r"for 2 images per pass is 91\.23, expected a share from 0 to 1"),
         ({2: -0.1}, r"is -0\.1, expected"),
         ({2: float("nan")}, "is nan, expected"),
         ({2: float("inf")}, "is inf, expected"),
@@ -415,7 +421,7 @@ def test_push_then_load(monkeypatch, tmp_path, name):
     assert sorted(FakeApi.files) == FILES
     card = FakeApi.files["README.md"].decode()
     assert 'MIMOConv.from_pretrained("ada/net")' in card
-    assert "| 4 | 50.00 % |" in card
+    assert "|       50.00 % |" in card
     assert "```bash\ntrain\n```" in card
 
     def download(repo_id, *, revision, allow_patterns):
@@ -453,11 +459,166 @@ def test_the_calls_are_those_of_huggingface_hub():
         assert names <= inspect.signature(call).parameters.keys()
 
 
+@pytest.mark.parametrize(
+    "accuracy", [None, {4: 0.9123, 1: 1.0}, pytest.param({np.int64(2): np.float32(0.5)}, marks=unchecked)], ids=str
+)
+def test_accuracy_comes_back(accuracy, tmp_path):
+    model = small(4)
+    hub.save_pretrained(model, tmp_path, accuracy=accuracy)
+    loaded = hub.from_pretrained(tmp_path)
+    assert loaded.accuracy == (accuracy or {})
+    assert all(type(n) is int for n in loaded.accuracy)
+    assert model.accuracy == {}  # saving does not change the network
+    model.accuracy[3] = loaded.accuracy[3] = 0.1
+    assert small(4).accuracy == {}  # each network has its own
+    assert hub.from_pretrained(tmp_path).accuracy == (accuracy or {})
+
+
 @unchecked
-def test_from_pretrained_as(saved):
-    assert hub.from_pretrained_as(MIMOConv, saved).capacity == 4
+def test_accuracy_is_covered_by_the_checksum(copy):
+    entries = json.loads((copy / "config.json").read_text()) | {"accuracy": [[4, 0.99]]}
+    (copy / "config.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"SHA-256 of config\.json"):
+        hub.from_pretrained(copy)
+
+
+def test_folders_written_before_accuracy_was_kept(copy):
+    entries = json.loads((copy / "config.json").read_text())
+    del entries["accuracy"]
+    (copy / "config.json").write_text(json.dumps(entries))
+    signed(copy)
+    assert hub.from_pretrained(copy).accuracy == {}
+
+
+def test_a_grid_comes_back_as_a_tuple(copy):
+    signed(copy, {"accuracy": [[[2, 2], 0.75], [1, 0.5]]})
+    assert hub.from_pretrained(copy).accuracy == {(2, 2): 0.75, 1: 0.5}
+
+
+def test_a_run_directory_is_its_model_folder(tmp_path):
+    model = small(2)
+    hub.save_pretrained(model, tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text('{"preset": "quickstart"}')  # a run has files of its own
+    for source in (tmp_path / "run", str(tmp_path / "run"), tmp_path / "run" / "model"):
+        assert resolve(source) == tmp_path / "run" / "model"
+        assert torch.equal(MIMOConv.from_pretrained(source).head.weight, model.head.weight)
+    hub.save_pretrained(small(3), tmp_path / "run")  # a network in the folder itself comes first
+    assert hub.from_pretrained(tmp_path / "run").capacity == 3
+
+
+@unchecked
+def test_the_class_is_known_without_loading(saved, copy):
+    (copy / "model.safetensors").write_bytes(b"")
+    assert class_name(resolve(saved)) == class_name(copy) == class_name(str(copy)) == "MIMOConv"
+    (copy / "config.json").write_text('{"preset": "quickstart"}')
+    with pytest.raises(ValueError, match=r"config\.json is not JSON as save_pretrained writes it"):
+        class_name(copy)
+    (copy / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        class_name(copy)
+
+
+def parts(features: int = 5) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Stem, body and head of a small CNN."""
+    body = nn.Sequential(nn.Conv2d(8, features, 3), nn.BatchNorm2d(features), nn.ReLU())
+    return nn.Conv2d(2, 8, 3), body, nn.Linear(features, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"trainable_keys": False, "unbinding_relu": False}])
+def test_a_network_put_together_by_hand_comes_back(options, dtype, tmp_path):
+    model = trained(Superposed(*parts(), 3, 8, **options).to(dtype))
+    model.save_pretrained(tmp_path / "net", accuracy={3: 0.5}, command="train")
+    stem, body, head = parts()
+    loaded = Superposed.from_pretrained(tmp_path / "net", stem, body, head)
+    assert type(loaded) is Superposed
+    assert loaded.stem is stem
+    assert loaded.config == model.config
+    assert (loaded.config.capacity, loaded.config.dim, loaded.config.features) == (3, 8, 5)
+    assert loaded.accuracy == {3: 0.5}
+    assert not loaded.training
+    assert loaded.binding.keys.requires_grad == options.get("trainable_keys", True)
+    for name, value in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == value.dtype
+        assert torch.equal(loaded.state_dict()[name], value), name
+    images = torch.randn(4, 2, 9, 9).to(dtype)
+    assert torch.equal(predict(loaded, images), predict(model, images))
+    text = (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
+    assert "A CNN that classifies up to 3 images in one pass, in superposition, as in [MIMONets" in text
+    assert 'Superposed.from_pretrained("net", stem, body, head)\n' in text
+    assert huggingface_hub.ModelCard(text).data.tags == ["image-classification", "mimonets"]
+
+
+def test_a_shared_weight_stays_shared(tmp_path):
+    def tied():
+        stem, body, head = nn.Conv2d(2, 8, 1), nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)), nn.Linear(8, 4)
+        body[1].weight = body[0].weight
+        return stem, body, head
+
+    Superposed(*tied(), 2, 8).save_pretrained(tmp_path)
+    body = Superposed.from_pretrained(tmp_path, *tied()).body.module
+    assert body[0].weight is body[1].weight
+
+
+@unchecked
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda stem, body, head: (stem, body[:1], head), r"missing \[\], unknown \['body\.module\.1\.bias"),
+        (lambda stem, body, head: (stem, body.append(nn.Conv2d(5, 5, 1)), head), r"missing \['body\.module\.3\.bias"),
+        (lambda stem, body, head: (stem, body, nn.Linear(5, 7)), r"head\.weight has shape \(4, 5\) .*expected \(7, 5\)"),
+    ],
+)
+def test_modules_unlike_the_saved_ones_are_refused(change, named, tmp_path):
+    Superposed(*parts(), 2, 8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=named):
+        Superposed.from_pretrained(tmp_path, *change(*parts()))
+
+
+@unchecked
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda w: w | {"binding.keys": w["binding.keys"].fill_(torch.nan)}, r"binding\.keys holds NaN"),
+        (lambda w: w | {"binding.keys": w["binding.keys"].double()}, r"dtype torch\.float64, expected \(2, 8\)"),
+        (lambda w: {name: value for name, value in w.items() if name != "head.bias"}, r"missing \['head\.bias'\]"),
+    ],
+)
+def test_weights_that_do_not_fit_a_network_put_together_by_hand(change, named, tmp_path):
+    Superposed(*parts(), 2, 8).save_pretrained(tmp_path)
+    signed(tmp_path, weights=change(weights_in(tmp_path)))
+    with pytest.raises(ValueError, match=named):
+        Superposed.from_pretrained(tmp_path, *parts())
+
+
+@unchecked
+def test_a_network_put_together_by_hand_is_not_taken_for_another(saved, tmp_path):
+    Superposed(*parts(), 2, 8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a Superposed, expected a MIMOConv: load it with Superposed\.from_pretrained"):
+        MIMOConv.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a MIMOConv, expected a Superposed: load it with MIMOConv\.from_pretrained"):
+        Superposed.from_pretrained(saved, *parts())
+    with pytest.raises(ValueError, match=r"a Superposed is made of modules of yours: give them to Superposed\.from_pretrained"):
+        hub.from_pretrained(tmp_path)
+    mixed = Superposed(*parts(), 2, 8)
+    mixed.head.double()
+    with pytest.raises(ValueError, match=r"head\.weight has .*float64, expected .*float32"):
+        mixed.save_pretrained(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_push_of_a_network_put_together_by_hand(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    assert Superposed(*parts(), 2, 8).push_to_hub("net") == "https://huggingface.co/ada/net"
+    assert sorted(FakeApi.files) == FILES
+    assert 'Superposed.from_pretrained("ada/net", stem, body, head)' in FakeApi.files["README.md"].decode()
+
+
+@unchecked
+def test_only_one_class_is_accepted_on_request(saved):
+    assert hub.from_pretrained(saved, kind=MIMOConv).capacity == 4
     with pytest.raises(ValueError, match="mimo holds a MIMOConv, expected a WideResNet"):
-        hub.from_pretrained_as(WideResNet, saved)
+        hub.from_pretrained(saved, kind=WideResNet)
 
 
 def test_device(saved):
@@ -491,7 +652,7 @@ def test_repositories_that_are_not_there(monkeypatch):
     with pytest.raises(OSError, match="404, repository not found") as refusal:
         hub.from_pretrained("ada/net")
     (note,) = refusal.value.__notes__
-    assert note == "'ada/net' was taken for a repository on the Hugging Face hub, as there is no folder of that name"
+    assert note == "'ada/net' was taken for a repository on the Hugging Face hub, because no folder has that name"
 
 
 @unchecked
@@ -506,10 +667,10 @@ def test_packages_that_are_missing(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert hub.from_pretrained(saved).capacity == 4  # needs only safetensors
     for call in (lambda: hub.push_to_hub(model, "ada/net"), lambda: hub.from_pretrained("ada/net")):
-        with pytest.raises(ImportError, match=r"huggingface_hub is missing: pip install mimoconv\[hub\]"):
+        with pytest.raises(ImportError, match=r"huggingface_hub is not installed: pip install vsa-core\[hub\]"):
             call()
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     for call in (lambda: hub.save_pretrained(model, tmp_path / "none"), lambda: hub.from_pretrained(saved)):
-        with pytest.raises(ImportError, match=r"safetensors is missing: pip install mimoconv\[hub\]"):
+        with pytest.raises(ImportError, match=r"safetensors is not installed: pip install vsa-core\[hub\]"):
             call()
     assert not (tmp_path / "none").exists()

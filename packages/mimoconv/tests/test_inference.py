@@ -58,27 +58,26 @@ def test_a_layer_frozen_in_training_needs_no_statistics():
     model(torch.randn(4, 2, 2, 8, 8, dtype=torch.float64))
     images = torch.randn(4, 2, 8, 8, dtype=torch.float64)
     assert predict(model, images, 2).isfinite().all()
-    with pytest.raises(RuntimeError, match="never with 1 images a pass"):
+    with pytest.raises(RuntimeError, match="never with 1 images per pass"):
         predict(model, images, 1)
 
 
-def test_predict_in_parts(monkeypatch):
+def test_predict_in_parts():
     model, images = small(4), torch.randn(9, 2, 8, 8, dtype=torch.float64)
     whole = predict(model, images, 2)
-    monkeypatch.setattr("mimoconv.inference.PASSES_AT_ONCE", 2)
     sizes = []
     model.body.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-    assert_close(predict(model, images, 2), whole)
+    assert_close(predict(model, images, 2, passes_at_once=2), whole)
     assert sizes == [2, 2, 1]
 
 
-@pytest.mark.unchecked
-def test_a_compiled_model_keeps_its_configuration():
-    model = small(2, mean=(0.5, 0.5), std=(0.25, 0.25))
-    compiled = torch.compile(model, backend="eager")
-    raw = torch.randint(256, (4, 2, 8, 8), dtype=torch.uint8)
-    assert_close(predict(compiled, raw, 2), predict(model, raw, 2))
-    assert count_macs(compiled, 2) == count_macs(model, 2)
+def test_the_whole_capacity_is_the_default():
+    model, images = small(3), torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    assert torch.equal(predict(model, images), predict(model, images, 3))
+    assert not torch.equal(predict(model, images), predict(model, images, 1))
+    assert count_macs(model) == count_macs(model, 3) < count_macs(model, 1)
+    plain = WideResNet(WideResNetConfig(depth=10, width=0.5)).eval()
+    assert torch.equal(predict(plain, torch.ones(2, 3, 8, 8)), plain(torch.ones(2, 3, 8, 8)))
 
 
 def test_frozen_layers_stay_in_their_mode():
@@ -92,12 +91,12 @@ def test_frozen_layers_stay_in_their_mode():
 
 
 def trained_toy(n: int) -> tuple[MIMOConv, torch.Tensor, torch.Tensor]:
-    """A network that tells apart eight noisy patterns, trained with n images a pass only."""
+    """A network that tells apart eight noisy patterns, trained with n images per pass only."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(8, (512,), generator=generator)
-    patterns = torch.randn(8, 2, 8, 8, generator=generator, dtype=torch.float64)
-    images = patterns[labels] + 2 * torch.randn(512, 2, 8, 8, generator=generator, dtype=torch.float64)
-    model = small(2, width=1, depth=16, num_classes=8)
+    patterns = torch.randn(8, 2, 8, 8, generator=generator)
+    images = patterns[labels] + 2 * torch.randn(512, 2, 8, 8, generator=generator)
+    model = small(2, width=1, depth=16, num_classes=8).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(60):
         index = torch.arange(64) * 8 + step % 8
@@ -111,7 +110,7 @@ def trained_toy(n: int) -> tuple[MIMOConv, torch.Tensor, torch.Tensor]:
 def test_recalibrate_repairs_a_mode_never_trained():
     model, images, labels = trained_toy(n=2)
 
-    with pytest.raises(RuntimeError, match=r"never with 1 images a pass.*recalibrate\(model, batches, n=1\)"):
+    with pytest.raises(RuntimeError, match=r"never with 1 images per pass.*recalibrate\(model, batches, n=1\)"):
         predict(model, images, 1)
     unrepaired = F.cross_entropy(model.eval()(images[:, None])[:, 0], labels)
     kept = {name: value.clone() for name, value in model.state_dict().items()}

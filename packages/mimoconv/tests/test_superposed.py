@@ -91,7 +91,7 @@ def test_a_body_that_was_trained_before_has_no_statistics_of_superpositions():
     assert torch.equal(body[1].running_mean, mean.expand(2, 8))
     predict(model, torch.randn(4, 3, 9, 9), 1)  # untrained: the statistics that it came with
     model(torch.randn(4, 2, 3, 9, 9))
-    with pytest.raises(RuntimeError, match="never with 1 images a pass"):
+    with pytest.raises(RuntimeError, match="never with 1 images per pass"):
         predict(model, torch.randn(4, 3, 9, 9), 1)
 
 
@@ -113,18 +113,29 @@ def test_parts_that_do_not_fit():
     x = torch.randn(2, 2, 3, 9, 9)
     with pytest.raises(ValueError, match="a body of its own"):
         Superposed(stem, body, head, 2, 8, features=8)
-    with pytest.raises(ValueError, match="the body does not turn maps"):
+    with pytest.raises(ValueError, match=r"the body fails on maps of shape \(2, 8, 64, 64\)"):
         Superposed(stem, nn.Conv2d(16, 8, 3), head, 2, 8)
     with pytest.raises(ValueError, match=r"the stem returns maps of shape \(4, 16, 7, 7\); expected \(b 8 h w\)"):
         Superposed(nn.Conv2d(3, 16, 3), nn.Conv2d(8, 8, 3), head, 2, 8)(x)
     with pytest.raises(ValueError, match="the body returns 8 features, but 5 are unbound: give features=8"):
         Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8, features=5)(x)
-    with pytest.raises(ValueError, match="features must be a whole number and at least 1, got 0"):
+    with pytest.raises(ValueError, match="features must be at least 1, got 0"):
         Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8, features=0)
     with pytest.raises(ValueError, match="the head has BatchNorm layers"):
         Superposed(stem, nn.Conv2d(8, 8, 3), nn.Sequential(nn.BatchNorm1d(8), head), 2, 8)
     with pytest.raises(TypeError, match="images are a list"):
         predict(Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8), [1, 2], 1)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("name", ["capacity", "dim", "features"])
+@pytest.mark.parametrize("value", [8.0, True, "8"])
+def test_counts_that_are_not_whole_numbers(name, value):
+    counts = {"capacity": 2, "dim": 8, "features": 8} | {name: value}
+    if name == "dim":
+        del counts["features"]  # found by running the body on maps of dim channels
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got {value!r}"):
+        Superposed(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3), **counts)
 
 
 @pytest.mark.unchecked
@@ -136,15 +147,15 @@ def test_what_superposed_refuses():
         model(torch.zeros(2, 3, 32, 32))
     with pytest.raises(ValueError, match="3 superposed inputs, but there are 2 slots"):
         model(torch.zeros(2, 3, 3, 32, 32))
-    with pytest.raises(TypeError, match=r"torch\.uint8, but the model has no configuration"):
+    with pytest.raises(TypeError, match=r"torch\.uint8, but the model's configuration has no mean"):
         predict(model, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 2)
-    with pytest.raises(ValueError, match="capacity must be a whole number and at least 1, got 0"):
+    with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
         resnet18(0)
 
 
 @every_cnn
 def test_loss_falls_on_real_images(make, cifar10):
-    """Two images a pass; 14 steps on two batches of CIFAR-10 in turn bring the loss below 70 % of where it began."""
+    """Two images per pass; 14 steps on two batches of CIFAR-10 in turn bring the loss below 70 % of where it began."""
     images, labels = cifar10
     batches = list(zip((((images[:64] / 255) - MEAN) / STD).split(32), labels[:64].split(32), strict=True))
     model, losses = make(2).train(), []

@@ -32,7 +32,7 @@ def trained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> MIMOConv:
 
 
 def test_cifar10_is_learnt_beyond_chance_and_repeatably(cifar10):
-    """On 2,000 images never seen: at least 25 % right one a pass and 20 % two a pass, where chance is 10 %."""
+    """On 2,000 images never seen: at least 25 % are right with one per pass and 20 % with two, where chance is 10 %."""
     images, labels = cifar10
     model, again = trained(images, labels, 0), trained(images, labels, 0)
     for value, repeated in zip(model.state_dict().values(), again.state_dict().values(), strict=True):

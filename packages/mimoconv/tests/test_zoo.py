@@ -1,5 +1,6 @@
 """Networks by name, and what their configurations can say."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,16 +48,16 @@ def test_families_are_what_they_are_called():
     [
         ("mimoconv_28_11x", {}, ValueError, "no network 'mimoconv_28_11x': did you mean mimoconv_28_10"),
         ("resnet18", {}, ValueError, "no network 'resnet18'"),
-        ("zzz", {}, ValueError, "names read mimoconv or wide_resnet or wide_isonet, then _DEPTH_WIDTH"),
+        ("zzz", {}, ValueError, "names are mimoconv or wide_resnet or wide_isonet, then _DEPTH_WIDTH"),
         ("mimoconv_12_1", {}, ValueError, "depth must be 6k"),
-        ("mimoconv_10_1", {"capacity": 0}, ValueError, "capacity must be a whole number and at least 1, got 0"),
+        ("mimoconv_10_1", {"capacity": 0}, ValueError, "capacity must be at least 1, got 0"),
         ("wide_resnet_10_1", {"capacity": 2}, TypeError, "capacity"),
         ("mimoconv_10_1", {"stem": "norm"}, ValueError, "stem must be one of conv, conv-norm, conv-norm-relu, got 'norm'"),
         ("mimoconv_10_1", {"activation": "gelu"}, ValueError, "activation must be one of relu, prelu"),
         ("mimoconv_10_1", {"init": "zero"}, ValueError, "init must be one of kaiming, orthogonal, delta"),
-        ("mimoconv_10_1", {"mean": (0.5,) * 3}, ValueError, "mean and std come together"),
+        ("mimoconv_10_1", {"mean": (0.5,) * 3}, ValueError, "mean is .* and std is None: give both or neither"),
         ("mimoconv_10_1", {"mean": (125.3, 123, 113.9), "std": (0.2,) * 3}, ValueError, "must be from 0 to 1"),
-        ("mimoconv_10_1", {"num_classes": True}, ValueError, "num_classes must be a whole number and at least 1, got True"),
+        ("mimoconv_10_1", {"num_classes": True}, TypeError, "num_classes must be a whole number, got True"),
         ("mimoconv_10_1", {"mean": (0.5,), "std": (0.2,)}, ValueError, "must have 3 entries"),
         ("mimoconv_10_1", {"mean": (0.5,) * 3, "std": (0.2, 0.2, 0.0)}, ValueError, "std .* above 0 and at most 1"),
     ],
@@ -64,6 +65,32 @@ def test_families_are_what_they_are_called():
 def test_what_cannot_be_created(name, options, error, named):
     with pytest.raises(error, match=named):
         create_model(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "label"),
+    [
+        ("mimoconv_28_10", {"capacity": 4}, "MIMOConv-28-10"),
+        ("mimoconv_16_2.5", {"capacity": 1, "activation": "relu"}, "MIMOConv-16-2.5"),
+        ("wide_resnet_28_10", {}, "WideResNet-28-10"),
+        ("wide_isonet_28_7", {}, "WideIsoNet-28-7"),
+    ],
+)
+def test_labels_and_capacities(name, options, label):
+    with torch.device("meta"):
+        model = create_model(name, **options)
+    assert model.config.label == label
+    assert model.capacity == model.config.capacity == options.get("capacity", 1)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("names", [("cat", "dog"), ["cat", "dog"], {"cat": 0, "dog": 1}.keys(), np.array(["cat", "dog"])])
+def test_class_names_may_be_any_sequence(names, tmp_path):
+    model = create_model("wide_resnet_10_1", num_classes=2, class_names=names)
+    assert model.config.class_names == ("cat", "dog")
+    model.save_pretrained(tmp_path)
+    assert WideResNet.from_pretrained(tmp_path).config.class_names == ("cat", "dog")
+    assert create_model("wide_resnet_10_1").config.class_names is None
 
 
 @pytest.mark.unchecked

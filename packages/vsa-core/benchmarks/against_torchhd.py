@@ -2,8 +2,8 @@
 
 usage: uv run --group bench python packages/vsa-core/benchmarks/against_torchhd.py [--device cuda] [--repeats 21]
 
-Columns: milliseconds of both and their ratio, for one key shared by all vectors and for a key each. The implied rates of
-ours count the bytes of x, key and result once, and the arithmetic of the algorithm that the shape chooses.
+Columns: milliseconds of both and their ratio, for one key shared by all vectors and for one key per vector. The rates of
+vsa-core count the bytes of x, key and result once, and the arithmetic of the algorithm that it chooses for the shape.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import torchhd
 from vsa_core import hrr
 
 SHAPES = [(131_072, 64), (16_384, 512), (2_048, 4_096)]
-"""Vectors and their dim: 8.4 million numbers each."""
+"""Numbers of vectors and their dims; each product is 8.4 million."""
 
 
 def milliseconds(functions: list[Callable[[], object]], repeats: int, device: str) -> list[float]:
-    """Median time of each function, called in turn so that drift of the machine hits all alike."""
+    """Measure the median time of each function; they are called in turn, so that drift of the machine affects all alike."""
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 3):
         for function, record in zip(functions, times, strict=True):
@@ -36,7 +36,7 @@ def milliseconds(functions: list[Callable[[], object]], repeats: int, device: st
 
 
 def flops(n: int, dim: int, keys: int) -> float:
-    """Arithmetic of ours: 2 dim^2 a vector by circulant, else three real FFTs of 2.5 dim log2 dim and a complex product."""
+    """Count operations of vsa-core: 2 dim^2 per vector by circulant, else three real FFTs of 2.5 dim log2 dim and a product."""
     x, key = torch.empty(n, dim, device="meta"), torch.empty(keys, dim, device="meta")
     limit = hrr.CIRCULANT_MAX_DIM.get((ARGS.device, torch.float32), 0)
     if keys == 1 and dim <= limit and x.numel() >= key.numel() * dim:
@@ -45,7 +45,7 @@ def flops(n: int, dim: int, keys: int) -> float:
 
 
 def main() -> None:
-    """Print one row a shape and kind of key."""
+    """Print one row per shape and kind of key."""
     generator = torch.Generator().manual_seed(0)
     print(f"torch {torch.__version__}, torchhd {torchhd.__version__}, {ARGS.device}, {torch.get_num_threads()} threads, fp32")
     print("|  vectors |  dim | keys | torchhd ms | vsa-core ms | ratio | GFLOP/s |  GB/s |")

@@ -4,6 +4,7 @@ import definitions
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsa_core import hadamard, hrr, mbat
 
@@ -51,25 +52,41 @@ def test_bind_broadcasts(x_shape, key_shape, device):
     assert_close(hrr.bind(x.to(device), key.to(device)).cpu(), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("key_shape", [(50,), (1, 50), (9, 50)], ids=["shared", "shared 2d", "each"])
-def test_blocks_of_the_fft_change_nothing(key_shape, monkeypatch):
-    x, key = torch.randn(9, 50, dtype=torch.float64), torch.randn(key_shape, dtype=torch.float64)
-    whole = hrr.bind(x, key)
-    monkeypatch.setattr(hrr, "BLOCK", 100)
-    monkeypatch.setattr(hrr, "CIRCULANT_MAX_DIM", {})
-    assert_close(hrr.bind(x, key), whole, rtol=1e-12, atol=1e-12)
+class Operations(TorchDispatchMode):
+    """Records the operations that torch runs inside a `with` block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
 
 
-def test_both_algorithms_are_reached(monkeypatch):
-    """A key shared by many goes through the circulant, a key each through the FFT."""
-    calls = []
-    monkeypatch.setattr(hrr, "circulant", lambda key, real=hrr.circulant: (calls.append("circulant"), real(key))[1])
-    monkeypatch.setattr(hrr, "_fft_convolve", lambda x, key, real=hrr._fft_convolve: (calls.append("fft"), real(x, key))[1])
-    x = torch.randn(64, 16)
-    hrr.bind(x, x[0])
-    hrr.bind(x, x)
-    hrr.bind(torch.randn(1000, 512), torch.randn(512))
-    assert calls == ["circulant", "fft", "fft"]
+def operations(x, key):
+    with Operations() as recorded:
+        hrr.bind(x, key)
+    return recorded.names
+
+
+@pytest.mark.parametrize("key_shape", [(500,), (1, 500), (600, 500)], ids=["shared", "shared 2d", "each"])
+def test_large_batches_run_in_blocks_that_change_nothing(key_shape, one_thread):
+    x, key = torch.randn(600, 500, dtype=torch.float64), torch.randn(key_shape, dtype=torch.float64)
+    assert operations(x, key).count("aten::_fft_c2r") == 3  # 300,000 numbers, 131,072 at a time
+    expected = torch.fft.ifft(torch.fft.fft(x) * torch.fft.fft(key)).real
+    assert_close(hrr.bind(x, key), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "key_shape", "by_fft"),
+    [((64, 16), (16,), False), ((64, 16), (64, 16), True), ((1000, 512), (512,), True)],
+    ids=["a key shared by many", "a key each", "a dim that is too large"],
+)
+def test_the_circulant_is_used_only_where_it_pays(x_shape, key_shape, by_fft):
+    names = operations(torch.randn(x_shape), torch.randn(key_shape))
+    assert ("aten::_fft_r2c" in names) == by_fft
+    assert ("aten::bmm" in names) != by_fft
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

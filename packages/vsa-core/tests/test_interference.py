@@ -65,7 +65,7 @@ def test_snr_is_infinite_without_noise():
     assert retrieval_snr(torch.ones(3), torch.ones(3)) == math.inf
 
 
-def score_failures(dim, side, alpha=0.5, cosine=0.5, trials=20_000):
+def score_failures(dim, side, alpha=0.5, cosine=0.5, trials=10_000):
     """The share of simulated superposed scores that miss <k, q> by alpha of it or more; Gaussian directions, norms 1."""
     generator = torch.Generator().manual_seed(dim + side)
 
@@ -100,7 +100,7 @@ def test_bounds_at_the_ends_of_their_range(alpha, vacuous):
 
 def test_exponential_bound_is_informative_at_large_dims_and_holds():
     bounds = attention_score_bounds(2, 2, 1024, alpha=0.5, cosine=0.5)
-    assert score_failures(1024, 2) <= bounds.exponential < 0.2
+    assert score_failures(1024, 2, trials=2000) <= bounds.exponential < 0.2  # 0.163; none of the trials fails
     assert not bounds.vacuous
 
 

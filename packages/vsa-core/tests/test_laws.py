@@ -90,7 +90,7 @@ def test_binding_preserves_similarity(algebra, make_keys, dim, seed):
 
 @every_key
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
-def test_retrieval_cosine_is_one_over_sqrt_n(algebra, make_keys, n, dim=1024):
+def test_retrieval_cosine_is_one_over_sqrt_n(algebra, make_keys, n, dim=512):
     """n - 1 crosstalk terms as long as the signal and nearly orthogonal to it; 5 standard deviations of 1/sqrt(dim)."""
     generator = draw(n)
     x, keys = vectors(n, dim, generator), make_keys(n, dim, generator=generator, dtype=torch.float64)

@@ -1,10 +1,11 @@
-"""MIMOConv: convolutional networks that classify several images in one forward pass, in superposition."""
+"""MIMOConv: convolutional networks that classify several images in one pass, in superposition."""
 
-from mimoconv.config import MIMOConvConfig, NetworkConfig, WideResNetConfig
+from mimoconv.config import MIMOConvConfig, NetworkConfig, SuperposedConfig, WideResNetConfig
 from mimoconv.importer import import_published
 from mimoconv.inference import count_macs, predict, recalibrate
 from mimoconv.isometry import isometry_penalty
 from mimoconv.model import MIMOConv, WideResNet
+from mimoconv.normalization import normalization_gain_offset, normalize
 from mimoconv.superposed import Superposed
 from mimoconv.zoo import create_model, list_models
 
@@ -14,6 +15,7 @@ __all__ = [
     "MIMOConvConfig",
     "NetworkConfig",
     "Superposed",
+    "SuperposedConfig",
     "WideResNet",
     "WideResNetConfig",
     "count_macs",
@@ -21,6 +23,8 @@ __all__ = [
     "import_published",
     "isometry_penalty",
     "list_models",
+    "normalization_gain_offset",
+    "normalize",
     "predict",
     "recalibrate",
 ]

@@ -8,18 +8,19 @@ from torch.nn import functional as F
 
 from vsa_core import hrr, slots
 
+__all__ = ["PositionwiseHRR", "Unbinding", "slot_membership"]
 
-def membership(n: int, capacity: int, like: Tensor) -> Float[Tensor, "n capacity"]:
-    """1 where a slot (column) carries an input (row), 0 elsewhere, as `slots.assignment` has it."""
+
+def slot_membership(n: int, capacity: int, like: Tensor) -> Float[Tensor, "n capacity"]:
+    """Write `slots.assignment` as a matrix: 1 where a slot (column) carries an input (row), 0 elsewhere."""
     inputs = torch.arange(n, device=like.device)
     return (slots.assignment(n, capacity, device=like.device) == inputs[:, None]).to(like.dtype)
 
 
 class PositionwiseHRR(nn.Module):
-    """Circular convolution of every pixel's channels with the slot's key, then the sum over slots (PWHRR, Eq. 5).
+    """Binds every pixel's channels to the key of the image's slot, then adds up the slots (PWHRR, Eq. 5).
 
-    Both are linear, so together they are one 1x1 convolution whose weight is the keys' circulant matrices side by side;
-    an input that fills several slots is bound to the sum of their keys.
+    An input that fills several slots is bound to the sum of their keys.
     """
 
     def __init__(self, capacity: int, dim: int, *, trainable: bool = True) -> None:
@@ -27,10 +28,12 @@ class PositionwiseHRR(nn.Module):
         self.keys = nn.Parameter(hrr.random_keys(capacity, dim), requires_grad=trainable)
 
     def matrices(self, n: int) -> Float[Tensor, "n out dim"]:
-        """The matrix that each of n inputs is multiplied with at every pixel."""
-        return hrr.circulant(membership(n, self.keys.shape[0], self.keys) @ self.keys)
+        """Return the matrix that multiplies each of n inputs at every pixel."""
+        return hrr.circulant(slot_membership(n, self.keys.shape[0], self.keys) @ self.keys)
 
     def forward(self, x: Float[Tensor, "b n dim h w"]) -> Float[Tensor, "b dim h w"]:
+        # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel. Both steps are linear, so one 1x1 convolution with the
+        # keys' circulants side by side does them, without moving channels last or storing n bound maps.
         weight = rearrange(self.matrices(x.shape[1]), "n out dim -> out (n dim) 1 1")
         return F.conv2d(rearrange(x, "b n dim h w -> b (n dim) h w"), weight)
 
@@ -39,9 +42,9 @@ class PositionwiseHRR(nn.Module):
 
 
 class Unbinding(nn.Module):
-    """A matrix for every slot (MBAT, Eq. 6), then bias and ReLU as in the published runs unless `relu` is False.
+    """Unbinds each input by its slot's matrix (MBAT, Eq. 6), then adds a bias and applies ReLU unless `relu` is False.
 
-    Slots of one input are averaged.
+    The slots of one input are averaged.
     """
 
     def __init__(self, capacity: int, dim: int, *, relu: bool = True) -> None:
@@ -51,10 +54,11 @@ class Unbinding(nn.Module):
         self.bias = nn.Parameter(torch.zeros(capacity, dim)) if relu else None
 
     def forward(self, x: Float[Tensor, "b dim"], n: int) -> Float[Tensor, "b n dim"]:
+        # This is mbat.bind(x[:, None], weight), except that mbat leaves autocast, which half-precision training is to use here.
         unbound = einsum(x, self.weight, "b dim, slot out dim -> b slot out")
         if self.bias is not None:
             unbound = F.relu(unbound + self.bias)
-        share = membership(n, self.weight.shape[0], unbound)
+        share = slot_membership(n, self.weight.shape[0], unbound)
         return einsum(share / share.sum(1, keepdim=True), unbound, "n slot, b slot out -> b n out")
 
     def extra_repr(self) -> str:

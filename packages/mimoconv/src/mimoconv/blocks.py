@@ -9,18 +9,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.config import Init, NetworkConfig
 
+__all__ = ["Block", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
+
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "relu": lambda _: nn.ReLU(),
     "prelu": lambda channels: nn.PReLU(channels, init=0.5),
 }
-"""Each makes the activation for a number of channels."""
+"""Makes the activation for a number of channels, by its name in the configuration."""
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, init: Init = "kaiming") -> nn.Conv2d:
-    """A bias-free convolution that keeps the image size at stride 1; by default it starts Kaiming normal, fan-out, as published.
+    """Make a convolution without bias that keeps the image size at stride 1.
 
-    The other starts are near-isometric: all taps but the centre are 0, and that one is a (semi-)orthogonal matrix drawn
-    uniformly (`orthogonal`) or the unit matrix (`delta`).
+    Its weights are Kaiming normal with fan-out, as published, or near-isometric: zero at all taps but the centre, where they
+    are a (semi-)orthogonal matrix drawn uniformly (`orthogonal`) or the unit matrix (`delta`).
     """
     layer = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
     if init == "kaiming":
@@ -34,7 +36,7 @@ def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, init: Init = "kaim
 
 
 def stem(config: NetworkConfig) -> nn.Sequential:
-    """The first 3x3 convolution and what follows it; every image goes through alone."""
+    """Make the layers that every image passes alone: the first 3x3 convolution, with BatchNorm and ReLU if configured."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv(config.in_channels, config.stem_channels, 3))
     if config.stem != "conv":
         layers["norm"] = nn.BatchNorm2d(config.stem_channels)
@@ -43,8 +45,8 @@ def stem(config: NetworkConfig) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def foldable(stem: nn.Module) -> bool:
-    """Whether the layers of a stem are as `stem` made them, linear in eval mode and without hooks of anybody."""
+def is_stem_foldable(stem: nn.Module) -> bool:
+    """Tell whether a stem is as `stem` made it, linear in eval mode and without hooks, so that `fold_stem` may replace it."""
     conv, *norms = stem.children()
     return (
         type(conv) is nn.Conv2d
@@ -54,8 +56,8 @@ def foldable(stem: nn.Module) -> bool:
     )
 
 
-def folded(stem: nn.Module) -> tuple[Float[Tensor, "dim c kh kw"], Float[Tensor, " dim"]]:
-    """Weight and bias of the one convolution that a stem without ReLU is in eval mode."""
+def fold_stem(stem: nn.Module) -> tuple[Float[Tensor, "dim c kh kw"], Float[Tensor, " dim"]]:
+    """Fold BatchNorm in eval mode into the convolution before it; return the weight and bias of the resulting convolution."""
     conv, *norms = stem.children()
     assert isinstance(conv, nn.Conv2d)
     weight, bias = conv.weight, conv.weight.new_zeros(conv.out_channels)
@@ -69,7 +71,10 @@ def folded(stem: nn.Module) -> tuple[Float[Tensor, "dim c kh kw"], Float[Tensor,
 
 
 class Block(nn.Module):
-    """BN, activation, 3x3, BN, activation, 3x3, and a shortcut: 1x1 and BN where the shape changes, else the identity."""
+    """Residual block: twice BatchNorm, activation and a 3x3 convolution.
+
+    The shortcut is a 1x1 convolution with BatchNorm where the shape changes, else the identity.
+    """
 
     def __init__(self, c_in: int, c_out: int, stride: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -90,7 +95,7 @@ class Block(nn.Module):
 
 
 def body(config: NetworkConfig) -> nn.Sequential:
-    """The three stages, of which the second and third halve the image, and BatchNorm and activation where asked for."""
+    """Make the three stages, the second and third of which halve the image, then BatchNorm and activation if configured."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     c_in = config.stem_channels
     for number, (channels, stride) in enumerate(zip(config.stages, (1, 2, 2), strict=True), 1):

@@ -1,9 +1,13 @@
-"""What a network of this package is made of: plain frozen dataclasses that check themselves."""
+"""Configurations of the networks: frozen dataclasses that check themselves."""
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, ClassVar, Literal, get_args
+
+from vsa_core import checks
+
+__all__ = ["Activation", "Init", "MIMOConvConfig", "NetworkConfig", "Stem", "SuperposedConfig", "WideResNetConfig"]
 
 Stem = Literal["conv", "conv-norm", "conv-norm-relu"]
 Activation = Literal["relu", "prelu"]
@@ -12,52 +16,71 @@ Init = Literal["kaiming", "orthogonal", "delta"]
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What MIMOConv and the plain wide ResNets share."""
+    """What the configurations of MIMOConv and of plain wide ResNets share."""
 
     num_classes: int = 10
-    """Number of classes, one logit each."""
+    """Number of classes, with one logit each."""
     depth: int = 28
-    """Convolutions, 6k + 4: three stages of k blocks of two (10, 16, 22, 28, ..)."""
+    """Number of convolutions, 6k + 4: three stages of k blocks of two (10, 16, 22, 28, ..)."""
     width: float = 10
-    """Multiplies the channels of the three stages, 16, 32 and 64, each rounded to a whole number (`stages`)."""
+    """Factor on the channels of the three stages, 16, 32 and 64; the products are rounded (see `stages`)."""
     in_channels: int = 3
     """Channels of an image."""
     image_size: int = 32
-    """Height and width, in pixels, that multiply-adds are counted for; the network takes any size."""
+    """Height and width, in pixels, for which multiply-adds are counted; the network takes images of any size."""
     stem_channels: int = 16
     """D: feature maps after the first convolution."""
     stem: Stem = "conv"
-    """The first layers: a convolution, then BatchNorm, then ReLU."""
+    """Layers before binding, or before the first block: a convolution, with BatchNorm and ReLU if named."""
     activation: Activation = "relu"
-    """Of the blocks: ReLU, or one slope per channel, trained from 0.5."""
+    """Activation of the blocks: ReLU, or PReLU with one slope per channel, trained from 0.5."""
     final_norm: bool = True
     """Whether BatchNorm and an activation come before pooling."""
     init: Init = "kaiming"
-    """Start of the blocks' convolutions: Kaiming normal (fan-out), or at the centre tap an orthogonal matrix or the unit one."""
+    """Initial weights of the blocks' convolutions: Kaiming normal (fan-out), or near-isometric (see `blocks.conv`)."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel over the training images, from 0 to 1: what `predict` subtracts from uint8 images."""
+    """Mean of each channel over the training images, from 0 to 1; `predict` normalises uint8 images by it."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, what it divides them by."""
+    """Standard deviation of each channel over the training images; `predict` normalises uint8 images by it."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, in the order of the logits."""
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "in_channels", "image_size", "stem_channels"):
-            positive(name, getattr(self, name))
-        if not isinstance(self.depth, Integral) or self.depth < 10 or (self.depth - 4) % 6:
+        counts = ("num_classes", "depth", "in_channels", "image_size", "stem_channels")
+        checks.positive(**{name: getattr(self, name) for name in counts})
+        checks.booleans(final_norm=self.final_norm)
+        if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth must be 6k + 4 with k >= 1 (10, 16, 22, 28, ..), got {self.depth!r}")
-        if not isinstance(self.width, Real) or not math.isfinite(64 * self.width) or round(16 * self.width) < 1:
+        if not isinstance(self.width, Real) or isinstance(self.width, bool):
+            raise TypeError(f"width must be a number, got {self.width!r}")
+        if not math.isfinite(64 * self.width) or round(16 * self.width) < 1:
             raise ValueError(f"width must be finite and leave at least one channel of 16, got {self.width!r}")
         for name, choices in (("stem", Stem), ("activation", Activation), ("init", Init)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        self._check_statistics()
+        self._check_class_names()
+
+    def _check_statistics(self) -> None:
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"mean and std come together, got {self.mean} and {self.std}")
+            raise ValueError(f"mean is {self.mean} and std is {self.std}: give both or neither")
         if self.mean is not None and self.std is not None:
             for name in ("mean", "std"):  # any sequence of numbers
                 object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
             if not len(self.mean) == len(self.std) == self.in_channels:
-                raise ValueError(f"mean {self.mean} and std {self.std} must have {self.in_channels} entries, one a channel")
+                raise ValueError(f"mean {self.mean} and std {self.std} must have {self.in_channels} entries, one per channel")
             if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
                 raise ValueError(f"mean {self.mean} must be from 0 to 1, and std {self.std} above 0 and at most 1")
+
+    def _check_class_names(self) -> None:
+        names: Any = self.class_names
+        if names is None:
+            return
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class_names must be a sequence of strings, got {names!r}")
+        if len(names) != self.num_classes:
+            raise ValueError(f"class_names has {len(names)} names, but num_classes is {self.num_classes}: give one per class")
+        object.__setattr__(self, "class_names", tuple(names))
 
     @property
     def stages(self) -> tuple[int, int, int]:
@@ -66,37 +89,75 @@ class NetworkConfig:
 
     @property
     def blocks(self) -> int:
-        """Blocks a stage."""
+        """Blocks per stage."""
         return (self.depth - 4) // 6
+
+    @property
+    def size(self) -> str:
+        """Depth and width as names of networks end, such as 28-10."""
+        return f"{self.depth}-{self.width:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WideResNetConfig(NetworkConfig):
-    """A plain wide ResNet (Zagoruyko and Komodakis, 2016): the baseline and the control beside MIMOConv."""
+    """Configuration of a plain wide ResNet (Zagoruyko and Komodakis, 2016), the baseline and control of MIMOConv."""
+
+    capacity: ClassVar[int] = 1
+    """The most images that can share one pass; a plain network takes them one by one."""
+
+    @property
+    def label(self) -> str:
+        """Name of the network in tables, such as WideResNet-28-10."""
+        return f"{'WideIsoNet' if self.activation == 'prelu' else 'WideResNet'}-{self.size}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MIMOConvConfig(NetworkConfig):
-    """MIMOConv (Menet et al., 2023, section 3); the published runs have `stem="conv-norm-relu"`."""
+    """Configuration of MIMOConv (Menet et al., 2023, section 3); the published runs have `stem="conv-norm-relu"`."""
 
     stem_channels: int = 64
-    """D: feature maps after the first convolution, the dimension that keys bind in."""
+    """D: feature maps after the first convolution, the dimension of the binding keys."""
     stem: Stem = "conv-norm"
     activation: Activation = "prelu"
     final_norm: bool = False
     capacity: int = 4
-    """N: the most images that can share one forward pass."""
+    """N: the most images that can share one pass."""
     trainable_keys: bool = True
     """Whether the binding keys are trained."""
     unbinding_relu: bool = True
-    """Whether bias and ReLU follow the unbinding matrices, as in the published runs; the plain operator of Eq. 6 otherwise."""
+    """Whether bias and ReLU follow the unbinding matrices, as in the published runs; Eq. 6 has neither."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("capacity", self.capacity)
+        checks.positive(capacity=self.capacity)
+        checks.booleans(trainable_keys=self.trainable_keys, unbinding_relu=self.unbinding_relu)
+
+    @property
+    def label(self) -> str:
+        """Name of the network in tables, such as MIMOConv-28-10."""
+        return f"MIMOConv-{self.size}"
 
 
-def positive(name: str, value: int) -> None:
-    """Raise ValueError unless a setting is a whole number and at least 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number and at least 1, got {value!r}")
+@dataclass(frozen=True, kw_only=True)
+class SuperposedConfig:
+    """Configuration of `Superposed`: all of it but the stem, body and head, which are the caller's."""
+
+    capacity: int
+    """N: the most images that can share one pass."""
+    dim: int
+    """D: channels that the stem returns, the dimension of the binding keys."""
+    features: int
+    """Channels that the body returns."""
+    trainable_keys: bool = True
+    """Whether the binding keys are trained."""
+    unbinding_relu: bool = True
+    """Whether bias and ReLU follow the unbinding matrices, as in the published runs of MIMOConv."""
+
+    def __post_init__(self) -> None:
+        checks.positive(capacity=self.capacity, dim=self.dim, features=self.features)
+        checks.booleans(trainable_keys=self.trainable_keys, unbinding_relu=self.unbinding_relu)
+
+    @property
+    def label(self) -> str:
+        """Name of the network in tables."""
+        return "Superposed CNN"

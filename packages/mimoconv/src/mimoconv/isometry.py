@@ -1,4 +1,4 @@
-"""The penalty that keeps convolutions near-isometric, so that superposed signals stay apart (Qi et al., 2020)."""
+"""A penalty that keeps convolutions near-isometric, so that superposed signals stay apart (Qi et al., 2020)."""
 
 import torch
 from einops import rearrange
@@ -9,11 +9,14 @@ from torch.nn import functional as F
 from mimoconv.model import WideResNet
 from mimoconv.superposed import Superposed
 
+__all__ = ["convolution_isometry", "isometry_penalty"]
+
 
 def isometry_penalty(model: Superposed | WideResNet) -> Float[Tensor, ""]:
-    """Sum of `convolution_isometry` over the convolutions of the body: not the first one, nor binding and unbinding.
+    """Sum `convolution_isometry` over the convolutions of the body, as a penalty to add to the loss.
 
-    The factor gamma, 1e-4 in the published runs, stays with the caller (Menet et al., 2023, Eq. 8 and 9).
+    The stem, binding and unbinding do not count. The caller weights the sum by gamma, 1e-4 in the published runs (Menet et al.,
+    2023, Eq. 8 and 9).
 
     Raises:
         ValueError: a convolution is dilated.
@@ -25,7 +28,7 @@ def isometry_penalty(model: Superposed | WideResNet) -> Float[Tensor, ""]:
     layers = [layer for layer in model.body.modules() if isinstance(layer, nn.Conv2d)]
     for layer in layers:
         if set(layer.dilation) != {1}:
-            raise ValueError(f"the penalty of a convolution with dilation {layer.dilation} is not defined")
+            raise ValueError(f"a convolution has dilation {layer.dilation}; the penalty is defined for dilation 1 only")
     penalties = [convolution_isometry(layer.weight, layer.stride, groups=layer.groups) for layer in layers]
     return sum(penalties, torch.zeros(()))
 
@@ -33,17 +36,17 @@ def isometry_penalty(model: Superposed | WideResNet) -> Float[Tensor, ""]:
 def convolution_isometry(
     weight: Float[Tensor, "out c kh kw"], stride: tuple[int, ...] = (1, 1), *, groups: int = 1
 ) -> Float[Tensor, ""]:
-    """Half the squared distance of Conv(W, W) from the identity: 0 where the convolution keeps all inner products.
+    """Measure how far a convolution is from isometric: half the squared distance of Conv(W, W) from the identity.
 
-    Conv(W, W) holds the inner product of every filter with every filter, shifted by each offset that is a multiple of the
-    stride; the target is 1 for a filter with itself at offset 0, else 0. With fewer inputs than outputs, where filters cannot
-    all be orthogonal, input and output channels change places (Menet et al., 2023, Eq. 8 and 9, gamma = 1; Qi et al., 2020).
-    In the precision of the weight, under autocast too.
+    Conv(W, W) holds the inner products of all pairs of filters, shifted by each offset that is a multiple of the stride. The
+    target is 1 for a filter with itself at offset 0 and 0 otherwise; at the target the convolution keeps all inner products.
+    Where there are fewer input than output channels, so that the filters cannot all be orthogonal, the two change places (Menet
+    et al., 2023, Eq. 8 and 9, gamma = 1; Qi et al., 2020). Computed in the weight's precision, under autocast too.
 
     Args:
-        weight: of the convolution; with groups, each is a convolution of its own and their values add up.
-        stride: along h and w.
-        groups: of the convolution.
+        weight: weight of the convolution.
+        stride: stride along h and w.
+        groups: groups of the convolution; each is a convolution of its own, and their values add up.
     """
     kernels = rearrange(weight, "(g out) c kh kw -> g out c kh kw", g=groups)
     if kernels.shape[2] < kernels.shape[1]:

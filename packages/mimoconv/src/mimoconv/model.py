@@ -1,24 +1,32 @@
 """MIMOConv, and the plain wide ResNet that it is compared with."""
 
+import os
+from typing import ClassVar
+
+import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimoconv import blocks
-from mimoconv.config import MIMOConvConfig, WideResNetConfig
-from mimoconv.superposed import StatisticsPerN, Superposed, check_images, pooled
+from mimoconv.config import MIMOConvConfig, NetworkConfig, WideResNetConfig
+from mimoconv.superposed import StatisticsPerN, Superposed, check_images, pool_features
 from vsa_core.hub import Pretrained
+
+__all__ = ["MIMOConv", "WideResNet"]
 
 
 class MIMOConv(Superposed):
-    """A wide ResNet that classifies up to `capacity` images in one pass of its body (Menet et al., 2023, section 3).
+    """Wide ResNet that classifies up to `capacity` images in one pass of its body (Menet et al., 2023, section 3).
 
     >>> import torch
     >>> model = MIMOConv(MIMOConvConfig(capacity=4, depth=10, width=1, stem_channels=16)).eval()
     >>> model(torch.zeros(8, 3, 3, 32, 32)).shape  # 8 passes of 3 images each
     torch.Size([8, 3, 10])
     """
+
+    config: MIMOConvConfig
 
     def __init__(self, config: MIMOConvConfig) -> None:
         super().__init__(
@@ -33,16 +41,28 @@ class MIMOConv(Superposed):
         )
         self.config = config
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override] # the configuration describes all modules
+        cls, source: str | os.PathLike[str], *, revision: str | None = None, device: str | torch.device = "cpu"
+    ) -> "MIMOConv":
+        """Load a network in eval mode from a folder, a run directory or the hub, as `vsa_core.hub.Library.load` describes.
+
+        Raises:
+            ValueError: `source` holds a network of another class, or is damaged.
+        """
+        return super(Superposed, cls).from_pretrained(source, revision=revision, device=device)
+
     def superpose(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b dim h2 w2"]:
-        """Stem, binding and bundling; without a ReLU they are linear in eval mode, so there one convolution over all n images.
+        """Run the stem on each image, bind its maps and add them up; in eval mode by one convolution over all n images.
 
         Raises:
             ValueError: `x` does not have the configured channels.
         """
         check_images(x, "b n c h w", self.config.in_channels)
-        if self.training or not blocks.foldable(self.stem):
+        if self.training or not blocks.is_stem_foldable(self.stem):
             return super().superpose(x)
-        weight, bias = blocks.folded(self.stem)
+        # Stem and `binding` are linear in eval mode without a ReLU between them, so their product is one convolution.
+        weight, bias = blocks.fold_stem(self.stem)
         keys = self.binding.matrices(x.shape[1])
         weight = einsum(keys, weight, "n out dim, dim c kh kw -> out n c kh kw")
         bias = einsum(keys, bias, "n out dim, dim -> out")
@@ -50,18 +70,19 @@ class MIMOConv(Superposed):
         return F.conv2d(images, rearrange(weight, "out n c kh kw -> out (n c) kh kw"), bias, padding="same")
 
     def extra_repr(self) -> str:
-        return described(self.config)
+        return size_repr(self.config)
 
 
 class WideResNet(Pretrained):
-    """The plain network from the same blocks: one image a pass.
+    """Plain wide ResNet from the blocks of MIMOConv, with one image per pass.
 
     >>> import torch
     >>> WideResNet(WideResNetConfig(depth=10, width=1)).eval()(torch.zeros(8, 3, 32, 32)).shape
     torch.Size([8, 10])
     """
 
-    capacity = 1
+    config: WideResNetConfig
+    capacity: ClassVar[int] = WideResNetConfig.capacity
     hub_module = "mimoconv.hub"
 
     def __init__(self, config: WideResNetConfig) -> None:
@@ -72,20 +93,20 @@ class WideResNet(Pretrained):
         self.head = nn.Linear(config.stages[-1], config.num_classes)
 
     def forward(self, x: Float[Tensor, "b *g c h w"]) -> Float[Tensor, "b *g classes"]:
-        """Logits; one or more leading axes, so that it also takes groups of one image, (b, 1, c, h, w), as MIMOConv does.
+        """Compute logits; there may be several leading axes, so that groups of one image, (b, 1, c, h, w), work as in MIMOConv.
 
         Raises:
             ValueError: there is no leading axis, or the channels are not the configured ones.
             TypeError: `x` is not floating point.
         """
         check_images(x, "b ... c h w", self.config.in_channels)
-        logits: Tensor = self.head(pooled(self.body(self.stem(x.flatten(0, -4)), 1)))
+        logits: Tensor = self.head(pool_features(self.body(self.stem(x.flatten(0, -4)), 1)))
         return logits.reshape(*x.shape[:-3], logits.shape[-1])
 
     def extra_repr(self) -> str:
-        return described(self.config)
+        return size_repr(self.config)
 
 
-def described(config: MIMOConvConfig | WideResNetConfig) -> str:
-    """Depth, width and the channels that the width was rounded to."""
+def size_repr(config: NetworkConfig) -> str:
+    """Write depth, width and the channels that the width was rounded to."""
     return f"depth={config.depth}, width={config.width} ({', '.join(map(str, config.stages))} channels)"

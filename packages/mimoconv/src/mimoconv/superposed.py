@@ -1,6 +1,8 @@
 """Any CNN in superposition: stem . bind and bundle . body . pool . unbind . head."""
 
 import copy
+import os
+from dataclasses import asdict
 
 import torch
 from einops import rearrange
@@ -10,20 +12,23 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.binding import PositionwiseHRR, Unbinding
-from mimoconv.config import positive
-from vsa_core import slots
+from mimoconv.config import SuperposedConfig
+from vsa_core import checks, slots
 from vsa_core.hub import Pretrained
+from vsa_core.hub.pretrained import library_of
+
+__all__ = ["StatisticsPerN", "Superposed", "check_images", "count_features", "pool_features"]
 
 
 class StatisticsPerN(nn.Module):
-    """A module whose BatchNorm layers keep a set of running statistics for every n from 1 to capacity under one affine map.
+    """Runs a module whose BatchNorm layers keep running statistics for every n from 1 to capacity, with shared affine parameters.
 
-    Sums of one and of four bound images have other means and variances, so averages over both would fit neither. The
-    statistics of the layers inside gain a first axis, n - 1: `running_mean` is (capacity channels), each n starting from those
-    that the module came with. From here on the module is used through this one alone.
+    Sums of one and of four bound images have different means and variances, so averages over both would fit neither. The
+    statistics of the layers inside gain a first axis, n - 1: `running_mean` becomes (capacity channels), and each n starts from
+    the statistics that the module came with. Afterwards use the module through this one only.
 
     Raises:
-        ValueError: the module is part of another of these.
+        ValueError: the module is already part of a `StatisticsPerN`.
     """
 
     def __init__(self, module: nn.Module, capacity: int) -> None:
@@ -35,21 +40,21 @@ class StatisticsPerN(nn.Module):
             for name, buffer in list(norm.named_buffers(recurse=False)):
                 norm.register_buffer(name, buffer.expand(capacity, *buffer.shape).clone())
             if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.zero_()  # what it counted before were no superpositions
+                norm.num_batches_tracked.zero_()  # the batches counted so far were not superpositions
 
     def norms(self) -> list[_BatchNorm]:
-        """The layers whose statistics depend on n."""
+        """Return the layers whose statistics depend on n."""
         return list(self.named_norms().values())
 
     def named_norms(self) -> dict[str, _BatchNorm]:
-        """The same under their paths in the module."""
+        """Return the layers whose statistics depend on n by their paths in the module."""
         return {path: layer for path, layer in self.module.named_modules() if isinstance(layer, _BatchNorm)}
 
     def forward(self, x: Tensor, n: int) -> Tensor:
-        """The module on superpositions of n inputs: with the batch's statistics in training, with those of n otherwise."""
+        """Run the module on superpositions of n inputs, with the batch's statistics in training, else with those of n."""
         own = {f"{path}.{name}" if path else name: buffer[n - 1]
                for path, norm in self.named_norms().items() for name, buffer in norm.named_buffers(recurse=False)}  # fmt: skip
-        if self.training and x.shape[0] == 0:  # an empty batch has no statistics
+        if self.training and x.shape[0] == 0:  # An empty batch has no statistics, so its updates go to copies.
             own = {name: buffer.clone() for name, buffer in own.items()}
         out: Tensor = functional_call(self.module, own, (x,))
         return out
@@ -59,25 +64,26 @@ class StatisticsPerN(nn.Module):
 
 
 class Superposed(Pretrained):
-    """Any CNN on up to `capacity` images in one pass of its body (Menet et al., 2023, section 3).
+    """Puts any CNN in superposition, so that several images share each pass of its body (Menet et al., 2023, section 3).
 
-    Each image goes through the stem alone; its maps are bound to the key of its slot, pixel by pixel, and added up; the body
-    sees only the sum. Its pooled features are unbound, a matrix a slot, and the head classifies each. The parts become those of
-    this network; the statistics of BatchNorm layers in the body are kept for each n (`StatisticsPerN`). A body that recomputes
-    its layers in the backward pass (gradient checkpointing) does not work, as it would look for its statistics too late.
+    Each image passes the stem alone. Its maps are bound, pixel by pixel, to the key of its slot, and the bound maps of all images
+    are added up. The body sees only the sum; its pooled features are unbound by one matrix per slot, and the head classifies
+    each image. The three modules become parts of this network, and the BatchNorm layers of the body keep statistics for each n
+    (`StatisticsPerN`). A body that recomputes layers in the backward pass (gradient checkpointing) does not work.
 
     Args:
-        stem: images (b c h w) to maps (b dim h w).
-        body: maps (b dim h w) to maps (b features h w), which are averaged over the image, or to features (b features).
-        head: features (b features) to logits (b classes).
+        stem: takes images (b c h w) to maps (b dim h w).
+        body: takes maps (b dim h w) to maps (b features h w), which are averaged over the image, or to features (b features).
+        head: takes features (b features) to logits (b classes).
         capacity: N, the most images that can share one pass.
-        dim: D, the channels that the stem hands to binding.
-        features: channels that the body returns; found by a pass over an image that holds nothing unless given.
+        dim: D, channels that the stem returns.
+        features: channels that the body returns; found by running the body on empty maps unless given.
         trainable_keys: whether the binding keys are trained.
         unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs.
 
     Raises:
-        ValueError: capacity, dim or features is below 1, the body does not take (b dim h w) or is part of another network, or
+        TypeError: capacity, dim or features is not a whole number, or a flag is not True or False.
+        ValueError: capacity, dim or features is below 1; the body does not take (b dim h w) or belongs to another network; or
             the head has BatchNorm layers, whose statistics would mix all n.
 
     >>> import torchvision
@@ -104,9 +110,10 @@ class Superposed(Pretrained):
         unbinding_relu: bool = True,
     ) -> None:
         super().__init__()
-        positive("capacity", capacity)
-        positive("dim", dim)
-        positive("features", features := count_features(body, dim) if features is None else features)
+        features = count_features(body, dim) if features is None else features
+        self.config = SuperposedConfig(
+            capacity=capacity, dim=dim, features=features, trainable_keys=trainable_keys, unbinding_relu=unbinding_relu
+        )
         if any(isinstance(layer, _BatchNorm) for layer in head.modules()):
             raise ValueError("the head has BatchNorm layers, whose statistics would mix all n: move them into the body")
         self.capacity = capacity
@@ -116,8 +123,39 @@ class Superposed(Pretrained):
         self.body = StatisticsPerN(body, capacity)
         self.head = head
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override] # a folder does not hold the caller's modules
+        cls,
+        source: str | os.PathLike[str],
+        stem: nn.Module,
+        body: nn.Module,
+        head: nn.Module,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> "Superposed":
+        """Load a network in eval mode from a folder, a run directory or the hub, as `vsa_core.hub.Library.load` describes.
+
+        Args:
+            source: what `save_pretrained` wrote or `push_to_hub` uploaded.
+            stem, body, head: modules like those of the saved network; they become parts of the loaded one, with its weights.
+            revision: branch, tag or commit of a repository.
+            device: where the weights go.
+
+        Raises:
+            ValueError: the modules are not like the saved ones, or `source` is damaged or holds a network of another class.
+        """
+        model: Superposed = library_of(cls).load(
+            source,
+            kind=cls,
+            build=lambda config: cls(stem, body, head, **asdict(config)),
+            revision=revision,
+            device=device,
+        )
+        return model
+
     def forward(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n classes"]:
-        """Logits of n images a pass, for any n from 1 to capacity; with n < capacity some images fill several slots.
+        """Compute the logits of n images per pass, for any n from 1 to capacity; with n < capacity images fill several slots.
 
         Raises:
             ValueError: `x` is not (b, n, c, h, w) with 1 <= n <= capacity, or stem or body return other channels than expected.
@@ -126,7 +164,7 @@ class Superposed(Pretrained):
         check_images(x, "b n c h w")
         n = x.shape[1]
         slots.assignment(n, self.capacity)  # refuses an n that does not fit
-        out = pooled(self.body(self.superpose(x), n))
+        out = pool_features(self.body(self.superpose(x), n))
         features = self.unbinding.weight.shape[-1]
         if out.shape[1] != features:
             raise ValueError(
@@ -136,7 +174,7 @@ class Superposed(Pretrained):
         return rearrange(logits, "(b n) classes -> b n classes", n=n)
 
     def superpose(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b dim h2 w2"]:
-        """Stem, binding and bundling."""
+        """Run the stem on each image, bind its maps and add them up."""
         maps = self.stem(rearrange(x, "b n c h w -> (b n) c h w"))
         dim = self.binding.keys.shape[1]
         if maps.dim() != 4 or maps.shape[1] != dim:
@@ -145,19 +183,22 @@ class Superposed(Pretrained):
         return bound
 
 
-def pooled(x: Float[Tensor, "b dim ..."]) -> Float[Tensor, "b dim"]:
-    """The mean over the image; features without one as they are."""
+def pool_features(x: Float[Tensor, "b dim ..."]) -> Float[Tensor, "b dim"]:
+    """Average maps over the image; features without image axes stay as they are."""
     return x.flatten(2).mean(2) if x.dim() > 2 else x
 
 
 def count_features(body: nn.Module, dim: int) -> int:
-    """How many channels the body returns, by a pass of a copy over images that hold nothing."""
+    """Count the channels that the body returns, by running a copy without memory."""
+    checks.positive(dim=dim)
     probe = copy.deepcopy(body).to("meta", torch.float32).eval()
     try:
         with torch.no_grad():
             return int(probe(torch.empty(2, dim, 64, 64, device="meta")).shape[1])
     except Exception as error:
-        raise ValueError(f"the body does not turn maps (2 {dim} 64 64) into features: {error}; or give features=") from error
+        raise ValueError(
+            f"the body fails on maps of shape (2, {dim}, 64, 64): {error}. Give features= if it needs maps of another size"
+        ) from error
 
 
 def check_images(x: Tensor, axes: str, channels: int | None = None) -> None:
@@ -169,4 +210,4 @@ def check_images(x: Tensor, axes: str, channels: int | None = None) -> None:
     fits = x.dim() >= 4 if "..." in axes else x.dim() == len(axes.split())
     if not fits or 0 in x.shape[-2:] or x.shape[-3] != (channels or x.shape[-3]):
         wanted = f"c = {channels}, " if channels else ""
-        raise ValueError(f"images have shape {tuple(x.shape)}; expected ({axes}) with {wanted}h and w from 1")
+        raise ValueError(f"images have shape {tuple(x.shape)}; expected ({axes}) with {wanted}h and w at least 1")

@@ -1,4 +1,4 @@
-"""Vector-symbolic binding for PyTorch: three algebras with the same verbs, and what superposition needs around them."""
+"""Vector-symbolic binding for PyTorch: three algebras with the same functions, and what superposition needs besides."""
 
 from vsa_core import hadamard, hrr, interference, mbat, modules, penalties, slots, superposition
 

@@ -1,11 +1,24 @@
-"""What every algebra asks of its arguments, in one place, so that every error reads alike."""
+"""Checks of arguments, shared so that every error reads alike."""
 
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
+__all__ = [
+    "booleans",
+    "broadcastable",
+    "floating",
+    "key_dtype",
+    "one_key_per_vector",
+    "positive",
+    "vectors",
+    "whole_numbers",
+]
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that vectors and keys may have."""
 
 
 def floating(**tensors: Tensor) -> None:
@@ -18,15 +31,15 @@ def floating(**tensors: Tensor) -> None:
 
 
 def vectors(**tensors: Tensor) -> None:
-    """Raise unless every named tensor is floating point and has a last axis of at least one number."""
+    """Raise unless every named tensor is real floating point and has a last axis dim of at least 1."""
     floating(**tensors)
     for name, tensor in tensors.items():
         if tensor.dim() < 1 or tensor.shape[-1] < 1:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it needs a last axis dim of at least 1")
 
 
-def same_dim(x: Tensor, key: Tensor, key_axes: int = 1) -> None:
-    """Raise unless `x` (*b dim) and `key`, with `key_axes` axes of its own, agree in dim >= 1 and broadcast."""
+def broadcastable(x: Tensor, key: Tensor, key_axes: int = 1) -> None:
+    """Raise unless `x` (*b dim) and `key`, whose last `key_axes` axes make one key, agree in dim >= 1 and broadcast."""
     floating(x=x, key=key)
     if x.dim() < 1 or key.dim() < key_axes:
         raise ValueError(f"x of shape {tuple(x.shape)} and key of shape {tuple(key.shape)}: both need a last axis dim")
@@ -41,24 +54,31 @@ def same_dim(x: Tensor, key: Tensor, key_axes: int = 1) -> None:
 
 
 def positive(**counts: int) -> None:
-    """Raise unless every named count is a whole number and at least 1."""
+    """Raise unless every named count is a whole number (else TypeError) of at least 1 (else ValueError)."""
+    whole_numbers(**counts)
     for name, value in counts.items():
-        whole(**{name: value})
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def whole(**counts: int) -> None:
-    """Raise TypeError unless every named count is a whole number."""
+def whole_numbers(**counts: int) -> None:
+    """Raise TypeError unless every named count is a whole number; 2.0 and True are not."""
     for name, value in counts.items():
         if not isinstance(value, Integral | torch.SymInt) or isinstance(value, bool):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 
-def a_key_each(x: Tensor, keys: Tensor) -> None:
+def booleans(**flags: bool) -> None:
+    """Raise TypeError unless every named flag is True or False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def one_key_per_vector(x: Tensor, keys: Tensor) -> None:
     """Raise ValueError unless `x` (*b n dim) holds as many vectors as there are keys (n ...)."""
     if keys.dim() < 1:
-        raise ValueError("keys is a scalar; it needs a first axis n, a key for each vector")
+        raise ValueError("keys is a scalar; it needs a first axis n, one key per vector")
     if x.dim() < 2 or x.shape[-2] != keys.shape[0]:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and there are {keys.shape[0]} keys: x must be (..., {keys.shape[0]}, dim)"
@@ -66,7 +86,7 @@ def a_key_each(x: Tensor, keys: Tensor) -> None:
 
 
 def key_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """The type keys are drawn in: the default type where none is named; TypeError if it is no real floating type."""
+    """Return the type to draw keys in, torch's default unless given; TypeError if it is not real floating point."""
     dtype = dtype or torch.get_default_dtype()
     if dtype not in DTYPES:
         raise TypeError(f"keys cannot have dtype {dtype}; choose a floating-point type such as torch.float32")

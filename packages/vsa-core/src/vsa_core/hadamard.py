@@ -1,4 +1,4 @@
-"""Multiply-add-permute: binding is the elementwise product with a bipolar key, its own inverse (Gayler, 1998)."""
+"""Multiply-add-permute: binding multiplies elementwise by a bipolar key, which is its own inverse (Gayler, 1998)."""
 
 import torch
 from jaxtyping import Float
@@ -6,9 +6,11 @@ from torch import Tensor
 
 from vsa_core import checks
 
+__all__ = ["bind", "random_keys", "unbind"]
+
 
 def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Tensor, "*_ dim"]:
-    """Elementwise product over the last axis; leading axes broadcast (Gayler, 1998).
+    """Bind `x` to `key` by the elementwise product (Gayler, 1998). Leading axes broadcast.
 
     Raises:
         TypeError: an operand is not real floating point.
@@ -18,12 +20,12 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Te
     >>> bind(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, -1.0, -1.0]))
     tensor([ 1., -2., -3.])
     """
-    checks.same_dim(x, key)
+    checks.broadcastable(x, key)
     return x * key
 
 
 def unbind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Tensor, "*_ dim"]:
-    """The same product again: exact for bipolar keys, each of which is its own inverse. Errors as in `bind`."""
+    """Unbind `x` from `key` by the same product: exact for bipolar keys, which are their own inverses. Raises as `bind` does."""
     return bind(x, key)
 
 
@@ -35,7 +37,7 @@ def random_keys(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n dim"]:
-    """Bipolar keys: every entry -1 or +1 with equal probability (Rademacher), so the norm is sqrt(dim).
+    """Draw bipolar keys: each entry is -1 or +1 with equal probability (Rademacher), so every norm is sqrt(dim).
 
     Raises:
         ValueError: `n` or `dim` is below 1.

@@ -1,7 +1,7 @@
 """Holographic reduced representations: binding is circular convolution (Plate, 1995).
 
-Keys of norm 1 keep lengths on average; keys with a flat spectrum (`unitary_keys`) keep every length and angle exactly,
-and unbinding inverts binding.
+Keys of norm 1 (`random_keys`) preserve lengths on average. Keys with a flat spectrum (`unitary_keys`) preserve all lengths and
+angles exactly, and with them unbinding inverts binding.
 """
 
 import math
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from vsa_core import checks, mbat
 
+__all__ = ["bind", "circulant", "involution", "orthogonal_keys", "random_keys", "unbind", "unitary_keys"]
+
 CIRCULANT_MAX_DIM = {
     ("cpu", torch.float32): 128,
     ("cpu", torch.float64): 128,
@@ -23,16 +25,16 @@ CIRCULANT_MAX_DIM = {
     ("cuda", torch.float16): 2048,
     ("cuda", torch.bfloat16): 2048,
 }
-"""Up to this dim, one matrix product with a shared key's circulant beats three FFTs (measured; docs/binding.md)."""
+"""Largest dim at which a matrix product with a shared key's circulant is faster than three FFTs (measured; docs/binding.md)."""
 BLOCK = 2**17
-"""Numbers per thread that the FFT handles at a time on a CPU, so that spectra stay in its cache (measured; docs/binding.md)."""
+"""Numbers per thread that one FFT on a CPU handles, so that spectra stay in its cache (measured; docs/binding.md)."""
 
 
 def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Tensor, "*_ dim"]:
-    """Circular convolution over the last axis: `out[i] = sum_j x[j] key[(i - j) mod dim]` (Plate, 1995).
+    """Bind `x` to `key` by circular convolution: `out[i] = sum_j x[j] key[(i - j) mod dim]` (Plate, 1995).
 
-    Leading axes broadcast. The result has the promoted type of both, also under autocast; half types are computed in float32
-    by FFT, or by a matrix product with the key's circulant, whichever is faster for these shapes.
+    Leading axes broadcast. The result has the promoted type of both operands, under autocast too. FFTs (in float32 for half
+    types) or a matrix product with the key's circulant compute it, whichever is faster for these shapes.
 
     Args:
         x: vectors (*b dim), real floating point, dim >= 1.
@@ -46,7 +48,7 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Te
     >>> bind(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 0.0]))
     tensor([3., 1., 2.])
     """
-    checks.same_dim(x, key)
+    checks.broadcastable(x, key)
     dtype = torch.promote_types(x.dtype, key.dtype)
     x, key = x.to(dtype), key.to(dtype)
     if _circulant_pays(x, key):
@@ -58,9 +60,9 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Te
 
 
 def unbind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[Tensor, "*_ dim"]:
-    """Circular correlation, `out[i] = sum_j x[j] key[(j - i) mod dim]`: inverts `bind` for unitary keys, else nearly.
+    """Unbind `x` from `key` by circular correlation: `out[i] = sum_j x[j] key[(j - i) mod dim]` (Plate, 1995).
 
-    Shapes, types and errors as in `bind` (Plate, 1995).
+    It inverts `bind` exactly for unitary keys, approximately for others. Shapes, types and errors are those of `bind`.
 
     >>> import torch
     >>> key = unitary_keys(1, 64)[0]
@@ -68,25 +70,27 @@ def unbind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b dim"]) -> Float[
     >>> torch.allclose(unbind(bind(x, key), key), x, atol=1e-5)
     True
     """
-    checks.same_dim(x, key)
+    checks.broadcastable(x, key)
     return bind(x, involution(key))
 
 
 def involution(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim"]:
-    """The key read backwards, `out[i] = key[-i mod dim]`: binding to it is unbinding (Plate's approximate inverse).
+    """Reverse a key, `out[i] = key[-i mod dim]`: binding to the result is unbinding (Plate's approximate inverse).
 
     Raises:
         TypeError: `key` is not real floating point.
-        ValueError: `key` has no last axis of at least one number.
+        ValueError: `key` has no last axis dim of at least 1.
     """
     checks.vectors(key=key)
     return key.flip(-1).roll(1, -1)
 
 
 def circulant(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim dim"]:
-    """The matrix that a key is: `circulant(key) @ x == bind(x, key)`, with entries `[i, j] = key[(i - j) mod dim]`.
+    """Write a key as a matrix, `out[i, j] = key[(i - j) mod dim]`, so that `circulant(key) @ x == bind(x, key)`.
 
-    Errors as in `involution`.
+    Raises:
+        TypeError: `key` is not real floating point.
+        ValueError: `key` has no last axis dim of at least 1.
 
     >>> import torch
     >>> circulant(torch.tensor([1.0, 2.0, 3.0]))
@@ -107,7 +111,7 @@ def random_keys(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n dim"]:
-    """Gaussian keys N(0, 1/dim), scaled to norm exactly 1 (Plate, 1995; Menet et al., 2023).
+    """Draw Gaussian keys, N(0, 1/dim), scaled to norm exactly 1 (Plate, 1995; Menet et al., 2023).
 
     Raises:
         ValueError: `n` or `dim` is below 1.
@@ -126,7 +130,7 @@ def unitary_keys(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n dim"]:
-    """Keys whose spectrum has modulus 1 and random phase: norm 1, and binding to one is a rotation (Plate, 1995, sec. 3.6).
+    """Draw keys whose spectrum has modulus 1 and random phases; binding to one is a rotation (Plate, 1995, sec. 3.6).
 
     Raises:
         ValueError: `n` or `dim` is below 1.
@@ -146,7 +150,7 @@ def orthogonal_keys(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n dim"]:
-    """Gaussian keys made orthonormal: the minimum, 0, of `penalties.key_orthonormality`. At most `dim` of them exist.
+    """Draw orthonormal keys, at which `penalties.key_orthonormality` is 0; at most `dim` of them exist.
 
     Raises:
         ValueError: `n` or `dim` is below 1, or `n` exceeds `dim`.
@@ -154,26 +158,26 @@ def orthogonal_keys(
     """
     checks.positive(n=n, dim=dim)
     if n > dim:
-        raise ValueError(f"{n} orthogonal keys of dim {dim} do not exist: at most {dim} do; raise dim, or use random_keys")
+        raise ValueError(f"{n} orthogonal keys of dim {dim} do not exist, only up to {dim}: raise dim, or use random_keys")
     (basis,) = mbat.random_keys(1, dim, generator=generator, device=device, dtype=torch.float64)
     keys: Tensor = basis[:n]
     return keys.to(checks.key_dtype(dtype))
 
 
 def _circulant_pays(x: Tensor, key: Tensor) -> bool:
-    """Whether each key serves so many vectors that building its dim x dim matrix is worth it."""
+    """Tell whether each key serves enough vectors to be worth building its dim x dim matrix."""
     dim = x.shape[-1]
     if dim > CIRCULANT_MAX_DIM.get((x.device.type, x.dtype), 0):
         return False
-    if torch.compiler.is_compiling():  # a decision on a symbolic size would pin it
-        from torch.fx.experimental.symbolic_shapes import statically_known_true  # here, because the import takes long
+    if torch.compiler.is_compiling():  # Deciding on a symbolic size would fix that size in the graph.
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
 
         return key.dim() < x.dim() and statically_known_true(math.prod(key.shape) * dim <= BLOCK)
     return x.numel() >= key.numel() * dim
 
 
 def _fft_convolve(x: Tensor, key: Tensor) -> Tensor:
-    """The convolution theorem; on a CPU in blocks whose spectra fit the cache, for one key or a key each."""
+    """Convolve by FFT; on a CPU in blocks whose spectra fit the cache, where all vectors share a key or each has its own."""
     dim = x.shape[-1]
     shared = key.numel() == dim and key.dim() <= x.dim()
     if torch.compiler.is_compiling() or x.device.type != "cpu" or not (shared or x.shape == key.shape):

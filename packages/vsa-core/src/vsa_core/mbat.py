@@ -1,4 +1,4 @@
-"""Matrix binding of additive terms: a key is a matrix, binding multiplies by it (Gallant and Okaywe, 2013)."""
+"""Matrix binding of additive terms: binding multiplies by the key, a matrix (Gallant and Okaywe, 2013)."""
 
 import torch
 from einops import einsum
@@ -7,15 +7,17 @@ from torch import Tensor
 
 from vsa_core import checks
 
+__all__ = ["bind", "random_keys", "unbind"]
+
 
 def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b out dim"]) -> Float[Tensor, "*_ out"]:
-    """Matrix product `key @ x` over the last axis; leading axes broadcast (Gallant and Okaywe, 2013).
+    """Bind `x` to `key` by the matrix product `key @ x` (Gallant and Okaywe, 2013). Leading axes broadcast.
 
-    The result has the promoted type of both, and its precision, also under autocast.
+    The result has the promoted type of both operands and is computed in it, under autocast too.
 
     Args:
         x: vectors (*b dim), real floating point.
-        key: matrices (*b out dim); square for keys that can be undone.
+        key: matrices (*b out dim); only square ones can be undone.
 
     Raises:
         TypeError: an operand is not real floating point.
@@ -25,14 +27,14 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b out dim"]) -> Floa
     >>> bind(torch.tensor([1.0, 2.0]), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
     tensor([ 2., -1.])
     """
-    checks.same_dim(x, key, key_axes=2)
+    checks.broadcastable(x, key, key_axes=2)
     dtype = torch.promote_types(x.dtype, key.dtype)
     with torch.autocast(x.device.type, enabled=False):
         return einsum(x.to(dtype), key.to(dtype), "... dim, ... out dim -> ... out")
 
 
 def unbind(x: Float[Tensor, "*#b out"], key: Float[Tensor, "*#b out dim"]) -> Float[Tensor, "*_ dim"]:
-    """Product with the transpose, the inverse of an orthogonal key. Errors as in `bind`."""
+    """Unbind `x` from `key` by the transposed matrix: exact for orthogonal keys. Raises as `bind` does."""
     checks.floating(key=key)
     if key.dim() < 2:
         raise ValueError(f"key has shape {tuple(key.shape)}; it must be a matrix (..., out, dim)")
@@ -47,7 +49,7 @@ def random_keys(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n dim dim"]:
-    """Orthogonal matrices, uniformly distributed (Haar: QR of a Gaussian with the signs of R's diagonal undone).
+    """Draw orthogonal matrices from the uniform (Haar) distribution: QR of a Gaussian, with the signs of R's diagonal undone.
 
     Raises:
         ValueError: `n` or `dim` is below 1.

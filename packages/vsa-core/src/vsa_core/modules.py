@@ -1,4 +1,4 @@
-"""Thin modules that own keys; all computing is in the algebra's functions."""
+"""Modules that own keys, one for each algebra; the algebra's functions compute. And `evaluating`, for any module."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from vsa_core import checks, hadamard, hrr, mbat, superposition
 
+__all__ = ["Algebra", "Binding", "HRRBinding", "HadamardBinding", "MBATBinding", "evaluating"]
+
 
 class Algebra(Protocol):
-    """What each of `hrr`, `hadamard` and `mbat` offers."""
+    """The functions that `hrr`, `hadamard` and `mbat` have in common."""
 
     def bind(self, x: Tensor, key: Tensor) -> Tensor: ...
     def unbind(self, x: Tensor, key: Tensor) -> Tensor: ...
@@ -20,9 +22,10 @@ class Algebra(Protocol):
 
 
 class Binding(nn.Module):
-    """n slots, a key each, in the algebra of a subclass; the keys are trained by default."""
+    """Binds n vectors to n keys of its own, which are trained by default; subclasses name the algebra."""
 
     algebra: ClassVar[Algebra]
+    """Module whose functions bind, unbind and draw the keys."""
 
     def __init__(self, n: int, dim: int, *, trainable: bool = True, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -32,17 +35,21 @@ class Binding(nn.Module):
         """Bind vector i of the n to key i.
 
         Raises:
-            ValueError: `x` does not hold n vectors.
+            ValueError: `x` is not (*b n dim).
         """
-        checks.a_key_each(x, self.keys)
+        checks.one_key_per_vector(x, self.keys)
         return self.algebra.bind(x, self.keys)
 
     def superpose(self, x: Float[Tensor, "*b n dim"]) -> Float[Tensor, "*b dim"]:
-        """Bind each vector to its key, then add them up."""
+        """Bind each vector to its key, then add them up.
+
+        Raises:
+            ValueError: `x` is not (*b n dim).
+        """
         return superposition.superpose(x, self.keys, self.algebra.bind)
 
     def unbind(self, s: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b n dim"]:
-        """What each of the n keys retrieves from a superposition."""
+        """Retrieve from a superposition what is bound to each of the n keys."""
         checks.vectors(s=s)
         return self.algebra.unbind(s[..., None, :], self.keys)
 
@@ -51,7 +58,7 @@ class Binding(nn.Module):
 
 
 class HRRBinding(Binding):
-    """Circular convolution with Gaussian keys (n dim).
+    """Binds by circular convolution with Gaussian keys (n dim).
 
     >>> import torch
     >>> binding = HRRBinding(4, 64)
@@ -63,20 +70,20 @@ class HRRBinding(Binding):
 
 
 class HadamardBinding(Binding):
-    """Elementwise product with bipolar keys (n dim)."""
+    """Binds by the elementwise product with bipolar keys (n dim)."""
 
     algebra: ClassVar[Algebra] = hadamard
 
 
 class MBATBinding(Binding):
-    """Product with orthogonal matrices (n dim dim)."""
+    """Binds by the product with orthogonal matrices (n dim dim)."""
 
     algebra: ClassVar[Algebra] = mbat
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every layer is in the mode that it was found in."""
+    """Put a model into eval mode inside a `with` block, then every layer back into the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -7,12 +7,14 @@ from torch.nn import functional as F
 
 from vsa_core import checks
 
+__all__ = ["key_orthonormality"]
+
 
 def key_orthonormality(keys: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """Mean squared cosine over the pairs of keys (0 where there is no pair) plus mean squared deviation of the norms from 1.
+    """Measure how far keys are from orthonormal, as a penalty to add to a loss; 0 for orthonormal keys only.
 
-    0 for orthonormal keys and only for them; computed in float32 for half types. The weight, 0.1 in the published runs (Menet
-    et al., 2023), is the caller's.
+    It is the mean squared cosine over pairs of keys (0 for a single key) plus the mean squared deviation of their norms from 1.
+    Half types are computed in float32. The caller weights it; the published runs use 0.1 (Menet et al., 2023).
 
     Raises:
         TypeError: `keys` is not real floating point.

@@ -1,4 +1,4 @@
-"""Which input sits in which superposition channel (*slot*), and how a flat batch becomes groups of n and back."""
+"""Slots, the superposition channels: which input sits in which slot, and flat batches as groups of n and back."""
 
 import torch
 from jaxtyping import Int, Shaped
@@ -6,33 +6,35 @@ from torch import Tensor
 
 from vsa_core import checks
 
+__all__ = ["assignment", "group", "ungroup"]
+
 
 def assignment(n: int, capacity: int, *, device: torch.device | str | None = None) -> Int[Tensor, " capacity"]:
-    """The input that each slot carries when n share a pass: 0, 1, .., n-1, 0, 1, .. No input has two slots more than another.
+    """Assign inputs to slots when n inputs share a pass: 0, 1, .., n-1, 0, 1, .., so their numbers of slots differ by 1 at most.
 
     Raises:
-        ValueError: unless 1 <= n <= capacity.
-        TypeError: either is not a whole number.
+        ValueError: `n` is not from 1 to `capacity`.
+        TypeError: `n` or `capacity` is not a whole number.
 
     >>> assignment(2, 4)
     tensor([0, 1, 0, 1])
     >>> assignment(3, 4)
     tensor([0, 1, 2, 0])
     """
-    checks.whole(n=n, capacity=capacity)
+    checks.whole_numbers(n=n, capacity=capacity)
     if not 1 <= n <= capacity:
         raise ValueError(f"{n} superposed inputs, but there are {capacity} slots: n must be from 1 to {capacity}")
     return torch.arange(capacity, device=device) % n
 
 
 def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *item"]:
-    """A flat batch as ceil(count / n) groups of n, in order; the last group is filled by repeating items from the front.
+    """Split a flat batch into ceil(count / n) groups of n, in order; the last is filled by repeating items from the front.
 
     `ungroup` undoes it. An empty batch gives no groups.
 
     Raises:
-        ValueError: n is below 1, or `items` has no batch axis.
-        TypeError: n is not a whole number, or `items` is no tensor.
+        ValueError: `n` is below 1, or `items` has no batch axis.
+        TypeError: `n` is not a whole number, or `items` is not a tensor.
 
     >>> import torch
     >>> group(torch.arange(5), 2)
@@ -52,10 +54,10 @@ def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *
 
 
 def ungroup(groups: Shaped[Tensor, "b n *item"], count: int) -> Shaped[Tensor, "count *item"]:
-    """The first `count` items of the groups, flat and in order: what `group` was given, without its filling.
+    """Return the first `count` items of the groups as a flat batch, which undoes `group`.
 
     Raises:
-        ValueError: `groups` has fewer than two axes, or not `count` items.
+        ValueError: `groups` has fewer than two axes or fewer than `count` items, or `count` is negative.
         TypeError: `count` is not a whole number.
 
     >>> import torch
@@ -64,7 +66,7 @@ def ungroup(groups: Shaped[Tensor, "b n *item"], count: int) -> Shaped[Tensor, "
     """
     if groups.dim() < 2:
         raise ValueError(f"groups has shape {tuple(groups.shape)}; it needs axes (b, n, ...)")
-    checks.whole(count=count)
+    checks.whole_numbers(count=count)
     held = groups.shape[0] * groups.shape[1]
     if not 0 <= count <= held:
         raise ValueError(

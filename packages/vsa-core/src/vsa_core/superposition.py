@@ -1,4 +1,4 @@
-"""Several vectors in the space of one: bind each to a key of its own, then add them up."""
+"""Superposition holds several vectors in the space of one: bind each to a key of its own, then add them up."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,11 @@ from torch import Tensor
 
 from vsa_core import checks
 
+__all__ = ["bundle", "superpose"]
+
 
 def bundle(x: Float[Tensor, "*b n dim"]) -> Float[Tensor, "*b dim"]:
-    """Sum over the slots: a vector similar to each of the n (all three algebras bundle by addition).
+    """Add up n vectors, which gives a vector similar to each of them; all three algebras bundle this way.
 
     Raises:
         TypeError: `x` is not real floating point.
@@ -28,11 +30,11 @@ def superpose(
 
     Args:
         x: vectors (*b n dim).
-        keys: one key a slot: (n dim), or (n out dim) for matrix binding.
+        keys: one key per vector: (n dim), or (n out dim) for matrix binding.
         bind: the algebra, for example `hrr.bind`.
 
     Raises:
-        ValueError: the number of vectors and of keys differ.
+        ValueError: the numbers of vectors and keys differ.
 
     >>> import torch
     >>> from vsa_core import hadamard
@@ -40,5 +42,5 @@ def superpose(
     >>> superpose(x, torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard.bind)
     tensor([ 4., -2.])
     """
-    checks.a_key_each(x, keys)
+    checks.one_key_per_vector(x, keys)
     return bundle(bind(x, keys))

@@ -1,7 +1,11 @@
-"""The model card of a network: what somebody who finds it on the hub needs to know."""
+"""Model cards: what somebody who finds a network on the hub needs to know."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from vsa_core.hub.markdown import markdown_table
+
+__all__ = ["accuracy_table", "fenced", "model_card"]
 
 
 def model_card(
@@ -16,35 +20,34 @@ def model_card(
     use: str,
     command: str | None,
 ) -> str:
-    """The card: what the network is, its accuracy, how to load it and how it was trained.
+    """Write the card of a network: what it is, its accuracy, how to load it and how it was trained.
 
     Args:
         library: the package that loads the network.
-        name: of the network or its repository.
-        tags: what the hub finds it by.
-        pipeline: the hub's name of its task.
-        about: a sentence on what it does, without its end.
-        facts: its sizes.
-        accuracy: a table of them (`accuracy_table`).
-        use: Python that loads it and predicts.
-        command: what trained it.
+        name: name of the network or its repository.
+        tags: words that the hub finds the network by.
+        pipeline: the hub's name for the network's task.
+        about: a complete sentence on what the network does, with links to its source.
+        facts: sizes of the network by name.
+        accuracy: table of accuracies, from `accuracy_table`.
+        use: Python code that loads the network and predicts.
+        command: command that trained the network.
     """
     task = [f"pipeline_tag: {pipeline}"] if pipeline else []
     front = "\n".join([f"library_name: {library}", "license: apache-2.0", *task, "tags:", *(f"- {tag}" for tag in tags)])
+    words = [fact for fact, value in facts.items() if isinstance(value, str)]
     return f"""---
 {front}
 ---
 
 # {name}
 
-{about}, as in [MIMONets (Menet et al., 2023)](https://arxiv.org/abs/2312.02829).
+{about}
 
-{table(facts, [facts.values()])}
-
+{markdown_table(list(facts), [[str(value) for value in facts.values()]], left=words)}
 ## Accuracy
 
 {accuracy}
-
 ## Use
 
 `pip install {library}[hub]`, then
@@ -58,26 +61,19 @@ def model_card(
 
 
 def accuracy_table(inputs: str, accuracy: Mapping[str, float]) -> str:
-    """A row for each number of inputs a pass, in the order given, or a sentence where there is none.
+    """Write a table with a row for each number of inputs per pass, in the order given, or a sentence if there is none.
 
     Raises:
-        ValueError: an accuracy is no share from 0 to 1.
+        ValueError: an accuracy is not a share from 0 to 1.
     """
     for number, share in accuracy.items():
         if not 0 <= share <= 1:
-            raise ValueError(f"accuracy for {number} {inputs} a pass is {share}, expected a share from 0 to 1")
+            raise ValueError(f"accuracy for {number} {inputs} per pass is {share}, expected a share from 0 to 1")
     rows = [(number, f"{100 * share:.2f} %") for number, share in accuracy.items()]
-    return table([f"{inputs} a pass", "test accuracy"], rows) if rows else "No accuracy was given."
-
-
-def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table in Markdown."""
-    titles = list(titles)
-    head, *body = (f"| {' | '.join(map(str, row))} |" for row in (titles, *rows))
-    return "\n".join([head, f"|{'---|' * len(titles)}", *body])
+    return markdown_table([f"{inputs} per pass", "test accuracy"], rows) if rows else "No accuracy was given.\n"
 
 
 def fenced(code: str, language: str = "bash") -> str:
-    """A block of code, whose fence is longer than any inside."""
+    """Write a block of code in Markdown, with a fence longer than any inside."""
     fence = "`" * (1 + max([2, *map(len, re.findall("`+", code))]))
     return f"{fence}{language}\n{code.strip()}\n{fence}"

@@ -1,14 +1,15 @@
-"""Networks in folders and on the Hugging Face hub: weights as safetensors, their configuration as JSON, and a model card.
+"""Networks in folders and on the Hugging Face hub: weights as safetensors, configuration as JSON, and a model card.
 
-A package that has networks makes one `Library` of them (extra `hub` of each package).
+Each package that has networks makes one `Library` of them.
 """
 
+import copy
 import hashlib
 import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,27 +19,33 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-Network = TypeVar("Network", bound=nn.Module)
-Kind = TypeVar("Kind", bound=nn.Module)
+from vsa_core.hub.pretrained import Pretrained
+
+__all__ = ["Library", "class_name", "load_strict", "resolve"]
+
+Network = TypeVar("Network", bound=Pretrained)
 WEIGHTS, CARD, CONFIG = "model.safetensors", "README.md", "config.json"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Library(Generic[Network]):
-    """The networks of a package, each made again from its configuration: `type(model)(model.config)`.
+    """Saves, loads and uploads the networks of a package.
 
-    The constructors also run on the meta device, and all that they draw or compute is in the state dict.
+    Loading makes a network again as `type(model)(model.config)` on the meta device, so its state dict must hold all that the
+    constructor draws or computes.
     """
 
     name: str
-    """Of the package, as pip knows it."""
+    """Name of the package, as pip knows it."""
     version: str
-    """Of the package; config.json holds it, and a refusal names it."""
+    """Version of the package; config.json records it, and errors name it."""
     models: Mapping[type[Network], Callable[..., Any]]
-    """The class of a network's configuration, a dataclass, by the class of the network."""
+    """Configuration class (a dataclass) of each class of network."""
     card: Callable[[Network, str, Mapping[Any, float] | None, str | None], str]
-    """Text of a model card from the network, its name, accuracy and command; ValueError for an accuracy that cannot be."""
+    """Writes a model card from network, name, accuracy and command; raises ValueError for an accuracy that cannot be."""
+    assembled: Collection[type[Network]] = ()
+    """Classes of networks made of the caller's modules, which no configuration describes."""
 
     def save(
         self,
@@ -50,35 +57,37 @@ class Library(Generic[Network]):
     ) -> None:
         """Write model.safetensors, config.json and a model card, README.md, that `load` and the hub read.
 
-        Each file is written beside and renamed. config.json holds a SHA-256 of itself and the weights: should the process die
-        between two renames, or a file be changed, the folder is refused instead of loading something else.
+        Each file is written under another name, then renamed. config.json holds a SHA-256 of itself and the weights, so a
+        folder whose save was interrupted or whose files were changed is refused by `load`.
 
         Args:
-            model: the network; it stays as it is.
-            folder: made where there is none; files of these three names in it are replaced.
-            accuracy: share of the test set classified correctly, from 0 to 1, for each number of inputs a pass that was
-                measured, as the package counts them; for the card.
-            command: what trained the network; for the card.
+            model: the network; it is not changed.
+            folder: created if missing; files of these three names are replaced.
+            accuracy: test accuracy from 0 to 1 for each n that was measured: inputs per pass, or a grid such as (2, 2).
+                `load` gives it back as `model.accuracy`.
+            command: command that trained the network, for the card.
 
         Raises:
-            TypeError: the model is none of the library's.
+            TypeError: the model is not a network of this library.
             ValueError: a weight is not finite or does not fit the configuration, or an accuracy is out of range.
             ImportError: safetensors is not installed.
             OSError: the folder cannot be written.
         """
-        safetensors, folder = self.optional("safetensors.torch"), Path(folder)
-        model = self.configured(model)
-        config: Any = model.config
+        safetensors, folder = import_extra("safetensors.torch"), Path(folder)
+        model = self.check_class(model)
         weights = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()
         }
-        settings = {
+        entries = {
             "class": type(model).__name__,
             f"{self.name}_version": self.version,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-            "config": json.loads(json.dumps(asdict(config), default=lambda number: number.item())),  # also NumPy's numbers
+            "config": asdict(model.config),
+            "accuracy": list((accuracy or {}).items()),
         }
-        load_strict(self.described(settings), weights)  # what would not load is not written
+        settings = json.loads(json.dumps(entries, default=lambda number: number.item()))  # NumPy's numbers become Python's
+        build = (lambda _: copy.deepcopy(model).to("meta")) if type(model) in self.assembled else None
+        load_strict(self.build_network(settings, build), weights)  # what would not load is not written
         data = safetensors.save(weights, metadata={"format": "pt"})
         settings["sha256"] = digest(settings, data)
         contents = {
@@ -93,62 +102,53 @@ class Library(Generic[Network]):
             for name in contents:
                 os.replace(Path(beside, name), folder / name)
 
-    def load(self, source: str | os.PathLike[str], *, revision: str | None = None, device: str | torch.device = "cpu") -> Network:
-        """The network that `save` or `push` wrote, in eval mode, in the dtype that it was saved in.
+    def load(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        kind: type[Network] | None = None,
+        build: Callable[[Any], Network] | None = None,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Network:
+        """Load a network that `save` or `push` wrote, in eval mode and in the dtype that it was saved in.
 
-        Nothing is unpickled, and no weight is left as it was initialised: whatever does not fit exactly is refused.
+        Nothing is unpickled, and no weight keeps its initial value: a file that does not fit exactly is refused.
 
         Args:
-            source: a folder or, where there is none of that name, the id of a repository on the hub, name or user/name.
-            revision: a branch, tag or commit of the repository.
+            source: a folder, a run directory or a repository id, as `resolve` takes it.
+            kind: the only class of network to accept; any class of this library unless given.
+            build: makes the network from its configuration, for networks made of the caller's modules (`assembled`).
+            revision: branch, tag or commit of a repository.
             device: where the weights go.
 
         Raises:
-            ValueError: a file is damaged or not of this save, an entry of config.json is unknown, the network is of another
-                library, a weight is missing, unknown, of another shape or dtype, or not finite; or a folder is given a revision.
+            ValueError: a file is damaged or from another save; the network is of another class or library; config.json has an
+                unknown entry; a weight is missing, unknown, of another shape or dtype, or not finite; or a folder is given a
+                revision.
             FileNotFoundError: there is no such folder, or a file is missing from it.
             ImportError: safetensors, or for a repository huggingface_hub, is not installed.
-            Exception: what huggingface_hub raises where the repository or its revision cannot be had.
+            Exception: huggingface_hub cannot download the repository or its revision.
         """
-        safetensors, folder = self.optional("safetensors.torch"), self.fetched(source, revision)
-        text, data = (folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()
-        try:
-            settings = json.loads(text)
-            expected = settings.pop("sha256")
-            actual = digest(settings, data)
-        except Exception as error:
-            raise ValueError(f"{folder / CONFIG} must be JSON as save_pretrained writes it: {error!r}") from error
-        if actual != expected:
+        safetensors, folder = import_extra("safetensors.torch"), resolve(source, revision)
+        settings, data = read_settings(folder), (folder / WEIGHTS).read_bytes()
+        expected, found = settings.pop("sha256"), settings["class"]
+        if (actual := digest(settings, data)) != expected:
             raise ValueError(
                 f"the SHA-256 of {CONFIG} and {WEIGHTS} in {folder} is {actual}, expected {expected}: "
-                "a file was changed or damaged, or they are not of one save"
+                "a file was changed or damaged, or the two are not from the same save"
             )
+        if kind and found != kind.__name__ and found in (known.__name__ for known in self.models):
+            raise ValueError(f"{source} holds a {found}, expected a {kind.__name__}: load it with {found}.from_pretrained")
         try:
-            model = self.described(settings)
+            model = self.build_network(settings, build)
             load_strict(model, safetensors.load(data))
+            model.accuracy = {tuple(n) if isinstance(n, list) else n: share for n, share in settings.get("accuracy", [])}
         except Exception as error:
             writers = [f"{entry.removesuffix('_version')} {settings[entry]}" for entry in settings if entry.endswith("_version")]
-            between = f"written by {', '.join(writers) or 'an unknown program'}, read by {self.name} {self.version}"
-            raise ValueError(f"{folder} ({between}) holds no network that fits: {error}") from error
+            versions = f"written by {', '.join(writers) or 'an unknown program'}, read by {self.name} {self.version}"
+            raise ValueError(f"{folder} ({versions}) does not hold a network that fits: {error}") from error
         return model.to(device).eval()
-
-    def load_as(
-        self,
-        kind: type[Kind],
-        source: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        device: str | torch.device = "cpu",
-    ) -> Kind:
-        """`load` for one class of network.
-
-        Raises:
-            ValueError: `source` holds a network of another class, or for the reasons of `load`, which has the other errors too.
-        """
-        model: nn.Module = self.load(source, revision=revision, device=device)
-        if not isinstance(model, kind):
-            raise ValueError(f"{source} holds a {type(model).__name__}, expected a {kind.__name__}")
-        return model
 
     def push(
         self,
@@ -160,81 +160,127 @@ class Library(Generic[Network]):
         private: bool = False,
         token: str | None = None,
     ) -> str:
-        """Upload the files of `save` in one commit, to a repository that is made where there is none.
+        """Upload the files of `save` in one commit; a repository that does not exist is created.
 
         Args:
-            model: the network; it stays as it is.
+            model: the network; it is not changed.
             repo_id: name or user/name.
-            accuracy: as for `save`; for the card.
-            command: what trained the network; for the card.
-            private: whether a repository that is made here is private; one that is there stays as it is.
-            token: of a user who may write there; the one of `hf auth login` unless given.
+            accuracy: test accuracy from 0 to 1 for each n, as for `save`.
+            command: command that trained the network, for the card.
+            private: whether a new repository is private; an existing one keeps its visibility.
+            token: access token of a user who may write there; the one of `hf auth login` unless given.
 
         Returns:
             Address of the repository.
 
         Raises:
-            TypeError: the model is none of the library's.
+            TypeError: the model is not a network of this library.
             ValueError: a weight is not finite or does not fit the configuration, or an accuracy is out of range.
             ImportError: huggingface_hub or safetensors is not installed.
-            Exception: what huggingface_hub raises where the repository cannot be made or written.
+            Exception: huggingface_hub cannot create or write the repository.
         """
-        model = self.configured(model)
-        api = self.optional("huggingface_hub").HfApi(token=token)
+        model = self.check_class(model)
+        api = import_extra("huggingface_hub").HfApi(token=token)
         with TemporaryDirectory() as folder:
-            self.save(model, folder, accuracy=accuracy, command=command)  # before a repository is made
+            self.save(model, folder, accuracy=accuracy, command=command)  # refuses before a repository is created
             repository = api.create_repo(repo_id, private=private, exist_ok=True)
             Path(folder, CARD).write_text(self.card(model, repository.repo_id, accuracy, command), encoding="utf-8")
             message = f"{type(model).__name__}, {self.name} {self.version}"
             api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message=message)
         return str(repository)
 
-    def configured(self, model: nn.Module) -> Network:
-        """The model, if it is of a class that can be made again from its configuration; else TypeError."""
+    def check_class(self, model: nn.Module) -> Network:
+        """Return the model if its class is one of this library's, else raise TypeError."""
         for kind in self.models:
             if type(model) is kind:
                 return model
         names = " or a ".join(kind.__name__ for kind in self.models)
         raise TypeError(f"model is a {type(model).__name__}; only a {names} has a configuration to save")
 
-    def described(self, settings: Mapping[str, Any]) -> Network:
-        """The network that config.json describes, on the meta device: it holds no memory and draws no random number."""
+    def build_network(self, settings: Mapping[str, Any], build: Callable[[Any], Network] | None) -> Network:
+        """Make the network that config.json describes, on the meta device (without memory or random draws) or by `build`."""
         kinds = {kind.__name__: kind for kind in self.models}
         for entry, choices in (("class", list(kinds)), ("dtype", list(DTYPES))):
             if settings[entry] not in choices:
                 raise ValueError(f"{entry} must be one of {', '.join(choices)}, got {settings[entry]!r}")
-        kind = kinds[settings["class"]]
+        kind, dtype = kinds[settings["class"]], DTYPES[settings["dtype"]]
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["config"].items()}
+        config = self.models[kind](**fields)
+        if build is not None:
+            return build(config).to(dtype)
+        if kind in self.assembled:
+            raise ValueError(f"a {kind.__name__} is made of modules of yours: give them to {kind.__name__}.from_pretrained")
+        make: Callable[[Any], Network] = kind
         with torch.device("meta"):
-            return kind(self.models[kind](**fields)).to(DTYPES[settings["dtype"]])
+            return make(config).to(dtype)
 
-    def fetched(self, source: str | os.PathLike[str], revision: str | None) -> Path:
-        """The folder, or a copy of the repository's two files in the cache of huggingface_hub."""
-        if Path(source).is_dir():
-            if revision is not None:
-                raise ValueError(f"{source} is a folder, which has no revision; got {revision!r}")
-            return Path(source)
-        if not isinstance(source, str) or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source):
-            raise FileNotFoundError(f"there is no folder {source}, and it is no id of a repository, name or user/name")
-        download = self.optional("huggingface_hub").snapshot_download
-        try:
-            return Path(download(source, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-        except Exception as error:
-            error.add_note(f"{source!r} was taken for a repository on the Hugging Face hub, as there is no folder of that name")
-            raise
 
-    def optional(self, name: str) -> ModuleType:
-        """Import a module of the packages that only this file needs."""
-        try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(f"{name.partition('.')[0]} is missing: pip install {self.name}[hub]") from error
+def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Find the folder that holds a saved network, downloading it from the hub if need be.
+
+    Args:
+        source: a folder with model.safetensors; a run directory, which has one in its `model` folder; or, where no folder has
+            that name, a repository id, name or user/name.
+        revision: branch, tag or commit of a repository.
+
+    Returns:
+        The folder; of a repository, a copy of its weights and configuration in the cache of huggingface_hub.
+
+    Raises:
+        ValueError: a folder is given a revision.
+        FileNotFoundError: there is no such folder, and `source` is not a repository id.
+        ImportError: huggingface_hub is not installed.
+        Exception: huggingface_hub cannot download the repository or its revision.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{source} is a folder, which has no revision; got {revision!r}")
+        is_run = not (folder / WEIGHTS).exists() and (folder / "model" / WEIGHTS).exists()
+        return folder / "model" if is_run else folder
+    if not isinstance(source, str) or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source):
+        raise FileNotFoundError(f"no such folder: {source}; nor is it a repository id, name or user/name")
+    download = import_extra("huggingface_hub").snapshot_download
+    try:
+        return Path(download(source, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:
+        error.add_note(f"{source!r} was taken for a repository on the Hugging Face hub, because no folder has that name")
+        raise
+
+
+def class_name(folder: str | os.PathLike[str]) -> str:
+    """Name the class of the network that a folder holds, such as "MIMOConv", without loading it; `resolve` finds the folder.
+
+    Raises:
+        FileNotFoundError: the folder has no config.json.
+        ValueError: config.json is not one that `Library.save` wrote.
+    """
+    return str(read_settings(Path(folder))["class"])
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read config.json; ValueError unless it has a class, a configuration and a checksum."""
+    text = (folder / CONFIG).read_bytes()
+    try:
+        settings: dict[str, Any] = json.loads(text)
+        _ = settings["class"], settings["config"], settings["sha256"]
+    except Exception as error:
+        raise ValueError(f"{folder / CONFIG} is not JSON as save_pretrained writes it: {error!r}") from error
+    return settings
+
+
+def import_extra(name: str) -> ModuleType:
+    """Import a module that only the extra `hub` installs."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name.partition('.')[0]} is not installed: pip install vsa-core[hub]") from error
 
 
 def load_strict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load every entry of a model's state dict, and nothing else; after an error the model is as it was.
 
-    A model on the meta device takes over the tensors themselves, any other copies their values.
+    A model on the meta device takes over the tensors; any other model copies their values.
 
     Raises:
         ValueError: a weight is missing, unknown, of another shape or dtype than the model's, or not finite.
@@ -242,7 +288,7 @@ def load_strict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = model.state_dict()
     if weights.keys() != expected.keys():
         missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-        raise ValueError(f"weights of a {type(model).__name__}: missing {missing}, unknown {unknown}")
+        raise ValueError(f"the weights do not fit a {type(model).__name__}: missing {missing}, unknown {unknown}")
     for name, own in expected.items():
         value = weights[name]
         if (value.shape, value.dtype) != (own.shape, own.dtype):
@@ -250,12 +296,12 @@ def load_strict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}, expected {tuple(own.shape)} and {own.dtype}"
             )
         if not value.isfinite().all():
-            raise ValueError(f"{name} holds a NaN or infinite number, expected finite ones")
+            raise ValueError(f"{name} holds NaN or infinite values, expected finite ones")
     model.load_state_dict(dict(weights), assign=any(own.is_meta for own in expected.values()))
 
 
 def digest(settings: Mapping[str, Any], data: bytes) -> str:
-    """SHA-256 of what config.json says and of the weights, together."""
+    """Compute the SHA-256 of the entries of config.json and the weights together."""
     both = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     both.update(data)
     return both.hexdigest()

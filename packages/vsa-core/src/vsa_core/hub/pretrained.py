@@ -1,4 +1,4 @@
-"""Saving and loading as methods; the work is in `vsa_core.hub`."""
+"""Saving and loading as methods of a network; `vsa_core.hub.Library` does the work."""
 
 import importlib
 import os
@@ -8,33 +8,42 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from vsa_core.hub.library import Library
+__all__ = ["Pretrained"]
 
 Model = TypeVar("Model", bound="Pretrained")
 
 
 class Pretrained(nn.Module):
-    """A module that can be written to a folder or to the Hugging Face hub, and read again (extra `hub` of its package)."""
+    """Base class of networks that can be saved to a folder or the Hugging Face hub and loaded again (extra `hub`)."""
 
     hub_module: ClassVar[str]
-    """Name of the module that has the package's `LIBRARY`; imported when it is needed, as it needs the models."""
+    """Name of the module whose `LIBRARY` saves and loads this class; imported on first use, because it imports the networks."""
+    config: Any
+    """Configuration of the network, a dataclass."""
+    accuracy: dict[Any, float]
+    """Test accuracy, from 0 to 1, by n, as given when the network was saved; empty if none was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = {}
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, accuracy: Mapping[Any, float] | None = None, command: str | None = None
     ) -> None:
-        """Write weights, configuration and model card into a folder: `vsa_core.hub.Library.save`."""
-        library(type(self)).save(self, folder, accuracy=accuracy, command=command)
+        """Write weights, configuration and model card into a folder, as `vsa_core.hub.Library.save` describes."""
+        library_of(type(self)).save(self, folder, accuracy=accuracy, command=command)
 
     @classmethod
     def from_pretrained(
         cls: type[Model], source: str | os.PathLike[str], *, revision: str | None = None, device: str | torch.device = "cpu"
     ) -> Model:
-        """The network in a folder or in a repository of the hub, in eval mode: `vsa_core.hub.Library.load`.
+        """Load a network in eval mode from a folder, a run directory or the hub, as `vsa_core.hub.Library.load` describes.
 
         Raises:
             ValueError: `source` holds a network of another class, or is damaged.
         """
-        return library(cls).load_as(cls, source, revision=revision, device=device)
+        model: Model = library_of(cls).load(source, kind=cls, revision=revision, device=device)
+        return model
 
     def push_to_hub(
         self,
@@ -45,11 +54,13 @@ class Pretrained(nn.Module):
         private: bool = False,
         token: str | None = None,
     ) -> str:
-        """Upload weights, configuration and model card to the hub, and return the address: `vsa_core.hub.Library.push`."""
-        return library(type(self)).push(self, repo_id, accuracy=accuracy, command=command, private=private, token=token)
+        """Upload weights, configuration and model card, as `vsa_core.hub.Library.push` describes, and return the address."""
+        address: str = library_of(type(self)).push(
+            self, repo_id, accuracy=accuracy, command=command, private=private, token=token
+        )
+        return address
 
 
-def library(kind: type[Pretrained]) -> Library[Any]:
-    """The library of the package that a class belongs to."""
-    found: Library[Any] = importlib.import_module(kind.hub_module).LIBRARY
-    return found
+def library_of(kind: type[Pretrained]) -> Any:
+    """Return the `Library` that a class of network belongs to."""
+    return importlib.import_module(kind.hub_module).LIBRARY

@@ -12,6 +12,7 @@ from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, pre
 from mimoconv.importer import convolution_keys, import_published
 from vsa_core import hrr
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # sharing out the work of networks this small takes longer
 STRIDES = {1: 1, 2: 2, 3: 2}
 
 networks = pytest.mark.parametrize(
@@ -32,15 +33,6 @@ networks = pytest.mark.parametrize(
     ],
     ids=str,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only lose by sharing their work out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def published(slots: int | None = 2, *, dim=8, channels=3, base=4, blocks=1, classes=5) -> dict[str, Tensor]:
@@ -86,7 +78,7 @@ def published(slots: int | None = 2, *, dim=8, channels=3, base=4, blocks=1, cla
 
 
 def reference(entries: dict[str, Tensor], images: Tensor, n: int) -> Tensor:
-    """Logits (count classes) of the published network in eval mode, n images a pass."""
+    """Logits (count classes) of the published network in eval mode, n images per pass."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         names = ("running_mean", "running_var", "weight", "bias")
@@ -223,7 +215,7 @@ def test_an_untrained_network_is_known_as_one_after_training():
     model = import_published(entries).train()
     model(torch.randn(4, 2, 3, 8, 8))
     assert predict(model, torch.randn(4, 3, 8, 8), 2).shape == (4, 5)
-    with pytest.raises(RuntimeError, match="never with 1 images a pass"):
+    with pytest.raises(RuntimeError, match="never with 1 images per pass"):
         predict(model, torch.randn(4, 3, 8, 8), 1)
 
 

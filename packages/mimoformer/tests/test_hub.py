@@ -63,6 +63,7 @@ def signed(folder, settings=None, weights=None):
     + [({"attention": attention, "head": "tokens"}, torch.float32) for attention in ("positive", "dpfp")]
     + [({"attention": "softmax", "head": head, "m": 1, "n": 1}, torch.float64) for head in HEADS]
     + [({"tied": True, "head": head}, torch.float32) for head in ("tokens", "last")]
+    + [({"tokenizer": "words", "words": ("no", "yes"), "class_names": ("a", "b", "c")}, torch.float32)]
     + [({"m": 3, "n": 1, "trainable_keys": True, "pool": "all", "head_dim": 6, "activation": "gelu"}, torch.float32)],
     ids=str,
 )
@@ -214,16 +215,21 @@ def test_cards_of_other_networks(options, about):
     assert ("| classes |" in text) == (options.get("head") not in ("tokens", "last"))
 
 
+@pytest.mark.parametrize("tokenizer", [None, "ids"])
 @pytest.mark.parametrize("head", HEADS)
-def test_the_code_of_a_card_runs(head, tmp_path, monkeypatch):
+def test_the_code_of_a_card_runs(head, tokenizer, tmp_path, monkeypatch):
+    """With tokens, or with texts where the network has a tokenizer for them."""
     monkeypatch.chdir(tmp_path)
-    model = small(head=head)
+    model = small(head=head, tokenizer=tokenizer)
     model.save_pretrained("net")
     code = re.search(r"```python\n(.*?)\n```", Path("net", "README.md").read_text(), re.DOTALL)[1]
-    tokens = torch.randint(11, (3, 2, 5) if head == "pair" else (3, 5))
-    found = {"tokens": tokens}
+    tokens = torch.randint(1, 11, (3, 2, 5) if head == "pair" else (3, 5))
+    texts = [
+        [" ".join(map(str, ids)) for ids in pair] if head == "pair" else " ".join(map(str, pair)) for pair in tokens.tolist()
+    ]
+    found = {"tokens": tokens} if tokenizer is None else {"texts": texts}
     exec(code, found)
-    assert torch.equal(found["logits"], predict(model, tokens, 2))
+    assert_close(found["logits"], predict(model, tokens))
 
 
 @unchecked

@@ -34,7 +34,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: MIMOFormerConfig) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(config.embed_dim), nn.LayerNorm(config.embed_dim)
-        # Projections are drawn before the MLP, keys and features after it: the order in which published results were drawn.
+        # Draw projections before the MLP, and keys and features after it, so that a seed gives the weights it always gave.
         projections, mlp = make_projections(config.embed_dim, config.heads, config.dim), make_mlp(config)
         self.attention = make_attention(config, projections)
         self.dropout = nn.Dropout(config.dropout)

@@ -95,7 +95,7 @@ def favor_s_step(
         parts, state = attend_in_chunks(
             query_features(feature_map, q.sum(1), any_real(mask, 1)),
             running_key_features(feature_map, k.sum(2), any_real(mask, 2), state),
-            *(v.sum(2), mask, keys, state, chunk),
+            *(v.sum(2), mask, keys.shape[:2], state, chunk),
         )
         out = divide_or_zero(parts.numerator[:, None], parts.denominator, parts.whole[:, None])
         return unbind_slots(out, keys, mask).to(dtype), state
@@ -120,7 +120,7 @@ def favor_s_shared_step(
         parts, state = attend_in_chunks(
             query_features(feature_map, q.sum(1), any_real(mask, 1)),
             running_key_features(feature_map, k.sum(2), any_real(mask, 2), state),
-            *(v.sum(2), mask, keys, state, chunk),
+            *(v.sum(2), mask, keys.shape[:2], state, chunk),
         )
         return divide_or_zero(parts.numerator, parts.denominator.sum(1), parts.whole).to(dtype), state
 
@@ -145,7 +145,7 @@ def favor_s_blurry_step(
         parts, state = attend_in_chunks(
             query_features(feature_map, q, real),
             running_key_features(feature_map, k, real, state),
-            *(v, mask, keys, state, chunk),
+            *(v, mask, keys.shape[:2], state, chunk),
         )
         out = divide_or_zero(parts.numerator[:, None], parts.denominator, parts.whole[:, None])
         return unbind_slots(out, keys, mask).to(dtype), state
@@ -175,7 +175,7 @@ def attend_in_chunks(
     running: RunningKeys,
     v: Float[Tensor, "b #m h l d"],
     mask: Bool[Tensor, "b m n l"] | None,
-    keys: Float[Tensor, "m n e"],
+    grid: tuple[int, ...],
     state: AttentionState | None,
     chunk: int,
 ) -> tuple[Quotients, AttentionState]:
@@ -183,7 +183,7 @@ def attend_in_chunks(
     checks.positive(chunk=chunk)
     phi_k, log_scale = running
     b, _, h, _, r = phi_k.shape
-    shapes = ((b, h, r, v.shape[-1]), (b, *keys.shape[:2], h, r), (b, h, r))
+    shapes = ((b, h, r, v.shape[-1]), (b, *grid, h, r), (b, h, r))
     if state is None:
         state = AttentionState(KeySums(*map(v.new_zeros, shapes)), v.new_full((b, h), log_of_zero(v.dtype)))
     elif (found := tuple(tuple(x.shape) for x in state.sums)) != shapes:

@@ -1,7 +1,7 @@
 """Configuration of a network: a frozen dataclass that checks itself."""
 
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 from vsa_core import checks
@@ -138,8 +138,12 @@ class MIMOFormerConfig:
         """
         if n is None:
             return self.m, self.n
-        rows, columns = n if isinstance(n, tuple) and len(n) == 2 else (n, n)
-        checks.whole(m=rows, n=columns)
+        counts = n if isinstance(n, tuple) else (n, n)
+        if not all(isinstance(count, Integral) and not isinstance(count, bool) for count in counts):
+            raise TypeError(f"n is {n!r}; expected a whole number k, a grid (m, n) of whole numbers, or None")
+        if len(counts) != 2:
+            raise ValueError(f"n is {n}; expected a whole number k, a grid (m, n), or None")
+        rows, columns = counts
         if not (1 <= rows <= self.m and 1 <= columns <= self.n):
             raise ValueError(f"n is {n}, a grid of {rows} x {columns}; this network takes 1 x 1 to {self.m} x {self.n}")
         return rows, columns

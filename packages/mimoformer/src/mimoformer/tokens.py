@@ -17,7 +17,7 @@ Text = str | bytes
 
 
 def tokenize(
-    model: MIMOFormer | MIMOFormerConfig, texts: Sequence[Text] | Sequence[tuple[Text, Text]]
+    model: MIMOFormer | MIMOFormerConfig, texts: Sequence[Text | Sequence[Text]]
 ) -> tuple[Int64[Tensor, "count *pair l"], Bool[Tensor, "count *pair l"]]:
     """Turn texts into token ids and their mask, as `predict` takes them, by the network's own tokenizer.
 

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch.testing import assert_close
 
-from mimoformer.attention import favor_s, linear_attention, softmax_attention
+from mimoformer.attention import favor_s, favor_s_blurry, linear_attention, softmax_attention
 from mimoformer.blurring import superposed_softmax
 from mimoformer.bundles import bind_real_tokens
 from vsa_core import hadamard
@@ -93,6 +93,13 @@ def test_superposed_softmax_blurs_at_every_dim(m, n, dim, sharpness):
     assert_close(found, found[:1, :1].expand_as(found))
     assert_close(distance(exact[0, 0], exact[-1, -1]), torch.full((TOKENS,), SHARE).double())
     assert distance(found, exact).mean() > SHARE / 2 - 1e-9
+
+
+def test_blurry_attention_with_an_exact_kernel_is_superposed_softmax():
+    q, k, keys = sequences(2, 2, 64, seed=0)
+    phi = exact_features(bind_real_tokens(q, k, k, keys, None)[1].sum((1, 2))[0, 0])
+    v = torch.randn_like(q)
+    assert_close(favor_s_blurry(q, k, v, keys, phi), superposed_softmax(q, k, v, keys))
 
 
 def error_of_favor_s(m, n, dim, seeds=50):

@@ -21,16 +21,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mimoformer.attention import favor_s, linear_attention, softmax_attention
+from mimoformer.attention import favor_s, favor_s_blurry, linear_attention, softmax_attention
 from mimoformer.blurring import superposed_softmax
-from mimoformer.bundles import bind_and_bundle
+from mimoformer.bundles import bind_real_tokens
 from mimoformer.features import ReLUFeatures
 from vsa_core import hadamard
 
 TOKENS, SCORE = 16, 5.0
-"""Of a sequence; <q, k> / sqrt(dim) of a query and the key that it looks for."""
+"""Tokens of a sequence; <q, k> / sqrt(dim) of a query and the key that it looks for."""
 FEATURES, MANY_FEATURES, MANY_DIM = 256, 16_384, 512
-"""Of the ReLU map; and how many of them, at which dim, show what is left of its error when neither is small."""
+"""Random features of the ReLU map; and how many, at which dim, show what is left of its error when neither is small."""
 DIMS = (32, 64, 128, 256, 512, 1024, 2048)
 SHOWN = 256
 """The dim of the maps in the picture."""
@@ -83,31 +83,33 @@ def distance(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().sum(-1).mean().item() / 2
 
 
-def relu_error(dim: int, features: int, seed: int) -> tuple[float, float]:
-    """Distance of the ReLU map's weights in superposition from those alone, and of these from softmax."""
+def relu_errors(dim: int, features: int, seed: int) -> tuple[float, float, float]:
+    """Distances of the ReLU map: FAVOR+S and blurry attention from each sequence alone, and that from softmax."""
     generator = torch.Generator().manual_seed(seed)
     q, k, keys = sequences(dim, generator)
     relu = ReLUFeatures(dim, features, generator=generator).double()
     by_itself, shared = weights(alone(relu), q, k), weights(lambda q, k, v: favor_s(q, k, v, keys, relu), q, k)
-    return distance(shared, by_itself), distance(by_itself, weights(softmax_attention, q, k))
+    blurry = weights(lambda q, k, v: favor_s_blurry(q, k, v, keys, relu), q, k)
+    return distance(shared, by_itself), distance(blurry, by_itself), distance(by_itself, weights(softmax_attention, q, k))
 
 
 def measure(dim: int, seed: int) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Maps of all slots, and their mean distances."""
     generator = torch.Generator().manual_seed(seed)
     q, k, keys = sequences(dim, generator)
-    phi = exact_features(torch.cat([bind_and_bundle(q, k, k, keys, None).k.flatten(0, -2), k[0, 0, 0, 0]]))
+    phi = exact_features(torch.cat([bind_real_tokens(q, k, k, keys, None)[1].sum(2).flatten(0, -2), k[0, 0, 0, 0]]))
     maps = {
         "exact": weights(softmax_attention, q, k),
         "FAVOR+S": weights(lambda q, k, v: favor_s(q, k, v, keys, phi), q, k),
         "superposed softmax": weights(lambda q, k, v: superposed_softmax(q, k, v, keys), q, k),
     }
     torch.testing.assert_close(weights(alone(phi), q, k), maps["exact"])
-    shared, by_itself = relu_error(dim, FEATURES, seed)
+    shared, blurry, by_itself = relu_errors(dim, FEATURES, seed)
     return maps, {
         "superposed softmax": distance(maps["superposed softmax"], maps["exact"]),
         "FAVOR+S": distance(maps["FAVOR+S"], maps["exact"]),
         "FAVOR+S, ReLU": shared,
+        "blurry, ReLU": blurry,
         "ReLU alone": by_itself,
     }
 
@@ -183,7 +185,7 @@ def main() -> None:
     print("| ---: |", " | ".join("---:" for _ in errors[SHOWN]), "|")
     for dim, row in errors.items():
         print(f"| {dim} |", " | ".join(f"{error:.3f}" for error in row.values()), "|")
-    many = [relu_error(MANY_DIM, MANY_FEATURES, seed)[0] for seed in range(args.seeds)]
+    many = [relu_errors(MANY_DIM, MANY_FEATURES, seed)[0] for seed in range(args.seeds)]
     print(f"ReLU with {MANY_FEATURES:,} features at dim {MANY_DIM}: {sum(many) / len(many):.3f}, theory {relu_limit():.3f}")
     print(f"floor of shared weights {floor(maps['exact']):.3f}")
     draw(maps, errors, args.out)

@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mimoformer.attention import favor_s
-from mimoformer.bundles import bind_and_bundle
-from mimoformer.features import PositiveFeatures, ReLUFeatures
+from mimoformer.bundles import bind_real_tokens
+from mimoformer.features import PositiveFeatures, ReLUFeatures, as_feature_map
 from vsa_core import hadamard
 from vsa_core.interference import attention_score_bounds, retrieval_noise, retrieval_snr
 
@@ -67,8 +67,9 @@ def score_noise(m: int, n: int, dim: int, draws: int, kind: str) -> tuple[Tensor
         if kind == "random":
             k, q = random_pairs(m, n, dim, generator)
         keys = hadamard.random_keys(m * n, dim, generator=generator).unflatten(0, (m, n))
-        bundles = bind_and_bundle(q[None, :, :, None, None], k[None, :, :, None, None], k[None, :, :, None, None], keys, None)
-        score = bundles.k[0, 0, 0, 0] @ bundles.q[0, 0, 0, 0]
+        query, key = q[None, :, :, None, None], k[None, :, :, None, None]
+        bound_q, bound_k, _ = bind_real_tokens(query, key, key, keys, None)
+        score = bound_k.sum(2)[0, 0, 0, 0] @ bound_q.sum(1)[0, 0, 0, 0]
         noise[draw] = (score - k[0, 0] @ q[0, 0]) / (k[0, 0].norm() * q[0, 0].norm())
     return noise, theory
 
@@ -104,13 +105,14 @@ def output_noise(m: int, n: int, dim: int, seeds: int, name: str) -> tuple[float
     totals, references, others, own = [], [], [], []
     for seed in range(seeds):
         q, k, v, keys = sequences(m, n, dim, seed)
-        bundles = bind_and_bundle(q, k, v, keys, None)
-        phi = MAPS[name](dim, seed, bundles.k.flatten(0, -2))
+        bound_q, bound_k, _ = bind_real_tokens(q, k, v, keys, None)
+        bundled_q, bundled_k = bound_q.sum(1), bound_k.sum(2)
+        phi = MAPS[name](dim, seed, bundled_k.flatten(0, -2))
         alone = torch.zeros_like(v)
         alone[:, 0, 0] = v[:, 0, 0]
         totals.append(favor_s(q, k, v, keys, phi)[:, 0, 0])
         references.append(favor_s(q, k, alone, keys, phi)[:, 0, 0])
-        phi_q, phi_k = getattr(phi, "query", phi)(bundles.q), getattr(phi, "key", phi)(bundles.k)
+        phi_q, phi_k = as_feature_map(phi).query(bundled_q), as_feature_map(phi).key(bundled_k)
         weights = einsum(phi_q[0, 0, 0], phi_k[0, :, 0], "i r, m j r -> m i j")
         energies = (weights / weights[0].sum(-1, keepdim=True)).square().sum(-1)  # of each row of the grid and token, at (0, 0)
         others.append(n * energies.sum(0) - energies[0])

@@ -43,6 +43,27 @@ def favor_s(q, k, v, keys, phi: Callable[[Tensor], Tensor], mask, *, causal: boo
     return out
 
 
+def blurry(q, k, v, keys, weight: Callable[[Tensor, Tensor], Tensor], mask, *, causal: bool) -> Tensor:
+    """One attention over the sum of all slots, token by token; a slot is divided by the weights of its own real tokens."""
+    b, m, n, h, length, _ = q.shape
+    slots = [(row, column) for row in range(m) for column in range(n)]
+    out = torch.zeros_like(q)
+
+    def bundle(x, group, head, token):
+        return sum(x[group, *slot, head, token] * keys[slot] for slot in slots if mask[group, *slot, token])
+
+    for group, head, token in [(g, i, j) for g in range(b) for i in range(h) for j in range(length)]:
+        for slot in [slot for slot in slots if mask[group, *slot, token]]:
+            numerator, denominator = torch.zeros_like(out[0, 0, 0, 0, 0]), 0.0
+            for other in [j for j in range(token + 1 if causal else length) if mask[group, ..., j].any()]:
+                score = weight(bundle(q, group, head, token), bundle(k, group, head, other))
+                numerator = numerator + score * bundle(v, group, head, other)
+                denominator = denominator + score * mask[group, *slot, other]
+            if denominator > 0:
+                out[group, *slot, head, token] = numerator / denominator * keys[slot]
+    return out
+
+
 def softmax(q, k, v, mask, *, causal: bool) -> Tensor:
     """Exact attention (b h l d) of every real token over the real ones that it sees."""
     out = torch.zeros_like(q)

@@ -1,14 +1,15 @@
 """FAVOR+S against loops, with masks that hide garbage, causal and step by step."""
 
 import itertools
+from functools import partial
 
 import loops
 import pytest
 import torch
 from torch.testing import assert_close
 
-from mimoformer import causal
-from mimoformer.attention import favor_s, favor_s_shared, linear_attention, softmax_attention, step, step_shared
+from mimoformer import attention
+from mimoformer.attention import softmax_attention
 from mimoformer.features import DPFPFeatures, PositiveFeatures, ReLUFeatures, RunningKeys
 from vsa_core import hadamard
 
@@ -21,13 +22,22 @@ MAPS = {
 GRIDS = list(itertools.product((1, 2, 3), repeat=2))
 every_map = pytest.mark.parametrize("name", MAPS)
 either = pytest.mark.parametrize("is_causal", [False, True])
-FORMS = {"per slot": (favor_s, step), "shared": (favor_s_shared, step_shared)}
+CHUNK = 3  # tokens, so that short sequences have several chunks, the last one shorter
+favor_s, favor_s_step, linear_attention = (
+    partial(function, chunk=CHUNK) for function in (attention.favor_s, attention.favor_s_step, attention.linear_attention)
+)
+FORMS = {
+    "per slot": (favor_s, favor_s_step),
+    "shared": (partial(attention.favor_s_shared, chunk=CHUNK), partial(attention.favor_s_shared_step, chunk=CHUNK)),
+    "blurry": (partial(attention.favor_s_blurry, chunk=CHUNK), partial(attention.favor_s_blurry_step, chunk=CHUNK)),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
 
 
-@pytest.fixture(autouse=True)
-def several_chunks(monkeypatch):
-    """Chunks of three tokens, so that short sequences have several, the last one shorter."""
-    monkeypatch.setattr(causal, "CHUNK", 3)
+def by_loops(form, q, k, v, keys, phi, mask, *, causal):
+    if form == "blurry":
+        return loops.blurry(q, k, v, keys, lambda query, key: phi(key) @ phi(query), mask, causal=causal)
+    return loops.favor_s(q, k, v, keys, phi, mask, causal=causal, shared=form == "shared")
 
 
 def inputs(m, n, length=5, b=2, h=2, dtype=torch.float64):
@@ -57,19 +67,19 @@ def test_equals_the_loops(m, n, masked, is_causal, name):
     mask = some_mask(m, n) if masked else None
     real = torch.ones(2, m, n, 5, dtype=torch.bool) if mask is None else mask
     given = [q, k, v] if mask is None else [garbage(x, mask) for x in (q, k, v)]
-    for shared, function in enumerate((favor_s, favor_s_shared)):
-        expected = loops.favor_s(q, k, v, keys, phi, real, causal=is_causal, shared=bool(shared))
+    for form, (function, _) in FORMS.items():
+        expected = by_loops(form, q, k, v, keys, phi, real, causal=is_causal)
         assert_close(function(*given, keys, phi, mask, causal=is_causal), expected, rtol=1e-9, atol=1e-9)
 
 
 @either
 @every_map
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_gradients_equal_those_of_the_loops(is_causal, name, form):
     phi, (q, k, v, keys) = MAPS[name]().double(), inputs(2, 3, b=1, h=1)
     mask = some_mask(2, 3, b=2)[:1]
     leaves = [x.clone().requires_grad_() for x in (q, k, v, keys)]
-    expected = loops.favor_s(*leaves, phi, mask, causal=is_causal, shared=form == "shared")
+    expected = by_loops(form, *leaves, phi, mask, causal=is_causal)
     weights = torch.randn_like(expected)
     wanted = torch.autograd.grad((expected * weights).sum(), leaves)
     leaves = [garbage(x, mask).requires_grad_() for x in (q, k, v)] + [keys.clone().requires_grad_()]
@@ -80,7 +90,7 @@ def test_gradients_equal_those_of_the_loops(is_causal, name, form):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 @either
 @every_map
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_padding_to_twice_the_length_changes_nothing(value, is_causal, name, form):
     phi, (q, k, v, keys) = MAPS[name]().double(), inputs(2, 3)
     mask = some_mask(2, 3)
@@ -99,14 +109,14 @@ def test_padding_to_twice_the_length_changes_nothing(value, is_causal, name, for
 def test_a_full_mask_is_no_mask(is_causal, name):
     phi, (q, k, v, keys) = MAPS[name]().double(), inputs(2, 3)
     mask = torch.ones(2, 2, 3, 5, dtype=torch.bool)
-    for function in (favor_s, favor_s_shared):
+    for function, _ in FORMS.values():
         out = function(q, k, v, keys, phi, mask, causal=is_causal)
         assert_close(out, function(q, k, v, keys, phi, causal=is_causal), rtol=1e-12, atol=1e-12)
 
 
 @either
 @every_map
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_rows_without_a_real_token_give_zeros_and_finite_gradients(is_causal, name, form):
     phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, dtype=torch.float32)
     leaves = [torch.full_like(x, float("nan")).requires_grad_() for x in (q, k, v)]
@@ -118,7 +128,7 @@ def test_rows_without_a_real_token_give_zeros_and_finite_gradients(is_causal, na
 
 @every_map
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 @pytest.mark.parametrize("sizes", [[1] * 10, [4, 1, 5], [7, 3]])
 def test_any_split_into_steps_gives_the_whole(name, masked, form, sizes):
     whole, next_step = FORMS[form]
@@ -139,8 +149,8 @@ def numbers(state):
 @every_map
 def test_the_state_does_not_grow(name):
     phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=50, dtype=torch.float32)
-    _, short = step(*(x[..., :1, :] for x in (q, k, v)), keys, phi)
-    _, long = step(q, k, v, keys, phi)
+    _, short = favor_s_step(*(x[..., :1, :] for x in (q, k, v)), keys, phi)
+    _, long = favor_s_step(q, k, v, keys, phi)
     assert [part.shape for part in numbers(short)] == [part.shape for part in numbers(long)]
 
 
@@ -148,12 +158,12 @@ def test_the_state_does_not_grow(name):
 def test_a_step_keeps_nothing_else_alive(name):
     """Every tensor of the state owns its memory: a view of the whole sequence's features would grow with it."""
     phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=50, dtype=torch.float32)
-    _, state = step(q, k, v, keys, phi)
+    _, state = favor_s_step(q, k, v, keys, phi)
     assert all(part.untyped_storage().nbytes() <= 2 * part.numel() * part.element_size() for part in numbers(state))
 
 
 @every_map
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_no_token_depends_on_later_ones(name, form):
     """Not even where a later key is so long that one stabiliser for all would make those before it vanish."""
     phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=9, dtype=torch.float32)
@@ -166,9 +176,8 @@ def test_no_token_depends_on_later_ones(name, form):
 
 
 @pytest.mark.parametrize("name", ["relu", "positive"])
-def test_memory_of_causal_attention_is_linear_in_the_length(name, monkeypatch):
+def test_memory_of_causal_attention_is_linear_in_the_length(name):
     """Bytes kept for the backward pass of twice the tokens: at most 2.1 times as many; all pairs of tokens would be four."""
-    monkeypatch.setattr(causal, "CHUNK", 8)
 
     def kept(length):
         phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=length, dtype=torch.float32)
@@ -180,7 +189,7 @@ def test_memory_of_causal_attention_is_linear_in_the_length(name, monkeypatch):
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            favor_s(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), keys, phi, causal=True)
+            favor_s(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), keys, phi, causal=True, chunk=8)
         return total
 
     assert kept(512) <= 2.1 * kept(256)
@@ -241,7 +250,7 @@ def test_softmax_attention_equals_the_loops(masked, is_causal):
 
 def test_an_overflow_is_not_hidden():
     q, k, v, keys = inputs(2, 2, dtype=torch.float32)
-    for function in (favor_s, favor_s_shared):
+    for function, _ in FORMS.values():
         assert function(1e20 * q, 1e20 * k, v, keys, MAPS["relu"]()).isnan().any()
 
 
@@ -261,7 +270,7 @@ def test_a_denominator_of_zero_gives_zero():
 
 @every_map
 @either
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_bf16_is_within_a_hundredth(name, is_causal, form):
     """Relative to float64 on the same rounded inputs, and the type comes back; gradients as well."""
     phi, (q, k, v, keys) = MAPS[name](), inputs(2, 2, length=20, dtype=torch.bfloat16)
@@ -278,7 +287,7 @@ def test_bf16_is_within_a_hundredth(name, is_causal, form):
         assert (x.grad.double() - reference.grad).norm() < 1e-2 * reference.grad.norm()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_autocast_changes_nothing(form):
     phi, (q, k, v, keys) = MAPS["relu"](), inputs(2, 2, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -295,7 +304,7 @@ def test_any_strides(is_causal):
 
 
 @either
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_an_empty_batch(is_causal, form):
     q, k, v, keys = inputs(2, 3, b=0)
     assert FORMS[form][0](q, k, v, keys, MAPS["positive"]().double(), causal=is_causal).shape[0] == 0
@@ -312,7 +321,7 @@ class StabilisedOverAll(torch.nn.Module):
 def test_a_stabiliser_for_whole_sequences_is_used_and_refused_for_causal_attention():
     q, k, v, keys = inputs(2, 2)
     assert_close(favor_s(q, k, v, keys, StabilisedOverAll()), favor_s(q, k, v, keys, torch.exp))
-    with pytest.raises(TypeError, match=r"StabilisedOverAll stabilises keys over all tokens: .* running_key"):
+    with pytest.raises(TypeError, match=r"StabilisedOverAll stabilises keys over all tokens; .* running_key"):
         favor_s(q, k, v, keys, StabilisedOverAll(), causal=True)
 
 
@@ -321,14 +330,14 @@ def test_a_stabiliser_for_whole_sequences_is_used_and_refused_for_causal_attenti
     ("change", "error", "named"),
     [
         ({"q": lambda x: x[:, :1]}, ValueError, r"q, k and v have shapes \(2, 1, 3, 2, 5, 4\), \(2, 2, 3, 2, 5, 4\)"),
-        ({"q": lambda x: x[0], "k": lambda x: x[0], "v": lambda x: x[0]}, ValueError, r"must be \(b, m, n, h, l, d\)"),
-        ({name: lambda x: x[..., :0, :] for name in "qkv"}, ValueError, "at least one slot, head, token"),
-        ({"keys": lambda x: x[:1]}, ValueError, r"keys have shape \(1, 3, 4\): \(2, 3, 4\) is needed"),
+        ({"q": lambda x: x[0], "k": lambda x: x[0], "v": lambda x: x[0]}, ValueError, r"expected one shape \(b, m, n, h, l, d\)"),
+        ({name: lambda x: x[..., :0, :] for name in "qkv"}, ValueError, "all axes but b at least 1"),
+        ({"keys": lambda x: x[:1]}, ValueError, r"keys have shape \(1, 3, 4\); expected \(2, 3, 4\)"),
         ({"q": lambda x: x.int()}, TypeError, "q has dtype torch.int32"),
         ({"keys": lambda x: x.int()}, TypeError, "keys has dtype torch.int32"),
-        ({"mask": lambda x: x.int()}, TypeError, r"the mask is torch.int32; it must be torch.bool"),
-        ({"mask": lambda x: x.tolist()}, TypeError, "the mask is list"),
-        ({"mask": lambda x: x[..., :4]}, ValueError, r"the mask has shape \(2, 2, 3, 4\): \(2, 2, 3, 5\) is needed"),
+        ({"mask": lambda x: x.int()}, TypeError, r"mask is torch.int32; expected torch.bool"),
+        ({"mask": lambda x: x.tolist()}, TypeError, "mask is list"),
+        ({"mask": lambda x: x[..., :4]}, ValueError, r"mask has shape \(2, 2, 3, 4\); expected \(2, 2, 3, 5\)"),
     ],
 )
 @either
@@ -336,41 +345,50 @@ def test_what_does_not_fit(change, error, named, is_causal):
     q, k, v, keys = inputs(2, 3)
     arguments = {"q": q, "k": k, "v": v, "keys": keys, "mask": torch.ones(2, 2, 3, 5, dtype=torch.bool)}
     arguments |= {name: altered(arguments[name]) for name, altered in change.items()}
-    for function in (favor_s, favor_s_shared):
+    for function, _ in FORMS.values():
         with pytest.raises(error, match=named):
             function(**arguments, feature_map=MAPS["relu"]().double(), causal=is_causal)
 
 
 @pytest.mark.unchecked
-def test_a_state_of_something_else_is_refused():
-    phi, (q, k, v, keys) = MAPS["relu"]().double(), inputs(2, 2)
+@every_form
+@pytest.mark.parametrize(("chunk", "error", "named"), [(0, ValueError, "chunk must be .*, got 0"), (2.0, TypeError, "got 2.0")])
+def test_chunks_that_cannot_be(form, chunk, error, named):
+    q, k, v, keys = inputs(2, 3)
+    with pytest.raises(error, match=named):
+        FORMS[form][0](q, k, v, keys, torch.exp, causal=True, chunk=chunk)
+
+
+@pytest.mark.unchecked
+@every_form
+def test_a_state_of_something_else_is_refused(form):
+    step, phi, (q, k, v, keys) = FORMS[form][1], MAPS["relu"]().double(), inputs(2, 2)
     _, state = step(q, k, v, keys, phi)
-    for other in ((q[:1], k[:1], v[:1], keys), inputs(2, 3), inputs(1, 2), inputs(2, 2, h=3)):
-        named = (
-            r"the state is of \(b, h\) = \(2, 2\)" if other[0].shape[0] != 2 or other[0].shape[3] != 2 else r"the state's sums"
-        )
+    for other in ((q[:1], k[:1], v[:1], keys), inputs(2, 3), inputs(1, 4), inputs(2, 2, h=3)):
+        named = r"the state has \(b, h\) = \(2, 2\)" if other[0].shape[0] != 2 or other[0].shape[3] != 2 else r"the state's sums"
         with pytest.raises(ValueError, match=named):
             step(*other, MAPS["positive"]().double(), step(q, k, v, keys, MAPS["positive"]().double())[1])
         with pytest.raises(ValueError, match=named):
             step(*other, phi, state)
     with pytest.raises(ValueError, match="the state's sums have shapes"):
         step(q, k, v, keys, MAPS["dpfp"](), state)
-    with pytest.raises(TypeError, match="the state is a tuple; it must be what a step returned"):
+    with pytest.raises(TypeError, match="state is a tuple; expected the AttentionState"):
         step(q, k, v, keys, phi, tuple(state))
 
 
 @either
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_padding_does_not_reach_a_map_that_is_undefined_at_zero(is_causal, form):
     q, k, v, keys = inputs(2, 2, b=1)
-    mask = (torch.arange(5) < 3).expand(1, 2, 2, 5)
+    mask = torch.tensor([True, False, True, True, False]).expand(1, 2, 2, 5)
+    real = mask[0, 0, 0]
 
     def phi(x):
         return torch.relu(x / x.norm(dim=-1, keepdim=True)) + 1e-3
 
     out = FORMS[form][0](q, k, v, keys, phi, mask, causal=is_causal)
-    assert_close(out[..., :3, :], FORMS[form][0](*(x[..., :3, :] for x in (q, k, v)), keys, phi, causal=is_causal))
-    assert torch.equal(out[..., 3:, :], torch.zeros_like(out[..., 3:, :]))
+    assert_close(out[..., real, :], FORMS[form][0](*(x[..., real, :] for x in (q, k, v)), keys, phi, causal=is_causal))
+    assert torch.equal(out[..., ~real, :], torch.zeros_like(out[..., ~real, :]))
 
 
 class AttachedScale(PositiveFeatures):
@@ -400,9 +418,9 @@ def test_what_softmax_and_linear_attention_refuse():
     for function in (softmax_attention, lambda *arguments: linear_attention(*arguments[:3], torch.exp, *arguments[3:])):
         with pytest.raises(ValueError, match=r"q, k and v have shapes \(2, 2, 5, 4\), \(2, 2, 4, 4\), \(2, 2, 5, 4\)"):
             function(q, k[:, :, :4], v)
-        with pytest.raises(ValueError, match=r"the mask has shape \(1, 5\): \(2, 5\) is needed"):
+        with pytest.raises(ValueError, match=r"mask has shape \(1, 5\); expected \(2, 5\)"):
             function(q, k, v, torch.ones(1, 5).bool())
-        with pytest.raises(TypeError, match=r"the mask is torch\.int64"):
+        with pytest.raises(TypeError, match=r"mask is torch\.int64"):
             function(q, k, v, torch.ones(2, 5).long())
         with pytest.raises(TypeError, match=r"q has dtype torch\.int64"):
             function(q.long(), k, v)

@@ -7,14 +7,15 @@ attention then gives that token 0.89 at every dim, and the other seven 0.02 each
 
 import math
 
+import loops
 import pytest
 import torch
 from einops import rearrange
 from torch.testing import assert_close
 
-from mimoformer.attention import favor_s, linear_attention, softmax_attention
+from mimoformer.attention import favor_s, favor_s_blurry, linear_attention, softmax_attention
 from mimoformer.blurring import superposed_softmax
-from mimoformer.bundles import bind_and_bundle
+from mimoformer.bundles import bind_real_tokens
 from vsa_core import hadamard
 
 TOKENS, SCORE = 8, 4.0
@@ -56,7 +57,7 @@ def exact_features(landmarks):
 
 def kernel(q, k, keys):
     """Features for the bundles of FAVOR+S and for every sequence alone."""
-    return exact_features(torch.cat([bind_and_bundle(q, k, k, keys, None).k.flatten(0, -2), k[0, 0, 0, 0]]))
+    return exact_features(torch.cat([bind_real_tokens(q, k, k, keys, None)[1].sum(2).flatten(0, -2), k[0, 0, 0, 0]]))
 
 
 def alone(q, k, phi):
@@ -94,6 +95,13 @@ def test_superposed_softmax_blurs_at_every_dim(m, n, dim, sharpness):
     assert distance(found, exact).mean() > SHARE / 2 - 1e-9
 
 
+def test_blurry_attention_with_an_exact_kernel_is_superposed_softmax():
+    q, k, keys = sequences(2, 2, 64, seed=0)
+    phi = exact_features(bind_real_tokens(q, k, k, keys, None)[1].sum((1, 2))[0, 0])
+    v = torch.randn_like(q)
+    assert_close(favor_s_blurry(q, k, v, keys, phi), superposed_softmax(q, k, v, keys))
+
+
 def error_of_favor_s(m, n, dim, seeds=50):
     """Mean distance of the weights from those of each sequence alone."""
     errors = []
@@ -119,27 +127,6 @@ def test_favor_s_keeps_slots_apart_the_better_the_larger_the_dim(m, n):
     assert errors[512] < SHARE / 2 / 10
 
 
-def naive(q, k, v, keys, mask, *, causal):
-    """The definition, token by token; a slot is divided by the weights of its own real tokens."""
-    b, m, n, h, tokens, dim = q.shape
-    slots = [(row, column) for row in range(m) for column in range(n)]
-    out = torch.zeros_like(q)
-
-    def bundle(x, group, head, token):
-        terms = [x[group, *slot, head, token] * keys[slot] for slot in slots if mask[group, *slot, token]]
-        return sum(terms, q.new_zeros(dim))
-
-    for group, head, token in [(g, i, j) for g in range(b) for i in range(h) for j in range(tokens)]:
-        for slot in [slot for slot in slots if mask[group, *slot, token]]:
-            numerator, denominator = q.new_zeros(dim), 0.0
-            for other in range(token + 1 if causal else tokens):
-                score = bundle(q, group, head, token) @ bundle(k, group, head, other) / math.sqrt(dim)
-                numerator = numerator + score.exp() * bundle(v, group, head, other)
-                denominator = denominator + score.exp() * mask[group, *slot, other]
-            out[group, *slot, head, token] = numerator / denominator * keys[slot]
-    return out
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 3)])
@@ -151,7 +138,7 @@ def test_superposed_softmax_is_its_definition(m, n, masked, causal):
     if masked:
         mask = torch.rand(2, m, n, 5) < 0.6
         mask[0, ..., 0], mask[1, ..., 3], mask[1, -1, -1] = False, False, False
-    expected = naive(q, k, v, keys, mask, causal=causal)
+    expected = loops.blurry(q, k, v, keys, lambda query, key: (query @ key / 2).exp(), mask, causal=causal)
     padding = rearrange(~mask, "b m n l -> b m n 1 l 1")
     q, k, v = q.masked_fill(padding, torch.nan), k.masked_fill(padding, torch.nan), v.masked_fill(padding, torch.nan)
     assert_close(superposed_softmax(q, k, v, keys, mask if masked else None, causal=causal), expected)

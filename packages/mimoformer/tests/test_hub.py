@@ -58,11 +58,12 @@ def signed(folder, settings=None, weights=None):
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [({}, dtype) for dtype in DTYPES.values()]
-    + [({"head": head, "variant": variant}, torch.float32) for head in HEADS for variant in ("att", "att+mlp")]
+    + [({"head": head, "variant": variant}, torch.float32) for head in HEADS for variant in ("att", "att+mlp", "blurry")]
     + [({"attention": attention}, torch.float32) for attention in ("relu", "positive", "dpfp")]
     + [({"attention": attention, "head": "tokens"}, torch.float32) for attention in ("positive", "dpfp")]
     + [({"attention": "softmax", "head": head, "m": 1, "n": 1}, torch.float64) for head in HEADS]
     + [({"tied": True, "head": head}, torch.float32) for head in ("tokens", "last")]
+    + [({"tokenizer": "words", "words": ("no", "yes"), "class_names": ("a", "b", "c")}, torch.float32)]
     + [({"m": 3, "n": 1, "trainable_keys": True, "pool": "all", "head_dim": 6, "activation": "gelu"}, torch.float32)],
     ids=str,
 )
@@ -91,9 +92,9 @@ def test_round_trip_is_exact(options, dtype, tmp_path):
     tokens = torch.randint(model.config.vocab_size, (5, 2, 7) if model.config.head == "pair" else (5, 7))
     for m in range(1, model.config.m + 1):
         for n in range(1, model.config.n + 1):
-            logits = predict(loaded, tokens, m, n)
+            logits = predict(loaded, tokens, (m, n))
             assert logits.isfinite().all()
-            assert_close(logits, predict(model, tokens, m, n))  # bits may differ by where weights lie in memory
+            assert_close(logits, predict(model, tokens, (m, n)))  # bits may differ by where weights lie in memory
 
 
 def test_files(saved):
@@ -125,7 +126,7 @@ def test_damaged_files_are_refused(saved, name):
         ({"class": "MIMOConv"}, "class must be one of MIMOFormer, got 'MIMOConv'"),
         ({"m": 3}, r"has shape \(2, 2, \d+\) .*expected \(3, 2, "),
         ({"slots": 4}, "unexpected keyword argument 'slots'"),
-        ({"attention": "softmax"}, "softmax attention is for m = n = 1"),
+        ({"attention": "softmax"}, "softmax attention .* needs m = n = 1"),
         ({"attention": "dpfp"}, r"missing \[\], unknown \[.*projection"),
     ],
 )
@@ -186,17 +187,24 @@ def test_card(tmp_path):
     )
     assert "`pip install mimoformer[hub]`" in text
     assert "```bash\ntrain --m 2 \\\n  --seed 0\n```\n" in text
-    assert "predict(model, tokens, m=2, n=4)  # integers below 11 (count, length), length to 8\n" in text
+    assert "predict(model, tokens)  # integers below 11: (count, length), length to 8\n" in text
 
 
 @pytest.mark.parametrize(
     ("options", "about"),
     [
         ({"head": "pair"}, "A Transformer that classifies up to 4 pairs in one forward pass, in superposition, as in"),
-        ({"head": "tokens"}, "A Transformer that predicts the next token everywhere in up to 4 sequences in one forward pass,"),
-        ({"head": "last"}, "A Transformer that predicts the token after up to 4 sequences in one forward pass,"),
-        ({"m": 1, "n": 1}, "the control beside MIMOFormer, that classifies one sequence a forward pass, as in"),
-        ({"m": 1, "n": 1, "head": "pair"}, "MIMOFormer, that classifies one pair of sequences a forward pass, as in"),
+        (
+            {"head": "tokens"},
+            "A Transformer that predicts the next token at every position of up to 4 sequences in one forward pass,",
+        ),
+        ({"head": "last"}, "A Transformer that predicts the token that follows up to 4 sequences in one forward pass,"),
+        ({"variant": "blurry"}, "Its sequences share one set of attention weights (blurry attention)"),
+        ({"m": 1, "n": 1}, "A plain Performer that classifies one sequence in one forward pass: a baseline of MIMOFormer, as in"),
+        (
+            {"m": 1, "n": 1, "head": "pair"},
+            "A plain Performer that classifies one pair of sequences in one forward pass: a baseline of MIMOFormer",
+        ),
     ],
 )
 def test_cards_of_other_networks(options, about):
@@ -207,30 +215,35 @@ def test_cards_of_other_networks(options, about):
     assert ("| classes |" in text) == (options.get("head") not in ("tokens", "last"))
 
 
+@pytest.mark.parametrize("tokenizer", [None, "ids"])
 @pytest.mark.parametrize("head", HEADS)
-def test_the_code_of_a_card_runs(head, tmp_path, monkeypatch):
+def test_the_code_of_a_card_runs(head, tokenizer, tmp_path, monkeypatch):
+    """With tokens, or with texts where the network has a tokenizer for them."""
     monkeypatch.chdir(tmp_path)
-    model = small(head=head)
+    model = small(head=head, tokenizer=tokenizer)
     model.save_pretrained("net")
     code = re.search(r"```python\n(.*?)\n```", Path("net", "README.md").read_text(), re.DOTALL)[1]
-    tokens = torch.randint(11, (3, 2, 5) if head == "pair" else (3, 5))
-    found = {"tokens": tokens}
+    tokens = torch.randint(1, 11, (3, 2, 5) if head == "pair" else (3, 5))
+    texts = [
+        [" ".join(map(str, ids)) for ids in pair] if head == "pair" else " ".join(map(str, pair)) for pair in tokens.tolist()
+    ]
+    found = {"tokens": tokens} if tokenizer is None else {"texts": texts}
     exec(code, found)
-    assert torch.equal(found["logits"], predict(model, tokens, 2, 2))
+    assert_close(found["logits"], predict(model, tokens))
 
 
 @unchecked
 @pytest.mark.parametrize(
     ("accuracy", "named"),
     [
-        ({(0, 1): 0.5}, r"given for \(0, 1\), expected a grid \(m, n\) from \(1, 1\) to \(2, 4\)"),
-        ({(1, 1): 0.5, (4, 2): 0.5}, r"given for \(4, 2\), expected"),
-        ({(1, 5): 0.5}, r"given for \(1, 5\), expected"),
+        ({(0, 1): 0.5}, r"given for \(0, 1\); expected a grid \(m, n\) from \(1, 1\) to \(2, 4\)"),
+        ({(1, 1): 0.5, (4, 2): 0.5}, r"given for \(4, 2\); expected"),
+        ({(1, 5): 0.5}, r"given for \(1, 5\); expected"),
         ({(1.5, 1): 0.5}, r"given for \(1\.5, 1\)"),
         ({("1", 1): 0.5}, r"given for \('1', 1\)"),
         ({(1, 1, 1): 0.5}, r"given for \(1, 1, 1\)"),
-        ({4: 0.5}, "given for 4, expected a grid"),
-        ({"2x2": 0.5}, "given for '2x2', expected a grid"),
+        ({4: 0.5}, "given for 4; expected a grid"),
+        ({"2x2": 0.5}, "given for '2x2'; expected a grid"),
         ({(2, 2): 91.23}, r"for 2 x 2 sequences a pass is 91\.23, expected a share from 0 to 1"),
         ({(2, 2): float("nan")}, "is nan, expected"),
     ],

@@ -5,20 +5,19 @@ import torch
 from test_model import every_head, small
 from torch.testing import assert_close
 
-from mimoformer import count_macs, create_model, inference, predict
+from mimoformer import count_macs, create_model, predict
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 3)])
 @every_head
 @pytest.mark.parametrize("masked", [False, True])
-def test_predict_gives_every_sequence_its_row(m, n, head, masked, monkeypatch):
+def test_predict_gives_every_sequence_its_row(m, n, head, masked):
     """For any count, also over several parts; the last group repeats sequences, whose answers are dropped."""
-    monkeypatch.setattr(inference, "TOKENS_AT_ONCE", 2 * m * n * 5 * (2 if head == "pair" else 1))
-    model = small(head=head)
+    model, two_passes = small(head=head), 2 * m * n * 5 * (2 if head == "pair" else 1)
     for count in (*range(1, 2 * m * n + 2), 5 * m * n + 1):
         tokens = torch.randint(11, (count, 2, 5) if head == "pair" else (count, 5))
         mask = torch.rand(tokens.shape) < 0.8 if masked else None
-        out = predict(model, tokens, m, n, mask)
+        out = predict(model, tokens, (m, n), mask, tokens_at_once=two_passes)
         groups = -(-count // (m * n))
         order = torch.arange(groups * m * n) % count
         expected = model(
@@ -29,39 +28,44 @@ def test_predict_gives_every_sequence_its_row(m, n, head, masked, monkeypatch):
 
 
 def test_predict_of_nothing():
-    assert predict(small(), torch.zeros(0, 5).long(), 2, 2).shape == (0, 5)
-    assert predict(small(head="tokens"), torch.zeros(0, 5).long(), 2, 2).shape == (0, 5, 11)
+    assert predict(small(), torch.zeros(0, 5).long(), 2).shape == (0, 5)
+    assert predict(small(head="tokens"), torch.zeros(0, 5).long(), 2).shape == (0, 5, 11)
 
 
 def test_predict_needs_no_gradient_and_leaves_modes_alone():
     model = small().train()
     model.blocks[0].eval()
     modes = [module.training for module in model.modules()]
-    out = predict(model, torch.randint(11, (5, 7)), 2, 2)
+    out = predict(model, torch.randint(11, (5, 7)), 2)
     assert not out.requires_grad
-    assert torch.equal(out, predict(model, torch.randint(11, (5, 7)), 2, 2)) is False
+    assert torch.equal(out, predict(model, torch.randint(11, (5, 7)), 2)) is False
     assert [module.training for module in model.modules()] == modes
     tokens = torch.randint(11, (5, 7))
-    assert torch.equal(predict(model, tokens, 2, 2), predict(model, tokens, 2, 2))  # no dropout
+    assert torch.equal(predict(model, tokens, 2), predict(model, tokens, 2))  # no dropout
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
-        ((torch.zeros(5, 7).long(), 3, 3), ValueError, "a grid of 3 x 3"),
-        ((torch.zeros(5, 7).long(), 0, 1), ValueError, "m must be at least 1, got 0"),
-        ((torch.zeros(5, 7).long(), 1, 1.0), TypeError, r"n must be a whole number, got 1\.0"),
-        ((torch.zeros(5, 7), 1, 1), TypeError, "tokens are torch.float32"),
+        ((torch.zeros(5, 7).long(), 3), ValueError, "n is 3, a grid of 3 x 3; this network takes 1 x 1 to 2 x 3"),
+        ((torch.zeros(5, 7).long(), (1, 4)), ValueError, r"n is \(1, 4\), a grid of 1 x 4; this network takes 1 x 1 to 2 x 3"),
+        ((torch.zeros(5, 7).long(), True), TypeError, "n is True; expected a whole number k, a grid"),
+        ((torch.zeros(5, 7).long(), 2.0), TypeError, r"n is 2\.0; expected a whole number k"),
+        ((torch.zeros(5, 7).long(), [2, 2]), TypeError, r"n is \[2, 2\]; expected a whole number k"),
+        ((torch.zeros(5, 7).long(), (1, 2, 3)), ValueError, r"n is \(1, 2, 3\); expected a whole number k, a grid \(m, n\)"),
+        ((torch.zeros(5, 7).long(), (0, 1)), ValueError, r"n is \(0, 1\), a grid of 0 x 1"),
+        ((torch.zeros(5, 7).long(), (1, 1.0)), TypeError, r"n is \(1, 1\.0\); expected"),
+        ((torch.zeros(5, 7), 1), TypeError, "tokens are torch.float32"),
         (
-            (torch.zeros(5, 2, 7).long(), 1, 1),
+            (torch.zeros(5, 2, 7).long(), 1),
             ValueError,
-            r"tokens are \(5, 2, 7\); the head classes needs a tensor \(count, l\)",
+            r"tokens have shape \(5, 2, 7\); the head classes needs \(count, l\)",
         ),
-        (([[1, 2]], 1, 1), TypeError, "tokens are list"),
-        ((torch.zeros(5, 7).long() + 99, 1, 1), ValueError, "token ids from 99 to 99"),
-        ((torch.zeros(5, 7).long(), 2, 2, torch.ones(4, 7).bool()), ValueError, r"mask has shape \(4, 7\): \(5, 7\) is needed"),
-        ((torch.zeros(5, 7).long(), 2, 2, torch.ones(5, 7)), TypeError, "the mask is torch.float32"),
+        (([[1, 2]], 1), TypeError, "tokens are list"),
+        ((torch.zeros(5, 7).long() + 99, 1), ValueError, "token ids run from 99 to 99"),
+        ((torch.zeros(5, 7).long(), 2, torch.ones(4, 7).bool()), ValueError, r"mask has shape \(4, 7\); expected \(5, 7\)"),
+        ((torch.zeros(5, 7).long(), 2, torch.ones(5, 7)), TypeError, "mask is torch.float32"),
     ],
 )
 def test_what_predict_refuses(arguments, error, named):
@@ -105,7 +109,7 @@ def test_cost_of_the_published_networks(task, size):
     assert kilo == pytest.approx(PUBLISHED[task][size == "wide"], rel=0.015)
 
 
-@pytest.mark.parametrize(("variant", "products"), [("att", 4 * 8), ("att+mlp", 3 * 8 + 2 * 12)])
+@pytest.mark.parametrize(("variant", "products"), [("att", 4 * 8), ("att+mlp", 3 * 8 + 2 * 12), ("blurry", 4 * 8)])
 def test_key_products_and_denominators_are_counted(variant, products):
     """Every term of one layer's att. and att.+MLP, by hand: d = 12, HD = 8, R = 8, H = 2, d_ff = 10, m n = 6, 5 tokens."""
     model = small(variant=variant, layers=1)
@@ -114,6 +118,9 @@ def test_key_products_and_denominators_are_counted(variant, products):
     sums = inner * features * (1 / n + 1 / m)
     rest = inner * d + 2 * d * hidden
     denominators = features * heads * (1 + 1 / m)  # of every slot, and of the whole numerator
+    if variant == "blurry":  # once for all slots, and one denominator for all without a mask
+        maps = sums = 2 * inner * features / (m * n)
+        denominators = features * heads / (m * n)
     if variant == "att+mlp":
         rest, denominators = rest / m, 2 * features * heads / m  # one for a bundle
     per_token = 3 * d * inner + maps + sums + rest + denominators + products
@@ -124,7 +131,7 @@ def test_key_products_and_denominators_are_counted(variant, products):
 def test_counting_leaves_the_model_alone():
     model = small().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert count_macs(model, 1, 2) > count_macs(model, 2, 3)
+    assert count_macs(model, (1, 2)) > count_macs(model, (2, 3)) == count_macs(model)
     assert count_macs(model, length=10) < count_macs(model)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -134,15 +141,24 @@ def test_counting_leaves_the_model_alone():
 def test_a_compiled_model_is_counted_and_predicts():
     model = small()
     compiled, tokens = torch.compile(model, backend="eager"), torch.randint(11, (5, 7))
-    assert count_macs(compiled, 1, 2) == count_macs(model, 1, 2)
-    assert_close(predict(compiled, tokens, 2, 2), predict(model, tokens, 2, 2))
+    assert count_macs(compiled, (1, 2)) == count_macs(model, (1, 2))
+    assert_close(predict(compiled, tokens, 2), predict(model, tokens, 2))
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
-    ("options", "named"),
-    [({"m": 3}, "a grid of 3 x 3"), ({"length": 99}, "24 positions"), ({"n": 0}, "n must be at least 1, got 0")],
+    ("options", "error", "named"),
+    [
+        ({"n": (3, 3)}, ValueError, "a grid of 3 x 3"),
+        ({"n": 3}, ValueError, "n is 3, a grid of 3 x 3; this network takes 1 x 1 to 2 x 3"),
+        ({"n": 0}, ValueError, "n is 0, a grid of 0 x 0"),
+        ({"n": 2.0}, TypeError, r"n is 2\.0"),
+        ({"n": (2, True)}, TypeError, r"n is \(2, True\)"),
+        ({"length": 99}, ValueError, "a sequence has 99 tokens; this network has positions for 24"),
+        ({"length": 0}, ValueError, "length must be at least 1, got 0"),
+        ({"length": 5.0}, TypeError, r"length must be a whole number, got 5\.0"),
+    ],
 )
-def test_what_cannot_be_counted(options, named):
-    with pytest.raises(ValueError, match=named):
+def test_what_cannot_be_counted(options, error, named):
+    with pytest.raises(error, match=named):
         count_macs(small(), **options)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mimoformer.attention import favor_s
-from mimoformer.bundles import bind_and_bundle
+from mimoformer.bundles import bind_real_tokens
 from mimoformer.features import ReLUFeatures
 from vsa_core import hadamard
 from vsa_core.interference import attention_score_bounds, retrieval_noise, retrieval_snr
@@ -26,8 +26,8 @@ def score_noise(m, n, dim, draws, slot):
     signal = q[0, 0, 0, 0, 0] @ k[0, 0, 0, 0, 0]
     noise = torch.empty(draws)
     for draw in range(draws):
-        bundles = bind_and_bundle(q, k, k, hadamard.random_keys(m * n, dim).unflatten(0, (m, n)), None)
-        noise[draw] = bundles.k[0, slot[0], 0, 0] @ bundles.q[0, slot[1], 0, 0] - signal
+        bound_q, bound_k, _ = bind_real_tokens(q, k, k, hadamard.random_keys(m * n, dim).unflatten(0, (m, n)), None)
+        noise[draw] = bound_k.sum(2)[0, slot[0], 0, 0] @ bound_q.sum(1)[0, slot[1], 0, 0] - signal
     return noise / dim
 
 

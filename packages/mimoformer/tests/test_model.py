@@ -25,7 +25,7 @@ SMALL = {
     "features": 8,
     "num_classes": 5,
 }
-VARIANTS, HEADS, ATTENTIONS = ("att", "att+mlp"), ("classes", "pair", "tokens", "last"), ("relu", "positive", "dpfp")
+VARIANTS, HEADS, ATTENTIONS = ("att", "att+mlp", "blurry"), ("classes", "pair", "tokens", "last"), ("relu", "positive", "dpfp")
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_head = pytest.mark.parametrize("head", HEADS)
 every_attention = pytest.mark.parametrize("attention", ATTENTIONS)
@@ -61,7 +61,8 @@ def test_a_block_is_its_definition(m, n, masked, variant, head):
     """On any grid up to that of the keys: the first m x n of them, and q and k divided by sqrt(m n) of the grid in use."""
     model = small(variant=variant, head=head)
     layer = model.blocks[0]
-    assert type(layer) is (AttentionBlock if variant == "att" else AttentionMLPBlock)
+    assert type(layer) is (AttentionMLPBlock if variant == "att+mlp" else AttentionBlock)
+    attention = layer.attention
     nn.init.normal_(layer.norm1.weight)
     nn.init.normal_(layer.norm2.bias)
     x = torch.randn(2, m, n, 5, 12, dtype=torch.float64)
@@ -71,12 +72,15 @@ def test_a_block_is_its_definition(m, n, masked, variant, head):
     def mlp(x):
         return F.relu(x @ layer.mlp[0].weight.mT + layer.mlp[0].bias) @ layer.mlp[3].weight.mT + layer.mlp[3].bias
 
-    qkv = layer_norm(layer.norm1, x) @ layer.qkv.weight.mT + layer.qkv.bias
+    qkv = layer_norm(layer.norm1, x) @ attention.qkv.weight.mT + attention.qkv.bias
     q, k, v = (part.unflatten(-1, (2, 4)).movedim(-2, 3) for part in qkv.split(8, -1))
-    q, k, keys = q / (m * n) ** 0.5, k / (m * n) ** 0.5, layer.keys[:m, :n]
-    shared = variant == "att+mlp"
-    attended = loops.favor_s(q, k, v, keys, layer.feature_map, real, causal=head == "tokens", shared=shared)
-    projected = attended.movedim(-3, -2).flatten(-2) @ layer.out.weight.mT + layer.out.bias
+    q, k, keys = q / (m * n) ** 0.5, k / (m * n) ** 0.5, attention.keys[:m, :n]
+    shared, phi = variant == "att+mlp", attention.feature_map
+    if variant == "blurry":
+        attended = loops.blurry(q, k, v, keys, lambda query, key: phi(key) @ phi(query), real, causal=head == "tokens")
+    else:
+        attended = loops.favor_s(q, k, v, keys, phi, real, causal=head == "tokens", shared=shared)
+    projected = attended.movedim(-3, -2).flatten(-2) @ attention.out.weight.mT + attention.out.bias
     expected = torch.zeros_like(x)
     if shared:
         for column in range(n):
@@ -101,10 +105,10 @@ def test_the_softmax_baseline_is_torchs_own_layer(masked, causal):
     reference = nn.TransformerEncoderLayer(12, 3, 10, 0.1, batch_first=True, norm_first=True).double().eval()
     with torch.no_grad():
         for theirs, ours in [
-            (reference.self_attn.in_proj_weight, layer.qkv.weight),
-            (reference.self_attn.in_proj_bias, layer.qkv.bias),
-            (reference.self_attn.out_proj.weight, layer.out.weight),
-            (reference.self_attn.out_proj.bias, layer.out.bias),
+            (reference.self_attn.in_proj_weight, layer.attention.qkv.weight),
+            (reference.self_attn.in_proj_bias, layer.attention.qkv.bias),
+            (reference.self_attn.out_proj.weight, layer.attention.out.weight),
+            (reference.self_attn.out_proj.bias, layer.attention.out.bias),
             (reference.linear1.weight, layer.mlp[0].weight),
             (reference.linear1.bias, layer.mlp[0].bias),
             (reference.linear2.weight, layer.mlp[3].weight),
@@ -125,17 +129,18 @@ def test_the_performer_is_favor_without_keys():
     """On a grid of 1 x 1 the keys are ones, so the block is LayerNorm, linear attention, MLP and nothing else."""
     model = small(m=1, n=1)
     layer, x = model.blocks[0], torch.randn(4, 1, 1, 6, 12, dtype=torch.float64)
-    assert torch.equal(layer.keys, torch.ones(1, 1, 4, dtype=torch.float64))
-    q, k, v = (part.unflatten(-1, (2, 4)).transpose(-2, -3) for part in layer.qkv(layer.norm1(x)).split(8, -1))
-    weights = layer.feature_map(q) @ layer.feature_map(k).mT
+    attention = layer.attention
+    assert torch.equal(attention.keys, torch.ones(1, 1, 4, dtype=torch.float64))
+    q, k, v = (part.unflatten(-1, (2, 4)).transpose(-2, -3) for part in attention.qkv(layer.norm1(x)).split(8, -1))
+    weights = attention.feature_map(q) @ attention.feature_map(k).mT
     attended = weights @ v / weights.sum(-1, keepdim=True)
-    y = x + layer.out(attended.transpose(-2, -3).flatten(-2))
+    y = x + attention.out(attended.transpose(-2, -3).flatten(-2))
     assert_close(layer(x), y + layer.mlp(layer.norm2(y)), rtol=1e-9, atol=1e-9)
 
 
 def test_keys_are_bipolar_fixed_and_different_for_every_layer_and_slot():
     model = small(variant="att+mlp", head_dim=64, embed_dim=64)
-    keys = [layer.keys for layer in model.blocks] + [layer.skip_keys for layer in model.blocks]
+    keys = [layer.attention.keys for layer in model.blocks] + [layer.skip_keys for layer in model.blocks]
     assert all(torch.equal(key.abs(), torch.ones_like(key)) for key in keys)
     assert not any(key.requires_grad for key in keys)
     vectors = torch.cat([key.flatten(0, 1) for key in keys])
@@ -343,19 +348,23 @@ def test_any_integers(dtype):
         ({"vocab_size": True}, TypeError, "vocab_size must be a whole number, got True"),
         ({"embed_dim": 10, "heads": 4, "head_dim": None}, ValueError, "embed_dim 10 is not divisible by heads 4"),
         ({"head_dim": 0}, ValueError, "head_dim must be at least 1, got 0"),
-        ({"variant": "mlp"}, ValueError, r"variant must be one of att, att\+mlp, got 'mlp'"),
-        ({"attention": "linear"}, ValueError, "attention must be one of relu, positive, dpfp, softmax, got 'linear'"),
-        ({"head": "token"}, ValueError, "head must be one of classes, pair, tokens, last, got 'token'"),
-        ({"pool": "max"}, ValueError, "pool must be one of real, all"),
-        ({"activation": "tanh"}, ValueError, "activation must be one of relu, gelu"),
-        ({"dropout": 1.0}, ValueError, r"dropout must be from 0 to below 1, got 1\.0"),
-        ({"dropout": "0.1"}, ValueError, "dropout must be from 0 to below 1, got '0.1'"),
-        ({"dropout": float("nan")}, ValueError, "dropout must be from 0 to below 1, got nan"),
-        ({"attention": "softmax"}, ValueError, "softmax attention is for m = n = 1 and variant att, not 2 x 3 and att"),
-        ({"attention": "softmax", "m": 1, "n": 1, "variant": "att+mlp"}, ValueError, r"not 1 x 1 and att\+mlp"),
-        ({"tied": "no"}, TypeError, "tied must be True or False, got 'no'"),
-        ({"trainable_keys": 1}, TypeError, "trainable_keys must be True or False, got 1"),
-        ({"tied": True}, ValueError, "head must be tokens or last, got 'classes'"),
+        ({"variant": "mlp"}, ValueError, r"variant is 'mlp'; expected one of att, att\+mlp, blurry"),
+        ({"attention": "linear"}, ValueError, "attention is 'linear'; expected one of relu, positive, dpfp, softmax"),
+        ({"head": "token"}, ValueError, "head is 'token'; expected one of classes, pair, tokens, last"),
+        ({"pool": "max"}, ValueError, "pool is 'max'; expected one of real, all"),
+        ({"activation": "tanh"}, ValueError, "activation is 'tanh'; expected one of relu, gelu"),
+        ({"dropout": 1.0}, ValueError, r"dropout is 1\.0; expected a number from 0 to below 1"),
+        ({"dropout": "0.1"}, ValueError, "dropout is '0.1'; expected"),
+        ({"dropout": float("nan")}, ValueError, "dropout is nan; expected"),
+        (
+            {"attention": "softmax"},
+            ValueError,
+            "softmax attention cannot be shared by a grid of 2 x 3 in variant att; it needs m = n = 1",
+        ),
+        ({"attention": "softmax", "m": 1, "n": 1, "variant": "att+mlp"}, ValueError, r"a grid of 1 x 1 in variant att\+mlp"),
+        ({"tied": "no"}, TypeError, "tied is 'no'; expected True or False"),
+        ({"trainable_keys": 1}, TypeError, "trainable_keys is 1; expected True or False"),
+        ({"tied": True}, ValueError, "tied embeddings cannot serve head 'classes'; expected head tokens or last"),
     ],
 )
 def test_what_cannot_be_configured(options, error, named):
@@ -367,9 +376,27 @@ def test_what_cannot_be_configured(options, error, named):
 @pytest.mark.parametrize(
     ("head", "tokens", "mask", "error", "named"),
     [
-        ("classes", torch.zeros(1, 3, 3, 5).long(), None, ValueError, "a grid of 3 x 3 sequences, .* keys for 2 x 3"),
-        ("classes", torch.zeros(1, 2, 4, 5).long(), None, ValueError, "a grid of 2 x 4 sequences, .* keys for 2 x 3"),
-        ("classes", torch.zeros(1, 2, 3, 25).long(), None, ValueError, "a sequence of 25 tokens, .* 24 positions"),
+        (
+            "classes",
+            torch.zeros(1, 3, 3, 5).long(),
+            None,
+            ValueError,
+            "a grid of 3 x 3 sequences is too large; this network takes 2 x 3",
+        ),
+        (
+            "classes",
+            torch.zeros(1, 2, 4, 5).long(),
+            None,
+            ValueError,
+            "a grid of 2 x 4 sequences is too large; this network takes 2 x 3",
+        ),
+        (
+            "classes",
+            torch.zeros(1, 2, 3, 25).long(),
+            None,
+            ValueError,
+            "a sequence has 25 tokens; this network has positions for 24",
+        ),
         ("classes", torch.zeros(1, 2, 3, 0).long(), None, ValueError, r"tokens have shape \(1, 2, 3, 0\)"),
         ("classes", torch.zeros(2, 3, 5).long(), None, ValueError, r"the head classes needs \(b, m, n, l\)"),
         ("pair", torch.zeros(1, 2, 3, 5).long(), None, ValueError, r"the head pair needs \(b, m, n, 2, l\)"),
@@ -377,11 +404,11 @@ def test_what_cannot_be_configured(options, error, named):
         ("classes", torch.zeros(1, 2, 3, 5), None, TypeError, "tokens are torch.float32; .* ids from 0 to 10"),
         ("classes", torch.zeros(1, 2, 3, 5).bool(), None, TypeError, "tokens are torch.bool"),
         ("classes", [[1, 2]], None, TypeError, "tokens are list"),
-        ("classes", torch.full((1, 2, 3, 5), 11), None, ValueError, "token ids from 11 to 11, .* vocabulary is 0 to 10"),
-        ("classes", torch.full((1, 2, 3, 5), -1), None, ValueError, "token ids from -1 to -1"),
-        ("classes", torch.zeros(1, 2, 3, 5).long(), torch.ones(1, 2, 3, 5), TypeError, "the mask is torch.float32"),
+        ("classes", torch.full((1, 2, 3, 5), 11), None, ValueError, "token ids run from 11 to 11; this network knows 0 to 10"),
+        ("classes", torch.full((1, 2, 3, 5), -1), None, ValueError, "token ids run from -1 to -1"),
+        ("classes", torch.zeros(1, 2, 3, 5).long(), torch.ones(1, 2, 3, 5), TypeError, "mask is torch.float32"),
         ("classes", torch.zeros(1, 2, 3, 5).long(), torch.ones(1, 2, 3, 4).bool(), ValueError, r"mask has shape \(1, 2, 3, 4\)"),
-        ("pair", torch.zeros(1, 2, 3, 2, 5).long(), torch.ones(1, 2, 3, 5).bool(), ValueError, r"\(1, 2, 3, 2, 5\) is needed"),
+        ("pair", torch.zeros(1, 2, 3, 2, 5).long(), torch.ones(1, 2, 3, 5).bool(), ValueError, r"expected \(1, 2, 3, 2, 5\)"),
     ],
 )
 def test_what_does_not_fit(head, tokens, mask, error, named):
@@ -392,21 +419,21 @@ def test_what_does_not_fit(head, tokens, mask, error, named):
 @pytest.mark.unchecked
 def test_steps_that_cannot_be():
     tokens = torch.zeros(1, 2, 3).long()
-    with pytest.raises(ValueError, match="steps need the head tokens and linear attention; this model has 'classes' and 'relu'"):
+    with pytest.raises(ValueError, match="steps are not possible with head classes and relu attention; they need head tokens"):
         small().step(tokens)
-    with pytest.raises(ValueError, match="this model has 'tokens' and 'softmax'"):
+    with pytest.raises(ValueError, match="with head tokens and softmax attention"):
         small(m=1, n=1, head="tokens", attention="softmax").step(tokens[:, :1, :1])
     model = small(head="tokens", max_length=1)
     _, state = model.step(tokens)
-    with pytest.raises(ValueError, match="a sequence of 2 tokens, but this network has 1 positions"):
+    with pytest.raises(ValueError, match="a sequence has 2 tokens; this network has positions for 1"):
         model.step(tokens, state)
-    with pytest.raises(ValueError, match="token ids from 11 to 11"):
+    with pytest.raises(ValueError, match="token ids run from 11 to 11"):
         model.step(tokens + 11)
-    with pytest.raises(ValueError, match=r"one token of every sequence, a tensor \(b, m, n\)"):
+    with pytest.raises(ValueError, match=r"tokens have shape \(1, 2, 3, 1\); a step takes one token per sequence, \(b, m, n\)"):
         model.step(tokens[..., None])
-    with pytest.raises(TypeError, match="what step of this model returned, got a tuple"):
+    with pytest.raises(TypeError, match="state is a tuple; expected the ModelState that the previous step"):
         model.step(tokens, tuple(state))
-    with pytest.raises(TypeError, match="what step of this model returned"):
+    with pytest.raises(TypeError, match="expected the ModelState that the previous step"):
         small(head="tokens", layers=1).step(tokens, state)
     with pytest.raises(ValueError, match="the state's sums have shapes"):
         small(head="tokens").step(tokens[:, :1], state)

@@ -46,14 +46,14 @@ def test_text_costs_fewer_bits_than_its_bytes_frequencies(imdb, variant, one_thr
     model = MIMOFormer(MIMOFormerConfig(**sizes, m=2, n=2, variant=variant, head="tokens", dropout=0.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=STEPS + 1, cycle_momentum=False)
-    before = bits(predict(model, test, 2, 2, test > 0), test)
+    before = bits(predict(model, test, mask=test > 0), test)
     for step in train.reshape(STEPS, GROUPS, 2, 2, -1):
         loss = bits(model(step, step > 0), step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    logits = predict(model, test, 2, 2, test > 0)
+    logits = predict(model, test, mask=test > 0)
     frequencies = bits_by_frequency(train, test)
     assert before > 7
     assert 4.3 < frequencies < 4.7

@@ -54,13 +54,18 @@ def test_wildcards():
 @pytest.mark.parametrize(
     ("name", "options", "error", "named"),
     [
-        ("mimoformer_listop_deep", {}, ValueError, "no network 'mimoformer_listop_deep': did you mean mimoformer_listops_deep"),
-        ("zzz", {}, ValueError, "names read mimoformer or performer or transformer, then _TASK_SIZE"),
+        ("mimoformer_listop_deep", {}, ValueError, "no network 'mimoformer_listop_deep'; did you mean mimoformer_listops_deep"),
+        ("zzz", {}, ValueError, "names are mimoformer or performer or transformer, then _TASK_SIZE"),
         ("mimoformer_text_deep", {"m": 0}, ValueError, "m must be at least 1, got 0"),
         ("mimoformer_text_deep", {"width": 2}, TypeError, "width"),
-        ("performer_text_deep", {"m": 2}, TypeError, "performer_text_deep is a baseline .* which m cannot change"),
-        ("transformer_text_deep", {"attention": "relu", "n": 2}, TypeError, "which attention, n cannot change"),
-        ("mimoformer_text_deep", {"attention": "softmax"}, ValueError, "softmax attention is for m = n = 1"),
+        ("performer_text_deep", {"m": 2}, TypeError, "m cannot be given for performer_text_deep, a baseline with"),
+        (
+            "transformer_text_deep",
+            {"attention": "relu", "n": 2},
+            TypeError,
+            "attention, n cannot be given for transformer_text_deep",
+        ),
+        ("mimoformer_text_deep", {"attention": "softmax"}, ValueError, "softmax attention .* needs m = n = 1"),
     ],
 )
 def test_what_cannot_be_created(name, options, error, named):
@@ -70,5 +75,5 @@ def test_what_cannot_be_created(name, options, error, named):
 
 @pytest.mark.unchecked
 def test_sizes_are_deep_or_wide():
-    with pytest.raises(ValueError, match="size must be deep or wide, got 'huge'"):
+    with pytest.raises(ValueError, match="size is 'huge'; expected deep or wide"):
         listops("huge")

@@ -1,29 +1,42 @@
-"""FAVOR+S: linear attention over a grid of m x n sequences in superposition (Menet et al., 2023, section 4.1).
+"""FAVOR+S, linear attention over a grid of m x n sequences in superposition (Menet et al., 2023, section 4.1), in plain PyTorch.
 
-Axes: `b` groups, `m n` slots, `h` heads, `l` tokens, `d` dimension of a head, `r` features. Queries are bundled over m, keys and
-values over n, so that one matrix A of Eq. 19 serves all slots. Everything is computed in float32 at least, also under autocast.
+Axes: `b` groups, `m n` slots, `h` heads, `l` tokens, `d` dimension of a head, `r` random features. All forms compute in float32
+at least, also under autocast. Causal attention and its steps are in `mimoformer.causal`.
 """
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from mimoformer.bundles import (
-    FeatureMap,
-    Sums,
-    bind_and_bundle,
-    check,
+    any_real,
+    autocast_off,
+    bind_real_tokens,
+    check_alike,
     check_mask,
-    divide,
-    exact,
+    check_operands,
+    divide_or_zero,
+    key_features,
     query_features,
-    read,
-    sums,
-    unbind,
+    sum_own_tokens,
+    unbind_slots,
 )
-from mimoformer.causal import State, scan
+from mimoformer.causal import favor_s_blurry_step, favor_s_shared_step, favor_s_step
+from mimoformer.features import AnyFeatureMap
 from vsa_core import checks
+
+__all__ = [
+    "favor_s",
+    "favor_s_blurry",
+    "favor_s_blurry_step",
+    "favor_s_shared",
+    "favor_s_shared_step",
+    "favor_s_step",
+    "linear_attention",
+    "softmax_attention",
+]
 
 
 def favor_s(
@@ -31,37 +44,50 @@ def favor_s(
     k: Float[Tensor, "b m n h l d"],
     v: Float[Tensor, "b m n h l d"],
     keys: Float[Tensor, "m n d"],
-    feature_map: FeatureMap,
+    feature_map: AnyFeatureMap,
     mask: Bool[Tensor, "b m n l"] | None = None,
     *,
     causal: bool = False,
+    chunk: int = 64,
 ) -> Float[Tensor, "b m n h l d"]:
-    """Attention of m x n sequences in superposition, Eq. 19 with a denominator for every slot (Menet et al., 2023).
+    """Attend within m x n sequences in superposition: Eq. 19 with one denominator per slot (Menet et al., 2023).
 
-    A token that is not real contributes nothing, whatever q, k and v hold there (NaN too), also where it shares a bundle with
-    real tokens; its own output is 0. So is that of a token whose denominator is 0, or lost to rounding beside its bundle's.
+    Padding contributes nothing, whatever q, k and v hold there (NaN too), also where it shares a bundle with real tokens; its
+    own output is 0. The output is also 0 where a denominator is 0, or lost to rounding beside the weight of its bundle.
 
     Args:
-        q, k, v: queries, keys and values of every slot, not yet bound.
-        keys: binding keys, bipolar.
-        feature_map: phi, see `mimoformer.features`.
-        mask: True where a token is real; all are unless given.
-        causal: whether a token sees only itself and those before it. Memory then grows with l as without.
+        q: queries of every slot, not yet bound.
+        k: attention keys of every slot, not yet bound.
+        v: values of every slot, not yet bound.
+        keys: bipolar binding keys.
+        feature_map: phi, a plain function or a `mimoformer.features.FeatureMap`.
+        mask: True where a token is real; all tokens are real by default.
+        causal: whether a token sees only itself and earlier tokens. Memory grows linearly with l either way.
+        chunk: tokens per chunk of causal attention, which compares all pairs of tokens within a chunk.
 
     Returns:
-        Attention of every slot, unbound, in the type of v.
+        Attention of every slot, unbound, in the dtype of v.
 
     Raises:
-        ValueError: shapes that do not fit.
-        TypeError: q, k, v or keys are not floating point, the mask is not boolean, or the feature map has a stabiliser for
-            keys but none for causal attention.
+        ValueError: shapes do not fit.
+        TypeError: q, k, v or keys are not floating point, the mask is not boolean, or causal attention is asked of a feature map
+            that stabilises keys over all tokens.
     """
     if causal:
-        return step(q, k, v, keys, feature_map, mask=mask)[0]
-    check(q, k, v, keys, mask)
-    with exact(q):
-        bundles = bind_and_bundle(q, k, v, keys, mask)
-        return unbind(read(query_features(bundles, feature_map), sums(bundles, feature_map)), keys, mask).to(v.dtype)
+        return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk)[0]
+    check_operands(q, k, v, keys, mask)
+    dtype = v.dtype
+    with autocast_off(q):
+        q, k, v = bind_real_tokens(q, k, v, keys, mask)
+        q, k, v = q.sum(1), k.sum(2), v.sum(2)  # bundle queries over m, keys and values over n
+        phi_q, phi_k = query_features(feature_map, q, any_real(mask, 1)), key_features(feature_map, k, any_real(mask, 2))
+        context = einsum(phi_k, v, "b m h l r, b m h l d -> b h r d")  # A of Eq. 19
+        total = phi_k.sum(-2)
+        own = sum_own_tokens(phi_k, total, mask, keys.shape[:2])
+        numerator = einsum(phi_q, context, "b n h l r, b h r d -> b n h l d")
+        denominator = einsum(phi_q, own, "b n h l r, b m n h r -> b m n h l")
+        whole = einsum(phi_q, total.sum(1), "b n h l r, b h r -> b n h l")
+        return unbind_slots(divide_or_zero(numerator[:, None], denominator, whole[:, None]), keys, mask).to(dtype)
 
 
 def favor_s_shared(
@@ -69,87 +95,85 @@ def favor_s_shared(
     k: Float[Tensor, "b m n h l d"],
     v: Float[Tensor, "b m n h l d"],
     keys: Float[Tensor, "m n d"],
-    feature_map: FeatureMap,
+    feature_map: AnyFeatureMap,
     mask: Bool[Tensor, "b m n l"] | None = None,
     *,
     causal: bool = False,
+    chunk: int = 64,
 ) -> Float[Tensor, "b n h l d"]:
-    """The same, still bound and bundled over m: one denominator for each n, the sum of those of its slots.
+    """Attend as `favor_s` does, but stay bound and bundled over m: one denominator per n, the sum over its slots.
 
-    So what `keys` unbind from it is about 1/m of each slot's attention, as in the published att.+MLP variant. Arguments and
-    errors as for `favor_s`; the output is 0 where no token of a bundle is real.
+    What `keys` unbind from the output is therefore about 1/m of each slot's attention, as in the published att.+MLP variant.
+    Arguments and errors are those of `favor_s`; the output is 0 where no token of a bundle is real.
     """
     if causal:
-        return step_shared(q, k, v, keys, feature_map, mask=mask)[0]
-    check(q, k, v, keys, mask)
-    with exact(q):
-        bundles = bind_and_bundle(q, k, v, keys, mask)
-        context, total, whole = sums(bundles, feature_map)
-        shared = Sums(context, total.sum(1, keepdim=True), whole)
-        value, weight, whole = read(query_features(bundles, feature_map), shared)
-        return divide(value, weight[:, 0], whole).to(v.dtype)
+        return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk)[0]
+    check_operands(q, k, v, keys, mask)
+    dtype = v.dtype
+    with autocast_off(q):
+        q, k, v = bind_real_tokens(q, k, v, keys, mask)
+        q, k, v = q.sum(1), k.sum(2), v.sum(2)  # bundle queries over m, keys and values over n
+        phi_q, phi_k = query_features(feature_map, q, any_real(mask, 1)), key_features(feature_map, k, any_real(mask, 2))
+        context = einsum(phi_k, v, "b m h l r, b m h l d -> b h r d")
+        total = phi_k.sum(-2)
+        own = sum_own_tokens(phi_k, total, mask, keys.shape[:2])
+        numerator = einsum(phi_q, context, "b n h l r, b h r d -> b n h l d")
+        denominator = einsum(phi_q, own.sum(1, keepdim=True), "b n h l r, b m n h r -> b m n h l")[:, 0]  # m is 1
+        whole = einsum(phi_q, total.sum(1), "b n h l r, b h r -> b n h l")
+        return divide_or_zero(numerator, denominator, whole).to(dtype)
 
 
-def step(
+def favor_s_blurry(
     q: Float[Tensor, "b m n h l d"],
     k: Float[Tensor, "b m n h l d"],
     v: Float[Tensor, "b m n h l d"],
     keys: Float[Tensor, "m n d"],
-    feature_map: FeatureMap,
-    state: State | None = None,
+    feature_map: AnyFeatureMap,
     mask: Bool[Tensor, "b m n l"] | None = None,
-) -> tuple[Float[Tensor, "b m n h l d"], State]:
-    """Causal `favor_s` of the next tokens, one or more, after those that `state` holds.
+    *,
+    causal: bool = False,
+    chunk: int = 64,
+) -> Float[Tensor, "b m n h l d"]:
+    """Attend once for all m x n sequences ("blurry attention"): queries, keys and values are each bundled over the whole grid.
 
-    Any split of a sequence into steps gives what `favor_s(..., causal=True)` gives for the whole. Time and memory of a step
-    do not depend on how many tokens came before.
-
-    Args:
-        state: what the last step returned; none for the first tokens.
-        mask: of these tokens. Otherwise as for `favor_s`.
-
-    Returns:
-        Attention of these tokens, and the state after them.
-
-    Raises:
-        ValueError: the state is of other sizes; and all that `favor_s` raises.
-        TypeError: the state is none; and all that `favor_s` raises.
+    This divides the cost of attention by m n, where `favor_s` divides it by about the side of the grid. The price is that two
+    tokens have one weight, which all slots share, as in `mimoformer.blurring.superposed_softmax`. Denominators, masks, arguments
+    and errors are those of `favor_s`: each slot divides by the weight of its own real tokens.
     """
-    check(q, k, v, keys, mask)
-    with exact(q):
-        quotients, state = scan(bind_and_bundle(q, k, v, keys, mask), feature_map, state)
-        return unbind(quotients, keys, mask).to(v.dtype), state
-
-
-def step_shared(
-    q: Float[Tensor, "b m n h l d"],
-    k: Float[Tensor, "b m n h l d"],
-    v: Float[Tensor, "b m n h l d"],
-    keys: Float[Tensor, "m n d"],
-    feature_map: FeatureMap,
-    state: State | None = None,
-    mask: Bool[Tensor, "b m n l"] | None = None,
-) -> tuple[Float[Tensor, "b n h l d"], State]:
-    """Causal `favor_s_shared` of the next tokens; everything else as in `step`."""
-    check(q, k, v, keys, mask)
-    with exact(q):
-        (value, weight, whole), state = scan(bind_and_bundle(q, k, v, keys, mask), feature_map, state)
-        return divide(value, weight.sum(1), whole).to(v.dtype), state
+    if causal:
+        return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk)[0]
+    check_operands(q, k, v, keys, mask)
+    dtype = v.dtype
+    with autocast_off(q):
+        q, k, v = (x.sum((1, 2))[:, None] for x in bind_real_tokens(q, k, v, keys, mask))  # bundle over the whole grid
+        real = None if mask is None else mask.any(1).any(1, keepdim=True)
+        phi_q, phi_k = query_features(feature_map, q, real), key_features(feature_map, k, real)  # m and n have length 1 from here
+        context = einsum(phi_k, v, "b m h l r, b m h l d -> b h r d")
+        total = phi_k.sum(-2)
+        numerator = einsum(phi_q, context, "b n h l r, b h r d -> b n h l d")
+        denominator = whole = einsum(phi_q, total.sum(1), "b n h l r, b h r -> b n h l")[:, None]
+        if mask is not None:
+            own = sum_own_tokens(phi_k, total, mask, keys.shape[:2])
+            denominator = einsum(phi_q[:, 0], own, "b h l r, b m n h r -> b m n h l")
+        return unbind_slots(divide_or_zero(numerator[:, None], denominator, whole), keys, mask).to(dtype)
 
 
 def linear_attention(
     q: Float[Tensor, "b h l d"],
     k: Float[Tensor, "b h l d"],
     v: Float[Tensor, "b h l d"],
-    feature_map: FeatureMap,
+    feature_map: AnyFeatureMap,
     mask: Bool[Tensor, "b l"] | None = None,
     *,
     causal: bool = False,
+    chunk: int = 64,
 ) -> Float[Tensor, "b h l d"]:
-    """Attention of one sequence alone (FAVOR+, Choromanski et al., 2021, Eq. 10 of the paper): `favor_s` on a grid of 1 x 1.
+    """Attend within sequences that share nothing: FAVOR+ (Choromanski et al., 2021), which is `favor_s` on a grid of 1 x 1.
+
+    Arguments are those of `favor_s` without the grid.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not fit.
         TypeError: q, k or v is not floating point, or the mask is not boolean.
 
     >>> import torch
@@ -159,12 +183,12 @@ def linear_attention(
     torch.Size([2, 8, 100, 64])
     """
     checks.vectors(q=q, k=k, v=v)
-    check_alike(q, k, v, q.dim() == 4, "b, h, l, d")
+    check_alike(q, k, v, q.dim() == 4, "(b, h, l, d)")
     if mask is not None:
         check_mask(mask, (q.shape[0], q.shape[2]), "b, l")
     q, k, v = (x[:, None, None] for x in (q, k, v))
     real = None if mask is None else mask[:, None, None]
-    return favor_s(q, k, v, q.new_ones(1, 1, q.shape[-1]), feature_map, real, causal=causal)[:, 0, 0]
+    return favor_s(q, k, v, q.new_ones(1, 1, q.shape[-1]), feature_map, real, causal=causal, chunk=chunk)[:, 0, 0]
 
 
 def softmax_attention(
@@ -175,16 +199,16 @@ def softmax_attention(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "*b h l d"]:
-    """Exact attention of sequences that share nothing (Vaswani et al., 2017): the baseline.
+    """Attend exactly, by softmax, within sequences that share nothing (Vaswani et al., 2017): the baseline.
 
-    What is not real contributes nothing and gives 0, as in `favor_s`.
+    Padding contributes nothing and gives 0, as in `favor_s`.
 
     Raises:
-        ValueError: q, k and v, or the mask, differ in shape.
+        ValueError: q, k and v differ in shape, or the mask does not fit them.
         TypeError: q, k or v is not floating point, or the mask is not boolean.
     """
     checks.floating(q=q, k=k, v=v)
-    check_alike(q, k, v, q.dim() >= 3, "..., h, l, d")
+    check_alike(q, k, v, q.dim() >= 3, "(..., h, l, d)")
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     check_mask(mask, (*q.shape[:-3], q.shape[-2]), "..., l")
@@ -193,13 +217,6 @@ def softmax_attention(
     seen = mask[..., None, None, :]
     if causal:
         seen = seen & torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
-    # a query that sees nothing may see all: its value is 0 or dropped; of nothing, CUDA's half-precision gradient is no number
+    # An all-masked row makes half-precision gradients NaN on CUDA; its output is 0 or discarded, so it may see everything.
     seen = seen | ~seen.any(-1, keepdim=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).masked_fill(padding, 0)
-
-
-def check_alike(q: Tensor, k: Tensor, v: Tensor, fits: bool, axes: str) -> None:
-    """Raise ValueError unless the number of axes fits and all three have one shape."""
-    if not fits or not q.shape == k.shape == v.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k and v have shapes {shapes}: all must be ({axes}), the same")

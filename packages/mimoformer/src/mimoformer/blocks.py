@@ -1,127 +1,133 @@
 """Pre-LN Transformer blocks over a grid of sequences (Menet et al., 2023, section 4.2)."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mimoformer import attention
-from mimoformer.causal import State
+from mimoformer.causal import AttentionState
 from mimoformer.config import MIMOFormerConfig
-from mimoformer.features import DPFPFeatures, PositiveFeatures, ReLUFeatures
+from mimoformer.layers import (
+    BlurryAttention,
+    SharedAttention,
+    SoftmaxAttention,
+    SuperposedAttention,
+    keys_of_grid,
+    make_projections,
+    slot_keys,
+)
 from vsa_core import hadamard
 
-FEATURE_MAPS: dict[str, Callable[[MIMOFormerConfig], nn.Module]] = {
-    "relu": lambda config: ReLUFeatures(config.dim, config.features),
-    "positive": lambda config: PositiveFeatures(config.dim, config.features),
-    "dpfp": lambda config: DPFPFeatures(config.nu),
-}
+__all__ = ["AttentionBlock", "AttentionMLPBlock", "TransformerBlock", "build_block"]
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+ATTENTIONS = {"att": SuperposedAttention, "att+mlp": SharedAttention, "blurry": BlurryAttention}
+"""Attention in superposition, by variant."""
 
 
 class TransformerBlock(nn.Module):
-    """The plain block, softmax attention and MLP, for sequences that share nothing; and the parts of the superposed ones."""
+    """The plain block of the baseline: softmax attention and MLP of sequences that share nothing."""
+
+    attention: SoftmaxAttention
 
     def __init__(self, config: MIMOFormerConfig) -> None:
         super().__init__()
-        inner = config.heads * config.dim
-        self.heads, self.causal = config.heads, config.causal
         self.norm1, self.norm2 = nn.LayerNorm(config.embed_dim), nn.LayerNorm(config.embed_dim)
-        self.qkv = nn.Linear(config.embed_dim, 3 * inner)
-        self.out = nn.Linear(inner, config.embed_dim)
+        # Draw projections before the MLP, and keys and features after it, so that a seed gives the weights it always gave.
+        projections, mlp = make_projections(config.embed_dim, config.heads, config.dim), make_mlp(config)
+        self.attention = make_attention(config, projections)
         self.dropout = nn.Dropout(config.dropout)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.embed_dim, config.mlp_dim),
-            ACTIVATIONS[config.activation](),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.mlp_dim, config.embed_dim),
-            nn.Dropout(config.dropout),
-        )
+        self.mlp = mlp
 
     def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
-        """Embeddings to embeddings; where `mask` is False they hold nothing of use, before and after."""
-        return self.rest(x, attention.softmax_attention(*self.project(x), mask, causal=self.causal), mask)
-
-    def project(self, x: Float[Tensor, "b m n l e"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of every head, (b m n h l d); the first two divided by sqrt(m n), as published."""
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b m n l (qkv h d) -> qkv b m n h l d", qkv=3, h=self.heads)
-        scale = (x.shape[1] * x.shape[2]) ** -0.5
-        return q * scale, k * scale, v
-
-    def rest(
-        self, x: Float[Tensor, "b m n l e"], attended: Float[Tensor, "b m n h l d"], mask: Bool[Tensor, "b m n l"] | None
-    ) -> Float[Tensor, "b m n l e"]:
-        """Output projection, skip connection and MLP of every sequence by itself."""
-        x = x + self.dropout(self.out(rearrange(attended, "b m n h l d -> b m n l (h d)")))
+        """Embeddings to embeddings; where `mask` is False, neither holds anything of use."""
+        x = x + self.dropout(self.attention(self.norm1(x), mask))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class AttentionBlock(TransformerBlock):
-    """att.: attention alone is in superposition; each sequence is unbound before the output projection.
+    """The block of the variants att. and blurry: only attention is in superposition, on any grid up to the configured one."""
 
-    Keys are bipolar, one of head_dim for every slot, shared by the heads and by queries, keys and values.
-    """
-
-    attend: ClassVar[Callable[..., Tensor]] = staticmethod(attention.favor_s)
-    advance: ClassVar[Callable[..., tuple[Tensor, State]]] = staticmethod(attention.step)
-
-    def __init__(self, config: MIMOFormerConfig) -> None:
-        super().__init__(config)
-        self.keys = binding_keys(config, config.dim)
-        self.feature_map = FEATURE_MAPS[config.attention](config)
-
-    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
-        """As in the plain block, on a grid of any m x n up to that of the keys, of which it uses the first m x n."""
-        keys = self.keys[: x.shape[1], : x.shape[2]]
-        return self.rest(x, self.attend(*self.project(x), keys, self.feature_map, mask, causal=self.causal), mask)
+    attention: SuperposedAttention
 
     def step(
-        self, x: Float[Tensor, "b m n l e"], state: State | None, mask: Bool[Tensor, "b m n l"] | None = None
-    ) -> tuple[Float[Tensor, "b m n l e"], State]:
-        """The next tokens of causal attention, and the state after them: `attention.step`."""
-        keys = self.keys[: x.shape[1], : x.shape[2]]
-        attended, state = self.advance(*self.project(x), keys, self.feature_map, state, mask)
-        return self.rest(x, attended, mask), state
+        self, x: Float[Tensor, "b m n l e"], state: AttentionState | None, mask: Bool[Tensor, "b m n l"] | None = None
+    ) -> tuple[Float[Tensor, "b m n l e"], AttentionState]:
+        """Take the next tokens of causal attention; returns the state after them as well."""
+        attended, state = self.attention.step(self.norm1(x), state, mask)
+        x = x + self.dropout(attended)
+        return x + self.mlp(self.norm2(x)), state
 
 
 class AttentionMLPBlock(AttentionBlock):
-    """att.+MLP: output projection, skip connection and MLP too see only the sum over m; sequences are unbound at the end.
+    """The block of the variant att.+MLP: everything after attention sees only the sum over m, which is unbound at the end.
 
-    A second set of keys, of embed_dim, binds what the skip connection carries and unbinds the block's result.
+    A second set of keys, of embed_dim, binds what the residual connection carries and unbinds the block's result.
     """
-
-    attend: ClassVar[Callable[..., Tensor]] = staticmethod(attention.favor_s_shared)
-    advance: ClassVar[Callable[..., tuple[Tensor, State]]] = staticmethod(attention.step_shared)
 
     def __init__(self, config: MIMOFormerConfig) -> None:
         super().__init__(config)
-        self.skip_keys = binding_keys(config, config.embed_dim)
+        self.skip_keys = slot_keys(config.m, config.n, config.embed_dim, trainable=config.trainable_keys)
 
-    def rest(
-        self, x: Float[Tensor, "b m n l e"], attended: Float[Tensor, "b n h l d"], mask: Bool[Tensor, "b m n l"] | None
-    ) -> Float[Tensor, "b m n l e"]:
-        """Everything after attention, in superposition over m."""
-        keys = rearrange(self.skip_keys[: x.shape[1], : x.shape[2]], "m n e -> m n 1 e")
+    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
+        """Embeddings to embeddings, in superposition from attention to the end of the MLP."""
+        keys = rearrange(keys_of_grid(self.skip_keys, x), "m n e -> m n 1 e")
+        s = self.superpose(x, keys, mask) + self.dropout(self.attention(self.norm1(x), mask))
+        s = s + self.mlp(self.norm2(s))
+        return hadamard.unbind(s[:, None], keys)
+
+    def step(
+        self, x: Float[Tensor, "b m n l e"], state: AttentionState | None, mask: Bool[Tensor, "b m n l"] | None = None
+    ) -> tuple[Float[Tensor, "b m n l e"], AttentionState]:
+        """Take the next tokens of causal attention; returns the state after them as well."""
+        keys = rearrange(keys_of_grid(self.skip_keys, x), "m n e -> m n 1 e")
+        attended, state = self.attention.step(self.norm1(x), state, mask)
+        s = self.superpose(x, keys, mask) + self.dropout(attended)
+        s = s + self.mlp(self.norm2(s))
+        return hadamard.unbind(s[:, None], keys), state
+
+    def superpose(
+        self, x: Float[Tensor, "b m n l e"], keys: Float[Tensor, "m n 1 e"], mask: Bool[Tensor, "b m n l"] | None
+    ) -> Float[Tensor, "b n l e"]:
+        """Bind real tokens to their slots' keys and bundle over m, an axis that `vsa_core.superposition` does not sum over."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
-        s = (x * keys).sum(1) + self.dropout(self.out(rearrange(attended, "b n h l d -> b n l (h d)")))
-        s = s + self.mlp(self.norm2(s))
-        unbound: Tensor = s[:, None] * keys
-        return unbound
+        return hadamard.bind(x, keys).sum(1)
 
 
-def binding_keys(config: MIMOFormerConfig, dim: int) -> nn.Parameter:
-    """A bipolar key for every slot (m n dim); ones where there is but one slot, which needs no protection."""
-    slots = config.m * config.n
-    keys = hadamard.random_keys(slots, dim) if slots > 1 else hadamard.random_keys(1, dim).abs()
-    return nn.Parameter(rearrange(keys, "(m n) d -> m n d", m=config.m), requires_grad=config.trainable_keys)
+def make_mlp(config: MIMOFormerConfig) -> nn.Sequential:
+    """The MLP of a block, with dropout."""
+    return nn.Sequential(
+        nn.Linear(config.embed_dim, config.mlp_dim),
+        ACTIVATIONS[config.activation](),
+        nn.Dropout(config.dropout),
+        nn.Linear(config.mlp_dim, config.embed_dim),
+        nn.Dropout(config.dropout),
+    )
 
 
-def block(config: MIMOFormerConfig) -> TransformerBlock:
+def make_attention(config: MIMOFormerConfig, projections: tuple[nn.Linear, nn.Linear]) -> SoftmaxAttention:
+    """The attention of the configured kind."""
+    if config.attention == "softmax":
+        return SoftmaxAttention(config.embed_dim, config.heads, causal=config.causal, projections=projections)
+    return ATTENTIONS[config.variant](
+        config.embed_dim,
+        config.heads,
+        config.m,
+        config.n,
+        feature_map=config.attention,
+        features=config.features,
+        nu=config.nu,
+        causal=config.causal,
+        trainable_keys=config.trainable_keys,
+        projections=projections,
+    )
+
+
+def build_block(config: MIMOFormerConfig) -> TransformerBlock:
     """A block of the configured kind."""
     if config.attention == "softmax":
         return TransformerBlock(config)
-    return AttentionBlock(config) if config.variant == "att" else AttentionMLPBlock(config)
+    return AttentionMLPBlock(config) if config.variant == "att+mlp" else AttentionBlock(config)

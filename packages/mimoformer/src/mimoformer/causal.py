@@ -1,101 +1,234 @@
-"""Causal FAVOR+S: prefix sums in chunks, in memory linear in the length, and step by step in memory that does not grow."""
+"""Causal FAVOR+S: in chunks, with memory linear in the length, or step by step, with memory that does not grow."""
 
 from typing import NamedTuple
 
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mimoformer.bundles import (
-    Bundles,
-    FeatureMap,
-    Quotients,
-    Sums,
+    any_real,
+    autocast_off,
+    bind_real_tokens,
+    check_operands,
+    divide_or_zero,
     query_features,
-    read,
-    real_bundles,
-    summed,
-    without_padding,
+    sum_own_tokens,
+    unbind_slots,
+    zero_padding,
 )
-from mimoformer.features import RunningKeys, lowest
+from mimoformer.features import AnyFeatureMap, CausalFeatureMap, RunningKeys, as_feature_map, log_of_zero
+from vsa_core import checks
 
-CHUNK = 64
-"""Tokens that are taken at a time: within a chunk every pair is compared, what lies before it is in sums."""
+__all__ = ["AttentionState", "KeySums", "favor_s_blurry_step", "favor_s_shared_step", "favor_s_step"]
 
 
-class State(NamedTuple):
-    """All that causal attention keeps of the tokens so far: its size does not depend on how many there were."""
+class KeySums(NamedTuple):
+    """Sums over the tokens so far."""
 
-    sums: Sums
-    """Over all of them."""
+    context: Float[Tensor, "b h r d"]
+    """A of Eq. 19: features of bundled keys times bundled values."""
+    own: Float[Tensor, "b m n h r"]
+    """Key features at each slot's own real tokens."""
+    whole: Float[Tensor, "b h r"]
+    """Key features of everything in the context."""
+
+
+class AttentionState(NamedTuple):
+    """What causal attention remembers of the tokens so far; its size does not depend on their number."""
+
+    sums: KeySums
+    """Sums over all of them."""
     log_scale: Float[Tensor, "b h"]
     """Logarithm of what the sums were divided by: 0, or the running stabiliser of the feature map."""
 
 
-def scan(bundles: Bundles, feature_map: FeatureMap, state: State | None) -> tuple[Quotients, State]:
-    """Numerators and denominators of every token, and the state after the last, chunk by chunk."""
-    k, v, real = bundles.k, bundles.v, bundles.real
-    if state is not None and not isinstance(state, State):
-        raise TypeError(f"the state is a {type(state).__name__}; it must be what a step returned")
+class Quotients(NamedTuple):
+    """Numerators and denominators of attention."""
+
+    numerator: Float[Tensor, "b #n h l d"]
+    """Weighted sums of values, still bound and bundled."""
+    denominator: Float[Tensor, "b m n h l"]
+    """Weight of each slot's own real tokens."""
+    whole: Float[Tensor, "b #n h l"]
+    """Weight of everything in a numerator."""
+
+
+def favor_s_step(
+    q: Float[Tensor, "b m n h l d"],
+    k: Float[Tensor, "b m n h l d"],
+    v: Float[Tensor, "b m n h l d"],
+    keys: Float[Tensor, "m n d"],
+    feature_map: AnyFeatureMap,
+    state: AttentionState | None = None,
+    mask: Bool[Tensor, "b m n l"] | None = None,
+    *,
+    chunk: int = 64,
+) -> tuple[Float[Tensor, "b m n h l d"], AttentionState]:
+    """Attend from the next tokens, one or more, to themselves and to the tokens that `state` holds: causal `favor_s` in parts.
+
+    Any split of a sequence into steps gives what `favor_s(..., causal=True)` gives for the whole. Time and memory of a step do
+    not depend on how many tokens came before.
+
+    Args:
+        q: queries of the new tokens.
+        k: attention keys of the new tokens.
+        v: values of the new tokens.
+        keys: bipolar binding keys.
+        feature_map: phi, a plain function or a `mimoformer.features.CausalFeatureMap`.
+        state: what the previous step returned; None before the first token.
+        mask: True where a new token is real; all are real by default.
+        chunk: tokens per chunk; all pairs of tokens within a chunk are compared.
+
+    Returns:
+        Attention of the new tokens, and the state after them.
+
+    Raises:
+        ValueError: the state has other sizes, `chunk` is below 1, or shapes do not fit.
+        TypeError: the state is not an `AttentionState`, or for the reasons of `favor_s`.
+    """
+    check_operands(q, k, v, keys, mask)
+    dtype = v.dtype
+    with autocast_off(q):
+        q, k, v = bind_real_tokens(q, k, v, keys, mask)
+        parts, state = attend_in_chunks(
+            query_features(feature_map, q.sum(1), any_real(mask, 1)),
+            running_key_features(feature_map, k.sum(2), any_real(mask, 2), state),
+            *(v.sum(2), mask, keys.shape[:2], state, chunk),
+        )
+        out = divide_or_zero(parts.numerator[:, None], parts.denominator, parts.whole[:, None])
+        return unbind_slots(out, keys, mask).to(dtype), state
+
+
+def favor_s_shared_step(
+    q: Float[Tensor, "b m n h l d"],
+    k: Float[Tensor, "b m n h l d"],
+    v: Float[Tensor, "b m n h l d"],
+    keys: Float[Tensor, "m n d"],
+    feature_map: AnyFeatureMap,
+    state: AttentionState | None = None,
+    mask: Bool[Tensor, "b m n l"] | None = None,
+    *,
+    chunk: int = 64,
+) -> tuple[Float[Tensor, "b n h l d"], AttentionState]:
+    """Take the next tokens of causal `favor_s_shared`; arguments and errors are those of `favor_s_step`."""
+    check_operands(q, k, v, keys, mask)
+    dtype = v.dtype
+    with autocast_off(q):
+        q, k, v = bind_real_tokens(q, k, v, keys, mask)
+        parts, state = attend_in_chunks(
+            query_features(feature_map, q.sum(1), any_real(mask, 1)),
+            running_key_features(feature_map, k.sum(2), any_real(mask, 2), state),
+            *(v.sum(2), mask, keys.shape[:2], state, chunk),
+        )
+        return divide_or_zero(parts.numerator, parts.denominator.sum(1), parts.whole).to(dtype), state
+
+
+def favor_s_blurry_step(
+    q: Float[Tensor, "b m n h l d"],
+    k: Float[Tensor, "b m n h l d"],
+    v: Float[Tensor, "b m n h l d"],
+    keys: Float[Tensor, "m n d"],
+    feature_map: AnyFeatureMap,
+    state: AttentionState | None = None,
+    mask: Bool[Tensor, "b m n l"] | None = None,
+    *,
+    chunk: int = 64,
+) -> tuple[Float[Tensor, "b m n h l d"], AttentionState]:
+    """Take the next tokens of causal `favor_s_blurry`; arguments and errors are those of `favor_s_step`."""
+    check_operands(q, k, v, keys, mask)
+    dtype = v.dtype
+    with autocast_off(q):
+        q, k, v = (x.sum((1, 2))[:, None] for x in bind_real_tokens(q, k, v, keys, mask))
+        real = None if mask is None else mask.any(1).any(1, keepdim=True)
+        parts, state = attend_in_chunks(
+            query_features(feature_map, q, real),
+            running_key_features(feature_map, k, real, state),
+            *(v, mask, keys.shape[:2], state, chunk),
+        )
+        out = divide_or_zero(parts.numerator[:, None], parts.denominator, parts.whole[:, None])
+        return unbind_slots(out, keys, mask).to(dtype), state
+
+
+def running_key_features(
+    feature_map: AnyFeatureMap,
+    k: Float[Tensor, "b m h l d"],
+    real: Bool[Tensor, "b m l"] | None,
+    state: AttentionState | None,
+) -> RunningKeys:
+    """Features of bundled keys, 0 where no token of a bundle is real, with the logarithm of what each token was divided by."""
+    if state is not None and not isinstance(state, AttentionState):
+        raise TypeError(f"state is a {type(state).__name__}; expected the AttentionState that the previous step returned")
     if state is not None and state.log_scale.shape != (k.shape[0], k.shape[2]):
-        raise ValueError(f"the state is of (b, h) = {tuple(state.log_scale.shape)}; these tokens are of {k.shape[0], k.shape[2]}")
-    phi_q, (phi_k, log_scale) = query_features(bundles, feature_map), causal_key_features(bundles, feature_map, state)
-    first = beginning(phi_q, phi_k, v)
-    if state is not None and [x.shape for x in state.sums] != [x.shape for x in first.sums]:
-        shapes, expected = ([tuple(x.shape) for x in sums] for sums in (state.sums, first.sums))
-        raise ValueError(f"the state's sums have shapes {shapes}; these tokens need {expected}: (b h r d), (b m n h r), (b h r)")
-    state, parts = state or first, []
-    for start in range(0, k.shape[-2], CHUNK):
-        here = slice(start, start + CHUNK)
-        reals = None if real is None else real[..., here]
-        part, state = advance(state, phi_q[..., here, :], phi_k[..., here, :], v[..., here, :], log_scale[..., here], reals)
+        expected = (k.shape[0], k.shape[2])
+        raise ValueError(f"the state has (b, h) = {tuple(state.log_scale.shape)}; these tokens have {expected}")
+    phi = as_feature_map(feature_map)
+    if not isinstance(phi, CausalFeatureMap):
+        raise TypeError(f"{type(phi).__name__} stabilises keys over all tokens; causal attention needs its running_key")
+    phi_k, log_scale = phi.running_key(k, real, None if state is None else state.log_scale)
+    return RunningKeys(zero_padding(phi_k, real), log_scale)
+
+
+def attend_in_chunks(
+    phi_q: Float[Tensor, "b #n h l r"],
+    running: RunningKeys,
+    v: Float[Tensor, "b #m h l d"],
+    mask: Bool[Tensor, "b m n l"] | None,
+    grid: tuple[int, ...],
+    state: AttentionState | None,
+    chunk: int,
+) -> tuple[Quotients, AttentionState]:
+    """Numerators and denominators of every token, and the state after the last, chunk by chunk."""
+    checks.positive(chunk=chunk)
+    phi_k, log_scale = running
+    b, _, h, _, r = phi_k.shape
+    shapes = ((b, h, r, v.shape[-1]), (b, *grid, h, r), (b, h, r))
+    if state is None:
+        state = AttentionState(KeySums(*map(v.new_zeros, shapes)), v.new_full((b, h), log_of_zero(v.dtype)))
+    elif (found := tuple(tuple(x.shape) for x in state.sums)) != shapes:
+        raise ValueError(f"the state's sums have shapes {found}; these tokens need {shapes}: (b h r d), (b m n h r), (b h r)")
+    parts = []
+    for start in range(0, v.shape[-2], chunk):
+        here = slice(start, start + chunk)
+        own = None if mask is None else mask[..., here]
+        part, state = attend_in_chunk(phi_q[..., here, :], phi_k[..., here, :], log_scale[..., here], v[..., here, :], own, state)
         parts.append(part)
-    value, weight, whole = zip(*parts, strict=True)
-    return Quotients(torch.cat(value, -2), torch.cat(weight, -1), torch.cat(whole, -1)), state
+    numerator, denominator, whole = zip(*parts, strict=True)
+    return Quotients(torch.cat(numerator, -2), torch.cat(denominator, -1), torch.cat(whole, -1)), state
 
 
-def beginning(phi_q: Float[Tensor, "b n h l r"], phi_k: Float[Tensor, "b m h l r"], v: Float[Tensor, "b m h l d"]) -> State:
-    """The state before any token."""
-    b, m, h, _, r = phi_k.shape
-    context, total, whole = (v.new_zeros(shape) for shape in ((b, h, r, v.shape[-1]), (b, m, phi_q.shape[1], h, r), (b, h, r)))
-    return State(Sums(context, total, whole), v.new_full((b, h), lowest(v.dtype)))
-
-
-def advance(
-    state: State,
-    phi_q: Float[Tensor, "b n h l r"],
-    phi_k: Float[Tensor, "b m h l r"],
-    v: Float[Tensor, "b m h l d"],
+def attend_in_chunk(
+    phi_q: Float[Tensor, "b #n h l r"],
+    phi_k: Float[Tensor, "b #m h l r"],
     log_scale: Float[Tensor, "b h l"],
-    real: Float[Tensor, "b m n l"] | None,
-) -> tuple[Quotients, State]:
-    """One chunk: every pair of its tokens, and the sums over those before it, all brought to the scale of the query's token."""
+    v: Float[Tensor, "b #m h l d"],
+    mask: Bool[Tensor, "b m n l"] | None,
+    state: AttentionState,
+) -> tuple[Quotients, AttentionState]:
+    """Compare all pairs of tokens of one chunk, and add what came before from the sums, at the scale of the query's token.
+
+    In blurry attention the grid's axes have length 1 in `phi_q`, `phi_k` and `v`, and einsum broadcasts them.
+    """
+    context, own, whole = state.sums
     fade = (log_scale[..., None, :] - log_scale[..., None]).tril().exp().tril()  # twice: above the diagonal it may be infinite
     scores = einsum(phi_q, phi_k, "b n h i r, b m h j r -> b m n h i j") * fade[:, None, None]
     rows = scores.sum(-1)
-    value = einsum(scores, v, "b m n h i j, b m h j d -> b n h i d")
-    weight = rows if real is None else einsum(scores, real, "b m n h i j, b m n j -> b m n h i")
-    before = read(phi_q, state.sums)
+    numerator = einsum(scores, v, "b m n h i j, b m h j d -> b n h i d")
+    denominator = rows if mask is None else einsum(scores, mask.to(scores.dtype), "b m n h i j, b m n j -> b m n h i")
     fade = (state.log_scale[..., None] - log_scale).exp()[:, None]
     quotients = Quotients(
-        value + before.value * fade[..., None], weight + before.weight * fade[:, None], rows.sum(1) + before.whole * fade
+        numerator + einsum(phi_q, context, "b n h l r, b h r d -> b n h l d") * fade[..., None],
+        denominator + einsum(phi_q, own, "b n h l r, b m n h r -> b m n h l") * fade[:, None],
+        rows.sum(1) + einsum(phi_q, whole, "b n h l r, b h r -> b n h l") * fade,
     )
-    last = log_scale[..., -1].clone()  # a view would keep those of all tokens alive
-    here = summed(phi_k * (log_scale - last[..., None]).exp()[:, None, ..., None], v, real, phi_q.shape[1])
+    last = log_scale[..., -1].clone()  # a view would keep the scales of all tokens alive
+    phi_k = phi_k * (log_scale - last[..., None]).exp()[:, None, ..., None]
     fade = (state.log_scale - last).exp()[..., None]
-    context, total, whole = state.sums
-    sums = Sums(here.context + context * fade[..., None], here.total + total * fade[:, None, None], here.whole + whole * fade)
-    return quotients, State(sums, last)
-
-
-def causal_key_features(bundles: Bundles, feature_map: FeatureMap, state: State | None) -> RunningKeys:
-    """phi of the bundled keys, 0 where none of a bundle is real, and the logarithm of what each token's were divided by."""
-    k, real = bundles.k, real_bundles(bundles)
-    if hasattr(feature_map, "running_key"):
-        phi_k, log_scale = feature_map.running_key(k, real, None if state is None else state.log_scale)
-    elif hasattr(feature_map, "key"):
-        raise TypeError(f"{type(feature_map).__name__} stabilises keys over all tokens: causal attention needs its running_key")
-    else:
-        phi_k, log_scale = feature_map(k), k.new_zeros(k.shape[0], k.shape[2], k.shape[3])
-    return RunningKeys(without_padding(phi_k, real), log_scale)
+    total = phi_k.sum(-2)
+    sums = KeySums(
+        einsum(phi_k, v, "b m h l r, b m h l d -> b h r d") + context * fade[..., None],
+        sum_own_tokens(phi_k, total, mask, own.shape[1:3]) + own * fade[:, None, None],
+        total.sum(1) + whole * fade,
+    )
+    return quotients, AttentionState(sums, last)

@@ -1,87 +1,157 @@
-"""What a network of this package is made of: a frozen dataclass that checks itself."""
+"""Configuration of a network: a frozen dataclass that checks itself."""
 
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 from vsa_core import checks
 
-Variant = Literal["att", "att+mlp"]
+__all__ = ["Activation", "Attention", "Head", "MIMOFormerConfig", "Pool", "Tokenizer", "Variant"]
+
+Variant = Literal["att", "att+mlp", "blurry"]
 Attention = Literal["relu", "positive", "dpfp", "softmax"]
 Activation = Literal["relu", "gelu"]
 Head = Literal["classes", "pair", "tokens", "last"]
 Pool = Literal["real", "all"]
+Tokenizer = Literal["bytes", "pixels", "words", "ids"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MIMOFormerConfig:
-    """MIMOFormer (Menet et al., 2023, section 4); on a grid of 1 x 1 the plain Performer, or with softmax the Transformer."""
+    """Sizes and choices of a MIMOFormer (Menet et al., 2023, section 4).
+
+    A grid of 1 x 1 makes it the plain Performer, or with softmax attention the plain Transformer.
+    """
 
     m: int = 2
-    """M, rows of the grid: queries are bundled over m."""
+    """M, rows of the grid of sequences that share a pass; queries are bundled over them."""
     n: int = 2
-    """N, columns of the grid: keys and values are bundled over n. m x n sequences share a pass."""
+    """N, columns of the grid of sequences that share a pass; keys and values are bundled over them."""
     vocab_size: int = 512
-    """Token ids run from 0 to below this."""
+    """Number of token ids, which run from 0; id 0 is padding."""
     max_length: int = 2048
-    """Positions: the longest sequence."""
+    """Most tokens of a sequence."""
     layers: int = 6
-    """Blocks."""
+    """Number of Transformer blocks."""
     embed_dim: int = 512
-    """Dimension of a token between blocks."""
+    """Dimension of a token's embedding between blocks."""
     heads: int = 8
-    """Attention heads of a block."""
+    """Number of attention heads of a block."""
     head_dim: int | None = None
-    """d, the dimension of a head that keys bind in; embed_dim / heads unless given."""
+    """Dimension of an attention head, in which binding keys act; embed_dim / heads by default."""
     mlp_dim: int = 2048
-    """Hidden dimension of the blocks' MLPs and of the classifier."""
+    """Hidden dimension of the MLPs of the blocks and of the classifier."""
     variant: Variant = "att"
-    """What is computed in superposition: attention, or also what follows it in the block, up to the MLP."""
+    """What is computed in superposition: attention (att), attention and MLP (att+mlp), or attention with one set of weights that
+    all sequences share (blurry), which is cheapest and least accurate."""
     attention: Attention = "relu"
-    """The feature map of FAVOR+S, or exact softmax attention, which no grid but 1 x 1 can share."""
+    """Feature map of linear attention (relu, positive, dpfp), or softmax attention, which needs a grid of 1 x 1."""
     features: int = 256
-    """R, random features of the maps relu and positive."""
+    """Number of random features of the maps relu and positive."""
     nu: int = 3
-    """Of the map dpfp, which has 2 nu d features."""
+    """Number of rolls of the feature map dpfp, which has 2 nu features per dimension of a head."""
     activation: Activation = "relu"
-    """Of the MLPs."""
+    """Activation of the MLPs."""
     dropout: float = 0.1
-    """Of embeddings, and of what attention and MLP add."""
+    """Dropout rate of embeddings and of what attention and MLP add to them."""
     head: Head = "classes"
-    """Classes of a sequence or of a pair of them, the next token everywhere (causal), or the one after the last real token."""
+    """What the network predicts: classes of a sequence (classes) or of a pair of sequences (pair), the next token at every
+    position (tokens, causal), or the token after the last real one (last)."""
     num_classes: int = 10
-    """Classes of the heads classes and pair; tokens and last predict one of vocab_size tokens."""
+    """Number of classes of the heads classes and pair; the heads tokens and last predict one of vocab_size tokens."""
     pool: Pool = "real"
-    """What the heads classes and pair average: real tokens, or all positions with zeros for padding, as in the published runs;
-    then answers depend on how far sequences are padded."""
+    """What the heads classes and pair average: real tokens (real), or all positions with zeros for padding (all), as the
+    published runs do; answers then depend on how far sequences are padded."""
     tied: bool = False
     """Whether the heads tokens and last use the embeddings as their weights."""
     trainable_keys: bool = False
-    """Whether binding keys are trained; they start bipolar in any case."""
+    """Whether binding keys are trained; they start bipolar either way."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, in the order of the logits."""
+    tokenizer: Tokenizer | None = None
+    """How inputs become token ids: UTF-8 bytes (bytes) or grey levels (pixels) plus one, words by their place in `words` (words),
+    or ids written as numbers (ids)."""
+    words: tuple[str, ...] | None = None
+    """Vocabulary of the tokenizer words; the first word has id 1."""
 
     def __post_init__(self) -> None:
         sizes = ("m", "n", "vocab_size", "max_length", "layers", "embed_dim", "heads", "mlp_dim", "features", "nu", "num_classes")
         checks.positive(**{name: getattr(self, name) for name in sizes})
         choices = {"variant": Variant, "attention": Attention, "activation": Activation, "head": Head, "pool": Pool}
+        if self.tokenizer is not None:
+            choices["tokenizer"] = Tokenizer
         for name, allowed in choices.items():
             if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(allowed))}")
         if self.head_dim is not None:
             checks.positive(head_dim=self.head_dim)
         elif self.embed_dim % self.heads:
             raise ValueError(
-                f"embed_dim {self.embed_dim} is not divisible by heads {self.heads}: change either, or give head_dim"
+                f"embed_dim {self.embed_dim} is not divisible by heads {self.heads}; change either, or give head_dim"
             )
         if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be from 0 to below 1, got {self.dropout!r}")
+            raise ValueError(f"dropout is {self.dropout!r}; expected a number from 0 to below 1")
         if self.attention == "softmax" and (self.m, self.n, self.variant) != (1, 1, "att"):
-            raise ValueError(f"softmax attention is for m = n = 1 and variant att, not {self.m} x {self.n} and {self.variant}")
+            raise ValueError(
+                f"softmax attention cannot be shared by a grid of {self.m} x {self.n} in variant {self.variant}; "
+                "it needs m = n = 1 and variant att"
+            )
         for name in ("tied", "trainable_keys"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-
+                raise TypeError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.tied and self.head not in ("tokens", "last"):
-            raise ValueError(f"tied embeddings predict tokens: head must be tokens or last, got {self.head!r}")
+            raise ValueError(f"tied embeddings cannot serve head {self.head!r}; expected head tokens or last")
+        self.check_names()
+
+    def check_names(self) -> None:
+        """Check class names and vocabulary, and make them tuples."""
+        for name in ("class_names", "words"):
+            if (value := getattr(self, name)) is not None:
+                if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+                    raise TypeError(f"{name} is {value!r}; expected a sequence of strings")
+                object.__setattr__(self, name, tuple(value))
+        if self.class_names is not None:
+            if self.head not in ("classes", "pair"):
+                raise ValueError(f"class_names are given, but head {self.head} has no classes; leave them out")
+            if len(self.class_names) != self.num_classes:
+                raise ValueError(f"class_names has {len(self.class_names)} names; expected num_classes = {self.num_classes}")
+        if (self.words is not None) != (self.tokenizer == "words"):
+            given = "are given" if self.words is not None else "are missing"
+            raise ValueError(f"words {given} with tokenizer {self.tokenizer!r}; the tokenizer 'words' needs them, no other does")
+        words = self.words or ()
+        for word in words:
+            if word.split() != [word] or set("()") & set(word) or words.count(word) > 1:
+                raise ValueError(f"words holds {word!r}; each must be there once, without white space and parentheses")
+        largest = {"bytes": 256, "pixels": 256, "words": len(words)}.get(self.tokenizer or "", 0)
+        if largest >= self.vocab_size:
+            raise ValueError(f"vocab_size {self.vocab_size} is too small for tokenizer {self.tokenizer}; it needs {largest + 1}")
+
+    def grid(self, n: int | tuple[int, int] | None = None) -> tuple[int, int]:
+        """The grid (m, n) of a pass: the whole capacity for None, k x k for a number k, or the pair that is given.
+
+        Raises:
+            ValueError: a count is below 1 or beyond this network's M or N.
+            TypeError: a count is not a whole number.
+
+        >>> MIMOFormerConfig(m=4, n=4).grid(2)
+        (2, 2)
+        """
+        if n is None:
+            return self.m, self.n
+        counts = n if isinstance(n, tuple) else (n, n)
+        if not all(isinstance(count, Integral) and not isinstance(count, bool) for count in counts):
+            raise TypeError(f"n is {n!r}; expected a whole number k, a grid (m, n) of whole numbers, or None")
+        if len(counts) != 2:
+            raise ValueError(f"n is {n}; expected a whole number k, a grid (m, n), or None")
+        rows, columns = counts
+        if not (1 <= rows <= self.m and 1 <= columns <= self.n):
+            raise ValueError(f"n is {n}, a grid of {rows} x {columns}; this network takes 1 x 1 to {self.m} x {self.n}")
+        return rows, columns
+
+    @property
+    def capacity(self) -> int:
+        """Most sequences that can share a pass: M x N."""
+        return self.m * self.n
 
     @property
     def dim(self) -> int:
@@ -90,5 +160,17 @@ class MIMOFormerConfig:
 
     @property
     def causal(self) -> bool:
-        """Whether a token sees only itself and those before it."""
+        """Whether a token sees only itself and earlier tokens."""
         return self.head == "tokens"
+
+    @property
+    def label(self) -> str:
+        """What tables call the network: family, layers x heads x dimension of a head, and variant.
+
+        >>> MIMOFormerConfig().label
+        'MIMOFormer 6x8x64 att'
+        """
+        size = f"{self.layers}x{self.heads}x{self.dim}"
+        if self.capacity == 1:
+            return f"{'Transformer' if self.attention == 'softmax' else 'Performer'} {size}"
+        return f"MIMOFormer {size} {self.variant}"

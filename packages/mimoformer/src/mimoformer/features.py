@@ -1,11 +1,12 @@
 """Feature maps phi of linear attention: phi(k) . phi(q) stands in for the weight that query q gives to key k.
 
-A feature map is a function of vectors (... d) to features (... r), none of them negative. Where queries and keys need different
-stabilisers it is a module with `query(x)` and `key(x, mask)`, and with `running_key(x, mask, start)` for causal attention; the
-attention functions use these where they are there. All scale their vectors by d^(-1/4), so that products are divided by sqrt(d).
+A feature map is a plain function from vectors (... d) to non-negative features (... r). Where queries and keys need different
+stabilisers, it is an object with the methods of `FeatureMap`, or of `CausalFeatureMap` for causal attention. The maps here scale
+their vectors by d^(-1/4), so that products are divided by sqrt(d).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,11 +15,92 @@ from torch.nn import functional as F
 
 from vsa_core import checks, mbat
 
+__all__ = [
+    "AnyFeatureMap",
+    "CausalFeatureMap",
+    "DPFPFeatures",
+    "FeatureMap",
+    "PositiveFeatures",
+    "RandomFeatures",
+    "ReLUFeatures",
+    "RunningKeys",
+    "UnstabilisedMap",
+    "as_feature_map",
+    "orthogonal_projection",
+]
+
+
+class RunningKeys(NamedTuple):
+    """Key features of causal attention: each token stands for `features * exp(log_scale)`."""
+
+    features: Float[Tensor, "b m h l r"]
+    """Features of bundled keys, divided by exp(log_scale) of their token."""
+    log_scale: Float[Tensor, "b h l"]
+    """Logarithm of the stabiliser, never falling along l: a running maximum, so that no token depends on later ones."""
+
+
+@runtime_checkable
+class FeatureMap(Protocol):
+    """A feature map whose queries and keys need different stabilisers."""
+
+    def query(self, x: Float[Tensor, "b n h l d"]) -> Float[Tensor, "b n h l r"]:
+        """Features of bundled queries, up to a factor for each query."""
+        ...
+
+    def key(self, x: Float[Tensor, "b m h l d"], mask: Bool[Tensor, "b m l"] | None = None) -> Float[Tensor, "b m h l r"]:
+        """Features of bundled keys, up to a factor that all keys of a head share; `mask` is True where a bundle is real."""
+        ...
+
+
+@runtime_checkable
+class CausalFeatureMap(FeatureMap, Protocol):
+    """A feature map that also serves causal attention, where a key's factor must not depend on later tokens."""
+
+    def running_key(
+        self, x: Float[Tensor, "b m h l d"], mask: Bool[Tensor, "b m l"] | None = None, start: Float[Tensor, "b h"] | None = None
+    ) -> RunningKeys:
+        """Features of bundled keys with the scale of each token; `start` is the scale of the last token before these."""
+        ...
+
+
+class UnstabilisedMap:
+    """Use a plain function phi as a `CausalFeatureMap`: the same features for queries and keys, no stabilisers."""
+
+    def __init__(self, phi: Callable[[Tensor], Tensor]) -> None:
+        self.phi = phi
+
+    def query(self, x: Float[Tensor, "b n h l d"]) -> Float[Tensor, "b n h l r"]:
+        """phi of queries."""
+        return self.phi(x)
+
+    def key(self, x: Float[Tensor, "b m h l d"], mask: Bool[Tensor, "b m l"] | None = None) -> Float[Tensor, "b m h l r"]:
+        """phi of keys."""
+        return self.phi(x)
+
+    def running_key(
+        self, x: Float[Tensor, "b m h l d"], mask: Bool[Tensor, "b m l"] | None = None, start: Float[Tensor, "b h"] | None = None
+    ) -> RunningKeys:
+        """phi of keys, at scale 1."""
+        return RunningKeys(self.phi(x), x.new_zeros(x.shape[0], x.shape[2], x.shape[3]))
+
+
+AnyFeatureMap: TypeAlias = FeatureMap | Callable[[Tensor], Tensor]
+"""What the attention functions take as phi."""
+
+
+def as_feature_map(phi: AnyFeatureMap) -> FeatureMap:
+    """The feature map itself, or a plain function wrapped as one."""
+    return phi if isinstance(phi, FeatureMap) else UnstabilisedMap(phi)
+
 
 def orthogonal_projection(features: int, dim: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "features dim"]:
-    """W of FAVOR+: rows that are orthogonal in blocks of `dim`, each as long as a Gaussian vector (Choromanski et al., 2021).
+    """Draw W of FAVOR+ (Choromanski et al., 2021): rows are orthogonal in blocks of `dim` and as long as Gaussian vectors.
 
-    So every row by itself is N(0, I), but rows of a block do not repeat each other's directions, which lowers the variance.
+    Each row by itself is N(0, I). Rows of a block do not repeat each other's directions, which lowers the variance.
+
+    Raises:
+        ValueError: `features` or `dim` is below 1.
+        TypeError: `features` or `dim` is not a whole number.
     """
     checks.positive(features=features, dim=dim)
     device = None if generator is None else generator.device
@@ -29,16 +111,16 @@ def orthogonal_projection(features: int, dim: int, *, generator: torch.Generator
 
 
 class RandomFeatures(nn.Module):
-    """Owns W (features d), drawn once; it is no parameter but is saved with the model.
+    """Base class of random feature maps: draws W (features dim) once; W is not trained, but saved with the model.
 
     Args:
-        dim: d, of queries and keys.
-        features: R, how many features.
-        generator: the global one unless given.
+        dim: d, the dimension of queries and keys.
+        features: R, the number of features.
+        generator: source of the random numbers; torch's global one by default.
 
     Raises:
         ValueError: `dim` or `features` is below 1.
-        TypeError: one of them is not a whole number.
+        TypeError: `dim` or `features` is not a whole number.
     """
 
     projection: Tensor
@@ -49,11 +131,11 @@ class RandomFeatures(nn.Module):
 
     @torch.no_grad()
     def redraw(self, generator: torch.Generator | None = None) -> None:
-        """Draw W again, in place; a network in training then no longer fits itself to one W."""
+        """Draw W again, in place. Redrawing during training keeps a network from fitting itself to one W."""
         self.projection.copy_(orthogonal_projection(*self.projection.shape, generator=generator))
 
     def project(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b r"]:
-        """W x / d^(1/4)."""
+        """Project vectors: W x / d^(1/4)."""
         projected: Tensor = F.linear(x, (self.projection * x.shape[-1] ** -0.25).to(x.dtype))
         return projected
 
@@ -66,7 +148,10 @@ class ReLUFeatures(RandomFeatures):
     """phi(x) = ReLU(W x / d^(1/4)) + eps: the map of the published MIMOFormer (Choromanski et al., 2021, with f = ReLU).
 
     Args:
-        eps: keeps denominators above 0; 0.001 in the published runs. Otherwise as for `RandomFeatures`.
+        dim: d, the dimension of queries and keys.
+        features: R, the number of features.
+        eps: added to every feature to keep denominators above 0; 0.001 in the published runs.
+        generator: source of the random numbers; torch's global one by default.
 
     >>> import torch
     >>> ReLUFeatures(64, 256)(torch.randn(5, 64)).shape
@@ -78,85 +163,79 @@ class ReLUFeatures(RandomFeatures):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b r"]:
-        """The same for queries and keys."""
+        """Features of queries or keys."""
         return F.relu(self.project(x)) + self.eps
-
-
-class RunningKeys(NamedTuple):
-    """Key features of causal attention: what `features` stands for is `features * exp(log_scale)`, token by token."""
-
-    features: Tensor
-    """(b m h l r)."""
-    log_scale: Tensor
-    """(b h l), never falling along l: a running maximum, so that no token depends on later ones."""
 
 
 class PositiveFeatures(RandomFeatures):
     """phi(x) = exp(W x' - |x'|^2 / 2) / sqrt(R), x' = x / d^(1/4): E phi(k) . phi(q) = exp(<k, q> / sqrt(d)) (FAVOR+, Eq. 7).
 
-    Attention normalises, so factors that all keys of a sum share, and any factor of a query, cancel. They are chosen so that
-    nothing overflows: every query's largest feature is 1, and so is the largest one over all real keys of a head. In causal
-    attention the largest one *so far* is. There is no eps, so the answer depends on the stabilisers only where numbers
-    underflow: a token whose denominator does gives 0. Its weights span many orders of magnitude, which superposition does not
-    forgive: a slot whose weights are small beside its neighbours' drowns in their noise. ReLU is the milder choice.
+    `ReLUFeatures` are the safer choice in superposition. Weights of this map span many orders of magnitude, and a slot whose
+    weights are small beside its neighbours' drowns in their noise.
+
+    `query` and `key` rescale features so that nothing overflows; attention divides the factors out again. The largest feature of
+    each query is 1, and so is the largest over all real keys of a head (in causal attention, over the keys so far). There is no
+    eps: a token whose denominator underflows gives 0.
     """
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b r"]:
-        """The definition, without stabilisers: overflows for long vectors."""
+        """Features by the definition, without stabilisers; long vectors overflow."""
         phi: Tensor = self.exponent(x).exp() * self.projection.shape[0] ** -0.5
         return phi
 
     def exponent(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b r"]:
-        """W x' - |x'|^2 / 2."""
+        """Logarithm of the features, up to a constant: W x' - |x'|^2 / 2."""
         half_norm: Tensor = x.square().sum(-1, keepdim=True) / (2 * x.shape[-1] ** 0.5)
         return self.project(x) - half_norm
 
     def query(self, x: Float[Tensor, "b n h l d"]) -> Float[Tensor, "b n h l r"]:
-        """Features of queries, divided by the largest of each."""
+        """Features of queries, each divided by its largest."""
         projected: Tensor = self.project(x)
         return (projected - projected.detach().amax(-1, keepdim=True)).exp()
 
     def key(self, x: Float[Tensor, "b m h l d"], mask: Bool[Tensor, "b m l"] | None = None) -> Float[Tensor, "b m h l r"]:
-        """Features of keys, divided by the largest one of a head over slots and real tokens; 0 for tokens that are not real."""
+        """Features of keys, divided by the largest of a head over slots and real tokens; 0 for padding."""
         exponent = self.masked_exponent(x, mask)
-        return (exponent - finite(exponent.detach().amax((1, 3, 4), keepdim=True))).exp()
+        return (exponent - finite_maximum(exponent.detach().amax((1, 3, 4), keepdim=True))).exp()
 
     def running_key(
         self, x: Float[Tensor, "b m h l d"], mask: Bool[Tensor, "b m l"] | None = None, start: Float[Tensor, "b h"] | None = None
     ) -> RunningKeys:
-        """Features of keys, divided by the largest one of a head over slots and the real tokens up to their own.
+        """Features of keys, each divided by the largest of a head over slots and the real tokens up to its own.
 
         Args:
-            start: `log_scale` of the last token before these.
+            x: bundled keys.
+            mask: True where a bundle holds a real token; all do by default.
+            start: `log_scale` of the last token before these; None at the beginning.
         """
         exponent = self.masked_exponent(x, mask)
-        log_scale = finite(exponent.detach().amax((1, 4)).cummax(-1).values)
+        log_scale = finite_maximum(exponent.detach().amax((1, 4)).cummax(-1).values)
         if start is not None:
             log_scale = torch.maximum(log_scale, start[..., None])
         return RunningKeys((exponent - log_scale[:, None, :, :, None]).exp(), log_scale)
 
     def masked_exponent(self, x: Float[Tensor, "b m h l d"], mask: Bool[Tensor, "b m l"] | None) -> Float[Tensor, "b m h l r"]:
-        """The exponent, minus infinity for tokens that are not real."""
+        """Exponent of the features; minus infinity for padding."""
         exponent: Tensor = self.exponent(x)
         return exponent if mask is None else exponent.masked_fill(~mask[:, :, None, :, None], -torch.inf)
 
 
-def lowest(dtype: torch.dtype) -> float:
-    """The logarithm of nothing: so low that its exponential is 0, and finite, so that differences are defined."""
+def log_of_zero(dtype: torch.dtype) -> float:
+    """A logarithm so low that its exponential is 0, yet finite, so that differences are defined."""
     return torch.finfo(dtype).min / 4
 
 
-def finite(maximum: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """A maximum, or `lowest` where it is over nothing."""
-    return maximum.clamp_min(lowest(maximum.dtype))
+def finite_maximum(maximum: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Replace a maximum over nothing, minus infinity, by `log_of_zero`."""
+    return maximum.clamp_min(log_of_zero(maximum.dtype))
 
 
 class DPFPFeatures(nn.Module):
     """Deterministic parameter-free projection (Schlag et al., 2021): r = ReLU([x'; -x']), phi = r * roll(r, s) for s = 1..nu.
 
     Args:
-        nu: how many rolls; there are 2 nu d features.
-        eps: added to every feature, so that denominators stay above 0; the published map has none.
+        nu: number of rolls; there are 2 nu d features.
+        eps: added to every feature to keep denominators above 0; the published map adds none.
 
     Raises:
         ValueError: `nu` is below 1.
@@ -169,7 +248,7 @@ class DPFPFeatures(nn.Module):
         self.nu, self.eps = nu, eps
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b r"]:
-        """The same for queries and keys."""
+        """Features of queries or keys."""
         x = x * x.shape[-1] ** -0.25
         r = F.relu(torch.cat([x, -x], -1))
         return torch.cat([r * r.roll(s, -1) for s in range(1, self.nu + 1)], -1) + self.eps

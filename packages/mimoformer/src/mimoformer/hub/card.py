@@ -7,32 +7,33 @@ from mimoformer.config import MIMOFormerConfig
 from mimoformer.model import MIMOFormer
 from vsa_core.hub import card
 
+__all__ = ["model_card"]
+
+PAPER = "[MIMONets (Menet et al., 2023)](https://arxiv.org/abs/2312.02829)"
 TASKS = {
     "classes": "classifies {}",
     "pair": "classifies {}",
-    "tokens": "predicts the next token everywhere in {}",
-    "last": "predicts the token after {}",
+    "tokens": "predicts the next token at every position of {}",
+    "last": "predicts the token that follows {}",
 }
 """What a network with each head does with its inputs."""
+BLURRY = " Its sequences share one set of attention weights (blurry attention), which is cheaper and less accurate than FAVOR+S."
 
 
 def model_card(model: MIMOFormer, name: str, accuracy: Mapping[tuple[int, int], float] | None, command: str | None) -> str:
-    """The card: what the network is, its accuracy for each grid (m, n), how to load it and how it was trained.
+    """Write the card: what the network is, its accuracy for each grid (m, n), how to use it and how it was trained.
 
     Raises:
-        ValueError: an accuracy is no share, or of a grid that does not fit into the network's.
+        ValueError: an accuracy is not from 0 to 1, or its grid is larger than the network's.
     """
     config = model.config
-    one, inputs, shape = ("sequence", "sequences", "(count, length)")
-    if config.head == "pair":
-        one, inputs, shape = ("pair of sequences", "pairs", "(count, 2, length)")
-    capacity, does = config.m * config.n, TASKS[config.head]
+    one, inputs = ("pair of sequences", "pairs") if config.head == "pair" else ("sequence", "sequences")
+    does = TASKS[config.head].format(f"one {one}" if config.capacity == 1 else f"up to {config.capacity} {inputs}")
     plain = "Transformer" if config.attention == "softmax" else "Performer"
-    about = f"A plain {plain}, the control beside MIMOFormer, that {does.format(f'one {one}')} a forward pass"
-    if capacity > 1:
-        about = f"A Transformer that {does.format(f'up to {capacity} {inputs}')} in one forward pass, in superposition"
-    tokens = f"integers below {config.vocab_size} {shape}, length to {config.max_length}"
-    answers = {"classes": config.num_classes} if config.head in ("classes", "pair") else {}
+    about = f"A plain {plain} that {does} in one forward pass: a baseline of MIMOFormer, as in {PAPER}."
+    if config.capacity > 1:
+        blurry = BLURRY if config.variant == "blurry" else ""
+        about = f"A Transformer that {does} in one forward pass, in superposition, as in {PAPER}.{blurry}"
     return card.model_card(
         "mimoformer",
         name,
@@ -43,25 +44,33 @@ def model_card(model: MIMOFormer, name: str, accuracy: Mapping[tuple[int, int], 
             "layers": config.layers,
             "dimension": config.embed_dim,
             "attention": config.attention,
-            **({"in superposition": config.variant} if capacity > 1 else {}),
+            **({"in superposition": config.variant} if config.capacity > 1 else {}),
             "vocabulary": config.vocab_size,
-            **answers,
+            **({"classes": config.num_classes} if config.head in ("classes", "pair") else {}),
         },
-        accuracy=card.accuracy_table(inputs, gridded(accuracy or {}, config)),
-        use=f"""
-from mimoformer import MIMOFormer, predict
-
-model = MIMOFormer.from_pretrained({json.dumps(name, ensure_ascii=False)})
-logits = predict(model, tokens, m={config.m}, n={config.n})  # {tokens}
-""",
+        accuracy=card.accuracy_table(inputs, name_grids(accuracy or {}, config)),
+        use=usage(config, name),
         command=command,
     )
 
 
-def gridded(accuracy: Mapping[tuple[int, int], float], config: MIMOFormerConfig) -> dict[str, float]:
-    """The accuracies in the order of their grids, each of which must fit into the network's."""
+def usage(config: MIMOFormerConfig, name: str) -> str:
+    """Code that loads the network and predicts, from texts where it has a tokenizer for them."""
+    load = f"model = MIMOFormer.from_pretrained({json.dumps(name, ensure_ascii=False)})"
+    if config.tokenizer in (None, "pixels"):
+        shape = "(count, 2, length)" if config.head == "pair" else "(count, length)"
+        what = "grey levels + 1, row by row" if config.tokenizer == "pixels" else f"integers below {config.vocab_size}"
+        predict = f"logits = predict(model, tokens)  # {what}: {shape}, length to {config.max_length}"
+        return f"from mimoformer import MIMOFormer, predict\n\n{load}\n{predict}"
+    what = "pairs of texts" if config.head == "pair" else "texts"
+    predict = f"tokens, mask = tokenize(model, texts)  # a list of {what}\nlogits = predict(model, tokens, mask=mask)"
+    return f"from mimoformer import MIMOFormer, predict, tokenize\n\n{load}\n{predict}"
+
+
+def name_grids(accuracy: Mapping[tuple[int, int], float], config: MIMOFormerConfig) -> dict[str, float]:
+    """Order accuracies by grid, and name the grids."""
     rows, columns = range(1, config.m + 1), range(1, config.n + 1)
     for grid in accuracy:
         if not isinstance(grid, tuple) or len(grid) != 2 or grid[0] not in rows or grid[1] not in columns:
-            raise ValueError(f"accuracy is given for {grid!r}, expected a grid (m, n) from (1, 1) to ({config.m}, {config.n})")
+            raise ValueError(f"accuracy is given for {grid!r}; expected a grid (m, n) from (1, 1) to ({config.m}, {config.n})")
     return {f"{m} x {n}": share for (m, n), share in sorted(accuracy.items())}

@@ -1,0 +1,229 @@
+"""Attention layers for Transformers: over a grid of sequences in superposition, and the softmax baseline."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mimoformer import attention
+from mimoformer.causal import AttentionState
+from mimoformer.features import AnyFeatureMap, DPFPFeatures, PositiveFeatures, ReLUFeatures
+from vsa_core import checks, hadamard
+
+__all__ = [
+    "BlurryAttention",
+    "FeatureKind",
+    "SharedAttention",
+    "SoftmaxAttention",
+    "SuperposedAttention",
+    "make_projections",
+    "slot_keys",
+]
+
+FeatureKind = Literal["relu", "positive", "dpfp"]
+FEATURE_MAPS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "relu": lambda dim, features, nu: ReLUFeatures(dim, features),
+    "positive": lambda dim, features, nu: PositiveFeatures(dim, features),
+    "dpfp": lambda dim, features, nu: DPFPFeatures(nu),
+}
+
+
+class SoftmaxAttention(nn.Module):
+    """Multi-head softmax attention of sequences that share nothing, the baseline; see `SuperposedAttention` for the arguments."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        causal: bool = False,
+        projections: tuple[nn.Linear, nn.Linear] | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv, self.out = projections or make_projections(embed_dim, heads, head_dim)
+
+    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
+        """Attend within every sequence; padding contributes nothing, and its own output is of no use."""
+        attended = attention.softmax_attention(*self.project(x), mask, causal=self.causal)
+        return self.merge_heads(attended)
+
+    def project(
+        self, x: Float[Tensor, "b m n l e"]
+    ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"]]:
+        """Queries, keys and values of every head, the first two divided by sqrt(m n), as published."""
+        q, k, v = rearrange(self.qkv(x), "b m n l (qkv h d) -> qkv b m n h l d", qkv=3, h=self.heads)
+        scale = (x.shape[1] * x.shape[2]) ** -0.5
+        return q * scale, k * scale, v
+
+    def merge_heads(self, attended: Float[Tensor, "*b h l d"]) -> Float[Tensor, "*b l e"]:
+        """Output projection of all heads side by side."""
+        out: Tensor = self.out(rearrange(attended, "... h l d -> ... l (h d)"))
+        return out
+
+
+class SuperposedAttention(SoftmaxAttention):
+    """Multi-head attention that up to m x n sequences share: a layer for your own Transformer (FAVOR+S, Menet et al., 2023).
+
+    It takes the place of self-attention in a network that handles every sequence by itself, and maps embeddings (b m n l e) to
+    embeddings (b m n l e). Any smaller grid runs as itself, with the first keys. Binding keys are bipolar, one per slot, shared
+    by all heads and by queries, keys and values; on a 1 x 1 grid the key is all ones.
+
+    Args:
+        embed_dim: dimension of an embedding.
+        heads: number of attention heads.
+        m: M, rows of the grid; queries are bundled over them.
+        n: N, columns of the grid; keys and values are bundled over them.
+        head_dim: d, the dimension of a head; embed_dim / heads by default.
+        feature_map: the name of a map, "relu" (as published), "positive" or "dpfp"; or a plain function or module of your own.
+        features: R, the number of random features of "relu" and "positive".
+        nu: number of rolls of "dpfp".
+        causal: whether a token sees only itself and earlier tokens; required by `step`.
+        trainable_keys: whether the binding keys are trained.
+        projections: layers for queries, keys and values side by side (e to 3 h d) and for the output (h d to e), such as those of
+            a trained network; new ones by default.
+
+    Raises:
+        ValueError: a size is below 1, embed_dim is not divisible by heads and no head_dim is given, or there is no such map.
+        TypeError: a size is not a whole number.
+
+    >>> import torch
+    >>> class Block(torch.nn.Module):
+    ...     def __init__(self, dim):
+    ...         super().__init__()
+    ...         self.attention = SuperposedAttention(dim, heads=4, m=2, n=2)
+    ...         self.mlp = torch.nn.Sequential(torch.nn.LayerNorm(dim), torch.nn.Linear(dim, dim), torch.nn.GELU())
+    ...
+    ...     def forward(self, x, mask=None):
+    ...         x = x + self.attention(x, mask)
+    ...         return x + self.mlp(x)
+    >>> Block(64)(torch.randn(8, 2, 2, 100, 64)).shape  # 8 passes of 2 x 2 sequences of 100 tokens
+    torch.Size([8, 2, 2, 100, 64])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        heads: int,
+        m: int,
+        n: int,
+        *,
+        head_dim: int | None = None,
+        feature_map: FeatureKind | AnyFeatureMap = "relu",
+        features: int = 256,
+        nu: int = 3,
+        causal: bool = False,
+        trainable_keys: bool = False,
+        projections: tuple[nn.Linear, nn.Linear] | None = None,
+    ) -> None:
+        checks.positive(m=m, n=n)
+        super().__init__(embed_dim, heads, head_dim=head_dim, causal=causal, projections=projections)
+        dim = self.out.in_features // heads
+        self.keys = slot_keys(m, n, dim, trainable=trainable_keys)
+        if isinstance(feature_map, str):
+            if feature_map not in FEATURE_MAPS:
+                raise ValueError(f"feature_map is {feature_map!r}; expected {', '.join(FEATURE_MAPS)}, a function or a module")
+            feature_map = FEATURE_MAPS[feature_map](dim, features, nu)
+        self.feature_map = feature_map
+
+    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
+        """Attend within every sequence of the grid, all in superposition.
+
+        Args:
+            x: embeddings.
+            mask: True where a token is real; all are real by default. Padding contributes nothing.
+
+        Raises:
+            ValueError: the grid is larger than the layer's, or a shape does not fit.
+            TypeError: x is not floating point, or the mask is not boolean.
+        """
+        q, k, v, keys = self.operands(x)
+        return self.merge_heads(attention.favor_s(q, k, v, keys, self.feature_map, mask, causal=self.causal))
+
+    def step(
+        self,
+        x: Float[Tensor, "b m n l e"],
+        state: AttentionState | None = None,
+        mask: Bool[Tensor, "b m n l"] | None = None,
+    ) -> tuple[Float[Tensor, "b m n l e"], AttentionState]:
+        """Attend from the next tokens of causal attention, and return the state after them: `attention.favor_s_step`."""
+        q, k, v, keys = self.operands(x)
+        attended, state = attention.favor_s_step(q, k, v, keys, self.feature_map, state, mask)
+        return self.merge_heads(attended), state
+
+    def operands(
+        self, x: Float[Tensor, "b m n l e"]
+    ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "m n d"]]:
+        """Queries, keys and values of every head, and the binding keys of the grid in use."""
+        e = self.qkv.in_features
+        if x.dim() != 5 or x.shape[-1] != e:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected embeddings (b, m, n, l, {e})")
+        return *self.project(x), keys_of_grid(self.keys, x)
+
+
+class SharedAttention(SuperposedAttention):
+    """Attention of the published att.+MLP variant: its output stays bound and bundled over m, for an MLP that follows."""
+
+    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b n l e"]:
+        """Attend by `attention.favor_s_shared`; arguments and errors are those of `SuperposedAttention`."""
+        q, k, v, keys = self.operands(x)
+        return self.merge_heads(attention.favor_s_shared(q, k, v, keys, self.feature_map, mask, causal=self.causal))
+
+    def step(
+        self,
+        x: Float[Tensor, "b m n l e"],
+        state: AttentionState | None = None,
+        mask: Bool[Tensor, "b m n l"] | None = None,
+    ) -> tuple[Float[Tensor, "b n l e"], AttentionState]:
+        """Attend from the next tokens: `attention.favor_s_shared_step`."""
+        q, k, v, keys = self.operands(x)
+        attended, state = attention.favor_s_shared_step(q, k, v, keys, self.feature_map, state, mask)
+        return self.merge_heads(attended), state
+
+
+class BlurryAttention(SuperposedAttention):
+    """Blurry attention: queries, keys and values all bundled over the whole grid, so that every slot has the same weights."""
+
+    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
+        """Attend by `attention.favor_s_blurry`; arguments and errors are those of `SuperposedAttention`."""
+        q, k, v, keys = self.operands(x)
+        return self.merge_heads(attention.favor_s_blurry(q, k, v, keys, self.feature_map, mask, causal=self.causal))
+
+    def step(
+        self,
+        x: Float[Tensor, "b m n l e"],
+        state: AttentionState | None = None,
+        mask: Bool[Tensor, "b m n l"] | None = None,
+    ) -> tuple[Float[Tensor, "b m n l e"], AttentionState]:
+        """Attend from the next tokens: `attention.favor_s_blurry_step`."""
+        q, k, v, keys = self.operands(x)
+        attended, state = attention.favor_s_blurry_step(q, k, v, keys, self.feature_map, state, mask)
+        return self.merge_heads(attended), state
+
+
+def make_projections(embed_dim: int, heads: int, head_dim: int | None = None) -> tuple[nn.Linear, nn.Linear]:
+    """New projections: to queries, keys and values side by side, and from all heads back to embeddings."""
+    checks.positive(embed_dim=embed_dim, heads=heads)
+    if head_dim is None and embed_dim % heads:
+        raise ValueError(f"embed_dim {embed_dim} is not divisible by heads {heads}; change either, or give head_dim")
+    head_dim = embed_dim // heads if head_dim is None else head_dim
+    checks.positive(head_dim=head_dim)
+    return nn.Linear(embed_dim, 3 * heads * head_dim), nn.Linear(heads * head_dim, embed_dim)
+
+
+def slot_keys(m: int, n: int, dim: int, *, trainable: bool = False) -> nn.Parameter:
+    """Draw a bipolar key for every slot (m n dim); a single slot needs no protection, so its key is all ones."""
+    keys = hadamard.random_keys(m * n, dim)
+    return nn.Parameter(rearrange(keys if m * n > 1 else keys.abs(), "(m n) d -> m n d", m=m), requires_grad=trainable)
+
+
+def keys_of_grid(keys: Float[Tensor, "M N e"], x: Float[Tensor, "b m n *l"]) -> Float[Tensor, "m n e"]:
+    """The first m x n keys; ValueError where the grid of x is larger than that of the keys."""
+    if x.shape[1] > keys.shape[0] or x.shape[2] > keys.shape[1]:
+        raise ValueError(
+            f"a grid of {x.shape[1]} x {x.shape[2]} sequences is too large; there are keys for {keys.shape[0]} x {keys.shape[1]}"
+        )
+    return keys[: x.shape[1], : x.shape[2]]

@@ -1,0 +1,106 @@
+"""SuperposedAttention in networks of one's own."""
+
+import loops
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from mimoformer import SuperposedAttention
+from mimoformer.layers import BlurryAttention, SharedAttention, SoftmaxAttention
+
+LAYERS = {"per slot": SuperposedAttention, "shared": SharedAttention, "blurry": BlurryAttention}
+every_layer = pytest.mark.parametrize("kind", LAYERS)
+
+
+def layer(kind="per slot", **options):
+    return LAYERS[kind](12, 2, 2, 3, **{"head_dim": 4, "features": 8, **options}).double()
+
+
+@pytest.mark.parametrize(("m", "n"), [(2, 3), (1, 2), (1, 1)])
+@pytest.mark.parametrize("causal", [False, True])
+@every_layer
+def test_a_layer_is_its_projections_around_the_loops(kind, causal, m, n):
+    """On any grid, with the first keys; q and k are divided by sqrt(m n)."""
+    attention, x = layer(kind, causal=causal), torch.randn(2, m, n, 5, 12, dtype=torch.float64)
+    mask = torch.rand(2, m, n, 5) < 0.7
+    q, k, v = (part.unflatten(-1, (2, 4)).movedim(-2, 3) for part in attention.qkv(x).split(8, -1))
+    q, k, keys, phi = q / (m * n) ** 0.5, k / (m * n) ** 0.5, attention.keys[:m, :n], attention.feature_map
+    if kind == "blurry":
+        attended = loops.blurry(q, k, v, keys, lambda query, key: phi(key) @ phi(query), mask, causal=causal)
+    else:
+        attended = loops.favor_s(q, k, v, keys, phi, mask, causal=causal, shared=kind == "shared")
+    expected = attended.movedim(-3, -2).flatten(-2) @ attention.out.weight.mT + attention.out.bias
+    assert_close(attention(x, mask), expected, rtol=1e-9, atol=1e-9)
+
+
+@every_layer
+def test_steps_give_the_whole(kind):
+    attention, x = layer(kind, causal=True), torch.randn(2, 2, 3, 6, 12, dtype=torch.float64)
+    mask, state, outs = torch.rand(2, 2, 3, 6) < 0.7, None, []
+    for part in torch.arange(6).split([1, 3, 2]):
+        out, state = attention.step(x[..., part, :], state, mask[..., part])
+        outs.append(out)
+    assert_close(torch.cat(outs, -2), attention(x, mask), rtol=1e-10, atol=1e-10)
+
+
+def test_feature_maps_of_ones_own():
+    """A plain function, and a module, whose parameters are then the layer's."""
+    x = torch.randn(2, 2, 3, 5, 12, dtype=torch.float64)
+    plain = layer(feature_map=torch.exp)
+    assert plain(x).isfinite().all()
+
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 8)
+
+        def forward(self, x):
+            return self.linear(x).exp()
+
+    learned = layer(feature_map=Learned())
+    learned(x).square().sum().backward()
+    assert learned.feature_map.linear.weight.grad.abs().sum() > 0
+
+
+def test_projections_of_a_trained_network_are_taken_over():
+    trained = SoftmaxAttention(12, 2)
+    attention = SuperposedAttention(12, 2, 1, 1, features=4096, feature_map="positive", projections=(trained.qkv, trained.out))
+    assert attention.qkv is trained.qkv
+    assert attention.keys.shape == (1, 1, 6)
+    x = torch.randn(2, 1, 1, 7, 12) / 4
+    assert (attention(x) - trained(x)).norm() < 0.05 * trained(x).norm()  # so many features are close to softmax
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"m": 0}, ValueError, "m must be at least 1, got 0"),
+        ({"n": 2.0}, TypeError, r"n must be a whole number, got 2\.0"),
+        ({"heads": 0}, ValueError, "heads must be at least 1, got 0"),
+        ({"heads": 5}, ValueError, "embed_dim 12 is not divisible by heads 5; change either, or give head_dim"),
+        ({"head_dim": 0}, ValueError, "head_dim must be at least 1, got 0"),
+        (
+            {"feature_map": "softmax"},
+            ValueError,
+            "feature_map is 'softmax'; expected relu, positive, dpfp, a function or a module",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_made(options, error, named):
+    with pytest.raises(error, match=named):
+        SuperposedAttention(**{"embed_dim": 12, "heads": 2, "m": 2, "n": 3, **options})
+
+
+@pytest.mark.unchecked
+@every_layer
+def test_embeddings_that_do_not_fit(kind):
+    attention = layer(kind)
+    for shape in [(2, 2, 3, 5, 8), (2, 3, 5, 12)]:
+        with pytest.raises(ValueError, match=r"x has shape .*; expected embeddings \(b, m, n, l, 12\)"):
+            attention(torch.zeros(shape).double())
+    with pytest.raises(ValueError, match="a grid of 3 x 3 sequences is too large; there are keys for 2 x 3"):
+        attention(torch.zeros(2, 3, 3, 5, 12).double())
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 2, 3, 4\)"):
+        attention(torch.zeros(2, 2, 3, 5, 12).double(), torch.ones(2, 2, 3, 4).bool())

@@ -12,11 +12,12 @@ import pyarrow as pa
 import torch
 from datasets import Features, Value
 
-from mimo_benchmarks.data.long_range_arena.listops_expressions import evaluate as evaluate
-from mimo_benchmarks.data.long_range_arena.listops_expressions import generate_expressions
+from mimo_benchmarks.data.long_range_arena.listops_expressions import evaluate, generate_expressions
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.data.storage.generated import Recipe, load_or_generate
 from mimo_benchmarks.errors import ConfigError
+
+__all__ = ["evaluate", "listops_recipe", "listops_splits"]
 
 SPLITS = ("train", "dev", "test")
 COUNTS = (96_000, 2_000, 2_000)

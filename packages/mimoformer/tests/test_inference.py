@@ -162,3 +162,10 @@ def test_a_compiled_model_is_counted_and_predicts():
 def test_what_cannot_be_counted(options, error, named):
     with pytest.raises(error, match=named):
         count_macs(small(), **options)
+
+
+def test_predict_hands_over_no_more_tokens_at_once_than_asked_for():
+    model, passes = small(), []
+    model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    predict(model, torch.zeros(30, 5).long(), tokens_at_once=2 * 6 * 5 + 1)
+    assert passes == [2, 2, 1]

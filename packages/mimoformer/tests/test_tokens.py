@@ -37,8 +37,10 @@ def test_words_are_counted_from_one_and_parentheses_passed_over():
     )
 
 
-def test_ids_are_themselves_and_zero_is_padding():
-    check(tokenize(config(tokenizer="ids"), ["3 0 299", b"1\t2"]), [[3, 0, 299], [1, 2, 0]])
+def test_ids_are_themselves_and_zero_is_a_token_like_others():
+    tokens, mask = tokenize(config(tokenizer="ids"), ["3 0 299", b"1\t0"])
+    assert tokens.tolist() == [[3, 0, 299], [1, 0, 0]]
+    assert mask.tolist() == [[True, True, True], [True, True, False]]
 
 
 @pytest.mark.parametrize("options", [{"tokenizer": "bytes"}, {"tokenizer": "words", "words": ("aa",)}, {"tokenizer": "ids"}])

@@ -91,12 +91,7 @@ def favor_s_step(
     check_operands(q, k, v, keys, mask)
     dtype = v.dtype
     with autocast_off(q):
-        q, k, v = bind_real_tokens(q, k, v, keys, mask)
-        parts, state = attend_in_chunks(
-            query_features(feature_map, q.sum(1), any_real(mask, 1)),
-            running_key_features(feature_map, k.sum(2), any_real(mask, 2), state),
-            *(v.sum(2), mask, keys.shape[:2], state, chunk),
-        )
+        parts, state = attend_in_grid(q, k, v, keys, feature_map, state, mask, chunk)
         out = divide_or_zero(parts.numerator[:, None], parts.denominator, parts.whole[:, None])
         return unbind_slots(out, keys, mask).to(dtype), state
 
@@ -116,12 +111,7 @@ def favor_s_shared_step(
     check_operands(q, k, v, keys, mask)
     dtype = v.dtype
     with autocast_off(q):
-        q, k, v = bind_real_tokens(q, k, v, keys, mask)
-        parts, state = attend_in_chunks(
-            query_features(feature_map, q.sum(1), any_real(mask, 1)),
-            running_key_features(feature_map, k.sum(2), any_real(mask, 2), state),
-            *(v.sum(2), mask, keys.shape[:2], state, chunk),
-        )
+        parts, state = attend_in_grid(q, k, v, keys, feature_map, state, mask, chunk)
         return divide_or_zero(parts.numerator, parts.denominator.sum(1), parts.whole).to(dtype), state
 
 
@@ -149,6 +139,25 @@ def favor_s_blurry_step(
         )
         out = divide_or_zero(parts.numerator[:, None], parts.denominator, parts.whole[:, None])
         return unbind_slots(out, keys, mask).to(dtype), state
+
+
+def attend_in_grid(
+    q: Float[Tensor, "b m n h l d"],
+    k: Float[Tensor, "b m n h l d"],
+    v: Float[Tensor, "b m n h l d"],
+    keys: Float[Tensor, "m n d"],
+    feature_map: AnyFeatureMap,
+    state: AttentionState | None,
+    mask: Bool[Tensor, "b m n l"] | None,
+    chunk: int,
+) -> tuple[Quotients, AttentionState]:
+    """Bind, bundle queries over m, keys and values over n, and attend in chunks; arguments are those of `favor_s_step`."""
+    q, k, v = bind_real_tokens(q, k, v, keys, mask)
+    return attend_in_chunks(
+        query_features(feature_map, q.sum(1), any_real(mask, 1)),
+        running_key_features(feature_map, k.sum(2), any_real(mask, 2), state),
+        *(v.sum(2), mask, keys.shape[:2], state, chunk),
+    )
 
 
 def running_key_features(

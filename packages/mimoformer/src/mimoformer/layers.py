@@ -1,7 +1,7 @@
 """Attention layers for Transformers: over a grid of sequences in superposition, and the softmax baseline."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -104,6 +104,9 @@ class SuperposedAttention(SoftmaxAttention):
     torch.Size([8, 2, 2, 100, 64])
     """
 
+    attend: ClassVar[Callable[..., Tensor]] = staticmethod(attention.favor_s)
+    attend_next: ClassVar[Callable[..., tuple[Tensor, AttentionState]]] = staticmethod(attention.favor_s_step)
+
     def __init__(
         self,
         embed_dim: int,
@@ -129,29 +132,32 @@ class SuperposedAttention(SoftmaxAttention):
             feature_map = FEATURE_MAPS[feature_map](dim, features, nu)
         self.feature_map = feature_map
 
-    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
+    def forward(
+        self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None
+    ) -> Float[Tensor, "b *slots l e"]:
         """Attend within every sequence of the grid, all in superposition.
 
         Args:
             x: embeddings.
             mask: True where a token is real; all are real by default. Padding contributes nothing.
 
+        Returns:
+            Embeddings (b m n l e); of `SharedAttention`, (b n l e).
+
         Raises:
             ValueError: the grid is larger than the layer's, or a shape does not fit.
             TypeError: x is not floating point, or the mask is not boolean.
         """
-        q, k, v, keys = self.operands(x)
-        return self.merge_heads(attention.favor_s(q, k, v, keys, self.feature_map, mask, causal=self.causal))
+        return self.merge_heads(self.attend(*self.operands(x), self.feature_map, mask, causal=self.causal))
 
     def step(
         self,
         x: Float[Tensor, "b m n l e"],
         state: AttentionState | None = None,
         mask: Bool[Tensor, "b m n l"] | None = None,
-    ) -> tuple[Float[Tensor, "b m n l e"], AttentionState]:
+    ) -> tuple[Float[Tensor, "b *slots l e"], AttentionState]:
         """Attend from the next tokens of causal attention, and return the state after them: `attention.favor_s_step`."""
-        q, k, v, keys = self.operands(x)
-        attended, state = attention.favor_s_step(q, k, v, keys, self.feature_map, state, mask)
+        attended, state = self.attend_next(*self.operands(x), self.feature_map, state, mask)
         return self.merge_heads(attended), state
 
     def operands(
@@ -167,41 +173,15 @@ class SuperposedAttention(SoftmaxAttention):
 class SharedAttention(SuperposedAttention):
     """Attention of the published att.+MLP variant: its output stays bound and bundled over m, for an MLP that follows."""
 
-    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b n l e"]:
-        """Attend by `attention.favor_s_shared`; arguments and errors are those of `SuperposedAttention`."""
-        q, k, v, keys = self.operands(x)
-        return self.merge_heads(attention.favor_s_shared(q, k, v, keys, self.feature_map, mask, causal=self.causal))
-
-    def step(
-        self,
-        x: Float[Tensor, "b m n l e"],
-        state: AttentionState | None = None,
-        mask: Bool[Tensor, "b m n l"] | None = None,
-    ) -> tuple[Float[Tensor, "b n l e"], AttentionState]:
-        """Attend from the next tokens: `attention.favor_s_shared_step`."""
-        q, k, v, keys = self.operands(x)
-        attended, state = attention.favor_s_shared_step(q, k, v, keys, self.feature_map, state, mask)
-        return self.merge_heads(attended), state
+    attend = staticmethod(attention.favor_s_shared)
+    attend_next = staticmethod(attention.favor_s_shared_step)
 
 
 class BlurryAttention(SuperposedAttention):
     """Blurry attention: queries, keys and values all bundled over the whole grid, so that every slot has the same weights."""
 
-    def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
-        """Attend by `attention.favor_s_blurry`; arguments and errors are those of `SuperposedAttention`."""
-        q, k, v, keys = self.operands(x)
-        return self.merge_heads(attention.favor_s_blurry(q, k, v, keys, self.feature_map, mask, causal=self.causal))
-
-    def step(
-        self,
-        x: Float[Tensor, "b m n l e"],
-        state: AttentionState | None = None,
-        mask: Bool[Tensor, "b m n l"] | None = None,
-    ) -> tuple[Float[Tensor, "b m n l e"], AttentionState]:
-        """Attend from the next tokens: `attention.favor_s_blurry_step`."""
-        q, k, v, keys = self.operands(x)
-        attended, state = attention.favor_s_blurry_step(q, k, v, keys, self.feature_map, state, mask)
-        return self.merge_heads(attended), state
+    attend = staticmethod(attention.favor_s_blurry)
+    attend_next = staticmethod(attention.favor_s_blurry_step)
 
 
 def make_projections(embed_dim: int, heads: int, head_dim: int | None = None) -> tuple[nn.Linear, nn.Linear]:

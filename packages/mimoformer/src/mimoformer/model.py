@@ -40,6 +40,7 @@ class MIMOFormer(Pretrained):
     torch.Size([8, 2, 2, 10])
     """
 
+    config: MIMOFormerConfig
     hub_module: ClassVar[str] = "mimoformer.hub"
 
     def __init__(self, config: MIMOFormerConfig) -> None:
@@ -57,7 +58,7 @@ class MIMOFormer(Pretrained):
     @property
     def capacity(self) -> int:
         """Most sequences that can share a pass: M x N."""
-        return self.config.capacity
+        return int(self.config.capacity)
 
     def forward(
         self, tokens: Integer[Tensor, "b m n *pair l"], mask: Bool[Tensor, "b m n *pair l"] | None = None

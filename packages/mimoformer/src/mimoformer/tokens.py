@@ -23,7 +23,7 @@ def tokenize(
 
     - bytes: the id of a byte of the UTF-8 text is byte + 1.
     - words: the text is split at white space, parentheses are passed over, and the id of `words[i]` is i + 1.
-    - ids: the text holds the ids, separated by white space.
+    - ids: the text holds the ids, separated by white space; all of them are real, 0 too.
 
     Texts are cut at the network's max_length and padded with id 0 to the longest one.
 
@@ -56,12 +56,13 @@ def tokenize(
         if not isinstance(text, Text):
             raise TypeError(f"texts holds a {type(text).__name__}; expected str or bytes")
     rows = [ENCODERS[config.tokenizer](text, config)[: config.max_length] for text in flat]
-    tokens = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    mask = torch.arange(max([1, *map(len, rows)])) < lengths[:, None]
+    tokens = torch.zeros(mask.shape, dtype=torch.long)
+    tokens[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.long)
     if config.head == "pair":
-        tokens = rearrange(tokens, "(count pair) l -> count pair l", pair=2)
-    return tokens, tokens > 0
+        tokens, mask = (rearrange(x, "(count pair) l -> count pair l", pair=2) for x in (tokens, mask))
+    return tokens, mask
 
 
 def flatten_pairs(pairs: Sequence[Any]) -> list[Any]:

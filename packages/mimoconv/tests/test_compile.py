@@ -30,10 +30,10 @@ def test_compiles_whole_and_at_most_once_per_n_in_training():
     model = small(4)
     fast, graphs = compiled(model)
     for _ in range(2):
-        for n in (2, 4):
+        for n in (1, 2, 4):
             x = torch.randn(3, n, 2, 8, 8, dtype=torch.float64)
             assert_close(fast(x), model(x))
-    assert 1 <= len(graphs) <= 2
+    assert 1 <= len(graphs) <= 3
 
 
 def test_compiles_whole_and_at_most_once_per_n_in_predict():

@@ -54,7 +54,7 @@ def git_revision() -> str:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes in use so far: allocated on a GPU, or resident in this process; None where the platform has no count."""
+    """Return the most bytes in use so far: allocated on a GPU, or resident in this process; None if not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -60,7 +60,7 @@ class Result:
     wall_seconds: float
     """Seconds of the whole experiment in its last start, up to this result."""
     peak_memory_bytes: int | None
-    """Most memory in use during training; on a CPU, in the whole process so far. None if the platform has no count."""
+    """Most memory in use during training; on a CPU, in the whole process so far. None if not known."""
     command: str
     """The command line of the first start."""
     device: str

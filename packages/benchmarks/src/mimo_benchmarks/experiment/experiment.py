@@ -126,9 +126,7 @@ def train_and_evaluate(
             training.restore(kept)
     steps = accelerator.gather(torch.tensor([training.progress.step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
-        raise CheckpointError(
-            f"{saves}: the processes would resume from steps {steps}, expected one step: let all machines see the same run directory"
-        )
+        raise CheckpointError(f"{saves}: the processes would resume from steps {steps}; let all machines see one run directory")
     if main:
         directory.begin(name, config, accelerator.device, training.progress.step)
         for reason in kept.skipped if kept else ():

@@ -75,9 +75,8 @@ def save_checkpoint(
         raise ValueError(f"keep must be positive, got {keep}")
     name = f"step-{step:08}"
     path, beside, replaced = folder / name, folder / UNFINISHED, folder / f"{REPLACED}{name}"
-    files = {f"{part}{TENSORS}": tensors_as_bytes(values) for part, values in tensors.items()} | {
-        STATE: state_as_bytes(state, path)
-    }
+    files = {f"{part}{TENSORS}": tensors_as_bytes(values) for part, values in tensors.items()}
+    files[STATE] = state_as_bytes(state, path)
     files[MANIFEST] = manifest_text(name, files)
     try:
         if beside.exists():

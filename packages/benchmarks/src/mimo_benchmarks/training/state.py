@@ -62,7 +62,7 @@ class Training:
         self.progress = Progress(counts={name: torch.zeros((), device=accelerator.device) for name in names})
 
     def evaluated_weights(self) -> dict[str, Tensor]:
-        """Return the weights that are evaluated: the moving average with the network's own buffers if there is one, else its own."""
+        """Return the weights that are evaluated: the moving average, with the network's own buffers, or its own."""
         module = self.network if self.average is None else self.average.module
         return module.state_dict()
 

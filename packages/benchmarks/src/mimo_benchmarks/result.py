@@ -91,11 +91,11 @@ class Result:
             result = cls(
                 **plain,
                 control=None if found["control"] is None else one_line(found["control"]),
-                superposed=bool(found["superposed"]),
+                superposed=boolean(found["superposed"]),
                 paper={one_line(n): (finite(mean), optional(std)) for n, (mean, std) in found["paper"].items()},
                 rows=tuple(map(row_from_json, found["rows"])),
                 guesses=mapping(found["guesses"], finite),
-                crosstalk=crosstalk and {when: mapping(crosstalk[when], shares) for when in ("before", "after")},
+                crosstalk=None if crosstalk is None else {when: mapping(crosstalk[when], shares) for when in ("before", "after")},
                 train_seconds=finite(found["train_seconds"]),
                 wall_seconds=finite(found["wall_seconds"]),
                 peak_memory_bytes=None if found["peak_memory_bytes"] is None else whole(found["peak_memory_bytes"]),
@@ -141,6 +141,13 @@ def whole(value: object) -> int:
     """Return the value if it is a whole number; otherwise raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def boolean(value: object) -> bool:
+    """Return the value if it is true or false; otherwise raise ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true or false")
     return value
 
 

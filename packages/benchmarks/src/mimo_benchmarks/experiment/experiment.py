@@ -161,7 +161,7 @@ def train_and_evaluate(
     after = None
     if main:
         recalibrate(config, module, task)
-        rows = evaluate_network(config, module, task)
+        rows = evaluate_network(describe(config.model), module, task, config)
         after = crosstalk_of(config, module, task)
         save_network(config, module, task, rows, directory)
     return Trained(

@@ -43,9 +43,9 @@ class Trained:
         return describe(self.config.model)
 
 
-def evaluate_network(config: RunConfig, module: nn.Module, task: Task) -> tuple[Row, ...]:
+def evaluate_network(network: Network, module: nn.Module, task: Task, config: RunConfig) -> tuple[Row, ...]:
     """Return accuracies and costs of a trained network for each n; throughput is left out."""
-    network, rows = describe(config.model), []
+    rows = []
     for n in network.evaluated_n(config.n):
         answers = classify(network, module, task, task.test, n)
         with batch_statistics(module) as has_batch_norm:

@@ -19,7 +19,13 @@ ROW = Row(
     inputs_per_second=1500.5,
 )
 TWO = replace(
-    ROW, n=2, inputs=4, accuracy_batch_statistics=0.8, accuracy_per_slot=(0.9, 0.8), changed_by_regrouping=0.1, inputs_per_second=None
+    ROW,
+    n=2,
+    inputs=4,
+    accuracy_batch_statistics=0.8,
+    accuracy_per_slot=(0.9, 0.8),
+    changed_by_regrouping=0.1,
+    inputs_per_second=None,
 )
 RESULT = Result(
     preset="quickstart",
@@ -85,11 +91,13 @@ NUMBERS = [path for path in EVERYWHERE if isinstance(at(path), int | float) and 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "1", [], {}], ids=repr)
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))
 def test_numbers_that_are_none_are_refused(path, value):
-    with pytest.raises(ValueError, match="is not a|is not above"):
+    with pytest.raises(ValueError, match=r"is not a|is not above"):
         Result.from_json(changed(path, value))
 
 
-@pytest.mark.parametrize("path", [path for path in NUMBERS if isinstance(at(path), int)], ids=lambda path: ".".join(map(str, path)))
+@pytest.mark.parametrize(
+    "path", [path for path in NUMBERS if isinstance(at(path), int)], ids=lambda path: ".".join(map(str, path))
+)
 def test_counts_are_whole(path):
     with pytest.raises(ValueError, match=r"1\.5 is not a whole number"):
         Result.from_json(changed(path, 1.5))
@@ -97,7 +105,7 @@ def test_counts_are_whole(path):
 
 @pytest.mark.parametrize("value", [0, -1.0])
 def test_a_cost_is_above_zero(value):
-    with pytest.raises(ValueError, match="macs is .*, not above 0"):
+    with pytest.raises(ValueError, match=r"macs is .*, not above 0"):
         Result.from_json(changed(("rows", 0, "macs"), value))
 
 
@@ -107,7 +115,9 @@ def test_superposed_is_a_boolean(value):
         Result.from_json(changed(("superposed",), value))
 
 
-@pytest.mark.parametrize("name", [*asdict(RESULT), *(f"rows.{name}" for name in asdict(ROW)), "crosstalk.before", "crosstalk.after"])
+@pytest.mark.parametrize(
+    "name", [*asdict(RESULT), *(f"rows.{name}" for name in asdict(ROW)), "crosstalk.before", "crosstalk.after"]
+)
 def test_what_is_missing_is_named(name):
     content = json.loads(json.dumps(RESULT.to_json()))
     inside = content["rows"][0] if name.startswith("rows.") else content["crosstalk"] if "." in name else content

@@ -130,7 +130,7 @@ def train_and_evaluate(
     if main:
         directory.begin(name, config, accelerator.device, training.progress.step)
         for reason in kept.skipped if kept else ():
-            print(f"passed over {reason}")
+            print(f"skipped a checkpoint that is not valid: {reason}")
         print(f"{directory.path}: {name}, from step {training.progress.step} of {config.optim.steps}")
 
     def log(**values: Any) -> None:

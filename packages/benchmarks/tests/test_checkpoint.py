@@ -18,8 +18,15 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from mimo_benchmarks.errors import CheckpointError
-from mimo_benchmarks.training import checkpoint
-from mimo_benchmarks.training.checkpoint import MANIFEST, flatten_optimizer, load, restore_optimizer, save
+from mimo_benchmarks.training.checkpoint import (
+    MANIFEST,
+    UNFINISHED,
+    flatten_optimizer,
+    load_checkpoint,
+    manifest_text,
+    restore_optimizer,
+    save_checkpoint,
+)
 from mimo_benchmarks.training.muon import Muon
 
 
@@ -55,8 +62,8 @@ def test_bits_dtypes_and_shapes_come_back(tmp_path, dtype, shape):
     """Random bytes, so NaNs with their payloads too."""
     size = torch.zeros(shape, dtype=dtype).nbytes
     value = torch.randint(2 if dtype == torch.bool else 256, (size,), dtype=torch.uint8).view(dtype).view(shape)
-    save(tmp_path, 1, {"model": {"x": value}}, {})
-    back = load(tmp_path).tensors["model"]["x"]
+    save_checkpoint(tmp_path, 1, {"model": {"x": value}}, {})
+    back = load_checkpoint(tmp_path).tensors["model"]["x"]
     assert (back.dtype, back.shape) == (dtype, shape)
     assert torch.equal(bits(back), bits(value))
 
@@ -74,13 +81,13 @@ def test_layouts_and_shared_memory_come_back(tmp_path):
         "parameter": torch.nn.Parameter(torch.randn(3)),
         "negated": torch.randn(3, dtype=torch.complex64).conj().imag,  # its memory has the other sign
     }
-    save(tmp_path, 1, {"model": values}, {})
-    found = load(tmp_path).tensors["model"]
+    save_checkpoint(tmp_path, 1, {"model": values}, {})
+    found = load_checkpoint(tmp_path).tensors["model"]
     assert found.keys() == values.keys()
     assert all(torch.equal(found[name], value) for name, value in values.items())
     found["base"].zero_()
     assert torch.equal(found["again"], base)
-    assert all(value.is_meta for value in load(tmp_path, "meta").tensors["model"].values())
+    assert all(value.is_meta for value in load_checkpoint(tmp_path, "meta").tensors["model"].values())
 
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -111,8 +118,8 @@ def test_the_step_after_is_bit_equal(tmp_path, make, device):
         take_step(ours, optimizer, seed)
         schedule.step()
     tensors, groups = flatten_optimizer(optimizer.state_dict())
-    save(tmp_path, 3, {"optimizer": tensors}, {"groups": groups})
-    found = load(tmp_path, device)
+    save_checkpoint(tmp_path, 3, {"optimizer": tensors}, {"groups": groups})
+    found = load_checkpoint(tmp_path, device)
 
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
     other = make(theirs)
@@ -135,36 +142,36 @@ def test_optimizer_state_that_is_no_tensor_comes_back():
 
 
 def test_there_is_none(tmp_path):
-    assert load(tmp_path / "nowhere") is None
-    assert load(tmp_path) is None
-    (tmp_path / checkpoint.UNFINISHED).mkdir()
-    assert load(tmp_path) is None
+    assert load_checkpoint(tmp_path / "nowhere") is None
+    assert load_checkpoint(tmp_path) is None
+    (tmp_path / UNFINISHED).mkdir()
+    assert load_checkpoint(tmp_path) is None
 
 
 def test_older_ones_are_pruned(tmp_path):
     for step in (1, 2, 10, 100_000_000):
-        path = save(tmp_path, step, *content(step), keep=3)
+        path = save_checkpoint(tmp_path, step, *content(step), keep=3)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000002", "step-00000010", "step-100000000"]
-    assert path == load(tmp_path).path == tmp_path / "step-100000000"
-    save(tmp_path, 5, *content(5), keep=1)  # the run went back: what it had left stays, and this is no older one
+    assert path == load_checkpoint(tmp_path).path == tmp_path / "step-100000000"
+    save_checkpoint(tmp_path, 5, *content(5), keep=1)  # the run went back: what it had left stays, and this is no older one
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000005", "step-00000010", "step-100000000"]
     with pytest.raises(ValueError, match="got 0"):
-        save(tmp_path, 6, *content(6), keep=0)
+        save_checkpoint(tmp_path, 6, *content(6), keep=0)
 
 
 def test_damaged_ones_are_passed_over_newest_first(tmp_path):
     for step in (1, 2, 3, 4):
-        path = save(tmp_path, step, *content(step), keep=4)
+        path = save_checkpoint(tmp_path, step, *content(step), keep=4)
     (path / "more.safetensors").touch()
     (tmp_path / "step-00000003" / "model.safetensors").unlink()
     (tmp_path / "step-00000002" / "state.json").write_text("{}")
-    found = load(tmp_path)
+    found = load_checkpoint(tmp_path)
     assert same(found, 1)
     named = ["step-00000004: .*more.safetensors", "step-00000003: .*model.safetensors", "step-00000002: .*state.json"]
     assert all(re.search(name, reason) for name, reason in zip(named, found.skipped, strict=True))
     (tmp_path / "step-00000001" / MANIFEST).write_text("{}")
     with pytest.raises(CheckpointError) as raised:
-        load(tmp_path)
+        load_checkpoint(tmp_path)
     assert all(f"step-0000000{step}" in str(raised.value) for step in (1, 2, 3, 4))
 
 
@@ -173,12 +180,12 @@ def test_what_cannot_be_removed_is_removed_by_the_next_save(tmp_path, monkeypatc
         raise OSError(errno.EACCES, "Permission denied")
 
     for step in (1, 2):
-        save(tmp_path, step, *content(step))
+        save_checkpoint(tmp_path, step, *content(step))
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
-        save(tmp_path, 3, *content(3))
-    assert same(load(tmp_path), 3)
-    save(tmp_path, 4, *content(4))
+        save_checkpoint(tmp_path, 3, *content(3))
+    assert same(load_checkpoint(tmp_path), 3)
+    save_checkpoint(tmp_path, 4, *content(4))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
 
 
@@ -188,10 +195,10 @@ CIRCLE.append(CIRCLE)
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {1}, torch.ones(1), object(), CIRCLE], ids=str)
 def test_state_that_json_does_not_have_is_refused(tmp_path, value):
-    save(tmp_path, 1, *content(1))
+    save_checkpoint(tmp_path, 1, *content(1))
     with pytest.raises(CheckpointError, match=r"step-00000002.* leave only dicts"):
-        save(tmp_path, 2, {}, {"deep": [value]})
-    assert same(load(tmp_path), 1)
+        save_checkpoint(tmp_path, 2, {}, {"deep": [value]})
+    assert same(load_checkpoint(tmp_path), 1)
 
 
 class SimulatedKill(BaseException):
@@ -261,26 +268,26 @@ def test_whatever_fails_a_valid_one_loads_and_the_next_save_works(tmp_path, monk
     while k <= last:
         folder = tmp_path / str(k)
         for number in steps:
-            save(folder, number, *content(number))
-        copytree(folder / f"step-{steps[-1]:08}", folder / checkpoint.UNFINISHED)  # as of a save that was killed
+            save_checkpoint(folder, number, *content(number))
+        copytree(folder / f"step-{steps[-1]:08}", folder / UNFINISHED)  # as of a save that was killed
         error = None
         with monkeypatch.context() as patch:
             disk = Disk(patch, folder, manner, fails_at=k)
             try:
-                save(folder, step, *content(step))
+                save_checkpoint(folder, step, *content(step))
             except (SimulatedKill, CheckpointError) as raised:
                 error = raised
         if isinstance(error, CheckpointError):
             assert "No space left" in str(error)
             assert f"make room in {folder}" in str(error)
-            assert manner == "for good" or not (folder / checkpoint.UNFINISHED).exists()
+            assert manner == "for good" or not (folder / UNFINISHED).exists()
         last = last or disk.count  # of the save that nothing failed
-        found = load(folder)
+        found = load_checkpoint(folder)
         assert found.step in ({steps[-1], step} if error else {step})
         assert same(found, found.step)
-        save(folder, 9, *content(9))
-        assert same(load(folder), 9)
-        assert not (folder / checkpoint.UNFINISHED).exists()
+        save_checkpoint(folder, 9, *content(9))
+        assert same(load_checkpoint(folder), 9)
+        assert not (folder / UNFINISHED).exists()
         k += 1
     assert last > 20
 
@@ -290,31 +297,31 @@ def test_what_cannot_be_a_folder_is_named(tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(CheckpointError, match=f"{place}.* make room"):
-            save(place, 1, *content(1))
+            save_checkpoint(place, 1, *content(1))
     with pytest.raises(CheckpointError, match="file cannot be read"):
-        load(tmp_path / "file")
+        load_checkpoint(tmp_path / "file")
 
 
 def test_a_file_that_outgrows_its_limit_leaves_the_old_one(tmp_path):
     """A write that really fails, in the midst of a file."""
     resource = pytest.importorskip("resource")
-    save(tmp_path, 1, *content(1))
+    save_checkpoint(tmp_path, 1, *content(1))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(CheckpointError, match=r"step-00000002 cannot be written.* make room"):
-            save(tmp_path, 2, {"model": {"weight": torch.zeros(100_000)}}, {})
+            save_checkpoint(tmp_path, 2, {"model": {"weight": torch.zeros(100_000)}}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000001"]
-    assert same(load(tmp_path), 1)
+    assert same(load_checkpoint(tmp_path), 1)
 
 
 SAVER = """
 import os, sys
 from pathlib import Path
 import torch
-from mimo_benchmarks.training.checkpoint import load, save
+from mimo_benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
 
 def told(do):
     def call(*args, **kwargs):
@@ -331,11 +338,11 @@ while sys.stdin.readline():
     print(os.getpid(), flush=True)
     os.fsync, os.rename, os.unlink, os.mkdir = map(told, (os.fsync, os.rename, os.unlink, os.mkdir))
     folder = Path(sys.argv[1])
-    kept = load(folder)
+    kept = load_checkpoint(folder)
     step = kept.step if kept else 0
     while True:
         step += 1
-        save(folder, step, {"model": {"x": torch.full((50_000,), step)}}, {"step": step})
+        save_checkpoint(folder, step, {"model": {"x": torch.full((50_000,), step)}}, {"step": step})
         print("saved", step, flush=True)
 """
 """Forks, when told to, a process that goes on saving, and tells what it is about to do."""
@@ -361,7 +368,7 @@ def test_kill_9_inside_saves(tmp_path):
                 if count == awaited:
                     os.kill(child, signal.SIGKILL)
             assert count >= awaited, "it ended by itself"
-            found = load(tmp_path)
+            found = load_checkpoint(tmp_path)
             assert found.step in (last, last + 1)
             assert found.state == {"step": found.step}
             assert found.tensors["model"]["x"].eq(found.step).all()
@@ -415,21 +422,21 @@ def survives(folder, seed):
     """Damage the newer of two checkpoints, then remove what is in the older."""
     how, harmful = damage(random.Random(seed), folder)
     if not harmful:
-        assert same(load(folder), 2), how
+        assert same(load_checkpoint(folder), 2), how
         return
-    found = load(folder)
+    found = load_checkpoint(folder)
     assert same(found, 1), how
     assert len(found.skipped) == 1, how
     assert "\n" not in found.skipped[0], how
     for file in (folder / "step-00000001").iterdir():
         file.unlink()
     with pytest.raises(CheckpointError, match=r"(?s)no checkpoint is valid.*step-.*step-00000001: "):
-        load(folder)
+        load_checkpoint(folder)
 
 
 def test_damaged_files_are_never_loaded(tmp_path, seeds=range(300)):
     for step in (1, 2):
-        save(tmp_path / "whole", step, *content(step))
+        save_checkpoint(tmp_path / "whole", step, *content(step))
     for seed in seeds:
         survives(copytree(tmp_path / "whole", tmp_path / str(seed)), seed)
         rmtree(tmp_path / str(seed))
@@ -451,16 +458,16 @@ def test_pickles_are_not_executed(tmp_path, name, protocol):
     if isinstance(protocol, int):
         pickled.write_bytes(pickle.dumps(Malicious(sign), protocol))
     else:
-        torch.save(Malicious(sign), pickled, _use_new_zipfile_serialization=protocol == "zip")
+        torch.save_checkpoint(Malicious(sign), pickled, _use_new_zipfile_serialization=protocol == "zip")
     for fitting in (False, True):
         folder = tmp_path / str(fitting)
-        path = save(folder, 1, *content(1))
+        path = save_checkpoint(folder, 1, *content(1))
         (path / name).write_bytes(pickled.read_bytes())
         if fitting and name != MANIFEST:
             files = {entry.name: entry.read_bytes() for entry in path.iterdir() if entry.name != MANIFEST}
-            (path / MANIFEST).write_bytes(checkpoint.manifest(path.name, files))
+            (path / MANIFEST).write_bytes(manifest_text(path.name, files))
         with pytest.raises(CheckpointError, match="no checkpoint is valid"):
-            load(folder)
+            load_checkpoint(folder)
     assert not sign.exists()
     torch.load(pickled, weights_only=False) if isinstance(protocol, str) else pickle.loads(pickled.read_bytes())
     assert sign.exists()  # that is, it would have been

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mimo_benchmarks.training.muon import Muon, orthogonalised
+from mimo_benchmarks.training.muon import Muon, orthogonalize
 
 SHAPES = [(6, 4, 3, 3), (6, 4, 3, 3), (20, 2, 1, 3), (5, 12), (12, 5), (12, 5), (7, 7), (9, 1)]
 OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3}
@@ -89,7 +89,7 @@ def test_singular_values_become_about_one(shape):
     x = torch.randn(shape)
     u, s, v = torch.linalg.svd(x, full_matrices=False)
     assert (s / x.norm(dim=(1, 2))[:, None]).min() > 0.01
-    new = u.mT @ orthogonalised(x) @ v.mT
+    new = u.mT @ orthogonalize(x) @ v.mT
     values = new.diagonal(dim1=1, dim2=2)
     assert values.min() > 0.681
     assert values.max() < 1.135
@@ -151,7 +151,7 @@ def test_closure_is_called_with_gradients():
 
 
 def test_vectors_are_no_hidden_weights():
-    with pytest.raises(ValueError, match=r"\(3,\) is no matrix: set hidden=False"):
+    with pytest.raises(ValueError, match=r"\(3,\) is not a matrix: set hidden=False"):
         Muon([torch.zeros(3, requires_grad=True)], lr=0.1, hidden=True)
 
 

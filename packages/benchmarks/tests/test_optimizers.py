@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mimo_benchmarks.networks import registry as models
-from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
+from mimo_benchmarks.networks.datamux_conv import DataMUXConvConfig
+from mimo_benchmarks.networks.datamux_transformer import DataMUXConfig
+from mimo_benchmarks.networks.registry import build
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training import optimizers
 from mimoconv import MIMOConvConfig, WideResNetConfig
@@ -16,7 +17,7 @@ from mimoformer import MIMOFormerConfig
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
 TRANSFORMER = {"vocab_size": 8, "max_length": 6, "layers": 2, "embed_dim": 8, "heads": 2, "mlp_dim": 12}
-BLOCKS = {f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("qkv", "out", "mlp.0", "mlp.3")}
+BLOCKS = {f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("attention.qkv", "attention.out", "mlp.0", "mlp.3")}
 BODY = {f"body.module.stage{i}.0.{name}.weight" for i in (1, 2, 3) for name in ("conv1", "conv2", "shortcut.conv")}
 NETWORKS = {
     "mimoconv": (
@@ -62,8 +63,8 @@ def options(network, optimizer):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_parameter_is_updated_by_its_rule(name, optimizer, decay):
     model, hidden, weights = NETWORKS[name]
-    network = models.build(model)
-    found = options(network, optimizers.build(network, settings(optimizer, decay=decay)))
+    network = build(model)
+    found = options(network, optimizers.build_optimizer(network, settings(optimizer, decay=decay)))
     trained = {path for path, _ in network.named_parameters()}
     assert set(found) == trained
     decaying = hidden | weights if decay == "usual" else trained - (SLOPES if name == "mimoconv" else set())
@@ -76,24 +77,24 @@ def test_each_parameter_is_updated_by_its_rule(name, optimizer, decay):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_is_frozen_is_left_out(optimizer):
-    network = models.build(MIMOConvConfig(depth=10, width=0.25, trainable_keys=False))
-    assert "binding.keys" not in options(network, optimizers.build(network, settings(optimizer)))
+    network = build(MIMOConvConfig(depth=10, width=0.25, trainable_keys=False))
+    assert "binding.keys" not in options(network, optimizers.build_optimizer(network, settings(optimizer)))
 
 
 def test_settings_reach_the_optimizer():
     config = OptimConfig(lr=0.3, betas=(0.8, 0.98), eps=1e-6, weight_decay=0.07)
-    (group,) = optimizers.build(nn.Linear(2, 2), config).param_groups
+    (group,) = optimizers.build_optimizer(nn.Linear(2, 2), config).param_groups
     assert {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")} == {
         "lr": 0.3, "betas": (0.8, 0.98), "eps": 1e-6, "weight_decay": 0.07
     }  # fmt: skip
-    (group,) = optimizers.build(nn.Linear(2, 2), settings(momentum=(0.7, 0.6))).param_groups
+    (group,) = optimizers.build_optimizer(nn.Linear(2, 2), settings(momentum=(0.7, 0.6))).param_groups
     assert (group["lr"], group["momentum"], group["nesterov"]) == (0.1, 0.7, False)
 
 
 def cycle(config, network=None):
     """Options of each group at every step."""
-    optimizer = optimizers.build(network or nn.Linear(2, 2), config)
-    schedule, seen = optimizers.schedule(optimizer, config), []
+    optimizer = optimizers.build_optimizer(network or nn.Linear(2, 2), config)
+    schedule, seen = optimizers.build_schedule(optimizer, config), []
     for _ in range(config.steps):
         seen.append([dict(group) for group in optimizer.param_groups])
         optimizer.step()
@@ -124,7 +125,7 @@ def test_a_linear_cycle():
 
 
 def test_every_group_has_its_own_peak_and_momentum_stays_where_it_has_one_value():
-    network = models.build(NETWORKS["mimoformer"][0])
+    network = build(NETWORKS["mimoformer"][0])
     seen, _ = cycle(settings("muon", steps=9, warmup=0.5, start=0.5), network)
     assert [group["lr"] for group in seen[0]] == pytest.approx([0.05, 0.015])
     assert [group["lr"] for group in seen[4]] == pytest.approx([0.1, 0.03])
@@ -149,7 +150,10 @@ def test_cycles_of_few_steps(steps, warmup):
 def test_steps_are_those_of_torchs_plain_optimizers(optimizer, plain):
     ours = nn.Linear(3, 2)
     theirs = copy.deepcopy(ours)
-    pairs = (ours, optimizers.build(ours, settings(optimizer, momentum=(0.9, 0.9)))), (theirs, plain(theirs.parameters()))
+    pairs = (
+        (ours, optimizers.build_optimizer(ours, settings(optimizer, momentum=(0.9, 0.9)))),
+        (theirs, plain(theirs.parameters())),
+    )
     for number in range(3):
         for network, optim in pairs:
             optim.zero_grad()

@@ -1,4 +1,4 @@
-"""The entry point; whatever takes seconds to import comes after it, so that Ctrl-C ends in a line at any moment."""
+"""Start the program; slow imports come after the handler of Ctrl-C, so that it always ends in one line."""
 
 import os
 import sys
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program; exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run the program: exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
     try:
         from mimo_benchmarks.cli.main import execute_command
 
         execute_command(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # one line, however many processes
+        if os.environ.get("RANK", "0") == "0":  # several processes print only one line
             print("\nInterrupted.", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+    except BrokenPipeError:  # the reader of the output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

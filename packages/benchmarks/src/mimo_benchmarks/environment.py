@@ -1,4 +1,4 @@
-"""Where a run takes place: machine, versions, git revision, command line."""
+"""Describe where a run takes place: machine, versions, git revision, command line."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ OTHERS = ("torch", "torchvision", "numpy", "scikit-learn", "accelerate")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return machine, versions, git revision and command line, as environment.json holds them."""
+    """Return machine, versions, git revision and command line for environment.json."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "git_revision": git_revision(),
@@ -31,7 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def installed_version(name: str) -> str:
-    """Return the version of a distribution; "not installed" where its source is used in place."""
+    """Return the version of a distribution, or "not installed" if only its source is used."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -39,9 +39,9 @@ def installed_version(name: str) -> str:
 
 
 def git_revision() -> str:
-    """Return the commit of this source tree, with "+" appended if it was changed since; "unknown" outside a checkout.
+    """Return the commit of this source tree, followed by "+" if files have changed since; "unknown" outside a checkout.
 
-    Changes of uv.lock do not count: uv itself fills in addresses.
+    Changes of uv.lock do not count, because uv itself fills in addresses.
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
@@ -54,7 +54,7 @@ def git_revision() -> str:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes in use so far: allocated on a GPU, or by this process on a CPU, where the platform tells."""
+    """Return the most bytes in use so far: allocated on a GPU, or resident in this process; None if not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,28 +1,28 @@
-"""One exception a boundary; each message names the file or value and the remedy."""
+"""The errors that the program reports in one line; each message names the file or value, and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work."""
+    """A setting cannot work."""
 
 
 class DatasetError(RuntimeError):
-    """A data set that is missing or not what it should be."""
+    """A data set is missing or damaged."""
 
 
 class CheckpointError(RuntimeError):
-    """A run's files that cannot be read or written."""
+    """The files of a run cannot be read or written."""
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error whose others would only bury what a message says."""
+    """Return the first line of an error, for a message that the other lines would bury."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """What else could be meant by a name that is none of these."""
+    """Return a hint which of the names could be meant by a name that is not one of them."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"

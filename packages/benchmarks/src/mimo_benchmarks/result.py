@@ -1,4 +1,4 @@
-"""What training one network has shown: one dataclass, which an experiment makes, a report shows, and result.json holds."""
+"""Hold what training one network has shown: an experiment makes a `Result`, a report shows it, result.json keeps it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,34 +8,34 @@ from typing import Any
 from mimo_benchmarks.presets.paper import Reported
 
 Crosstalk = Mapping[str, Mapping[str, float]]
-"""For each n, as text, and each place in the network, a share of the variance."""
+"""Share of the variance that the other inputs cause, for each n (as text) and each place in the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A network at one n; accuracies and shares are from 0 to 1."""
+    """The measurements of a network at one n; accuracies and shares are from 0 to 1."""
 
     n: int
     """Inputs per pass, or the side of a MIMOFormer's grid."""
     inputs: int
     """Inputs per pass."""
     accuracy: float
-    """Share of the test inputs answered right."""
+    """Share of right answers on the test set."""
     accuracy_batch_statistics: float | None
-    """Accuracy with BatchNorm statistics of the test batch instead of those of training; None without BatchNorm."""
+    """Accuracy if BatchNorm normalises by the test batch instead of training statistics; None without BatchNorm."""
     accuracy_per_slot: tuple[float, ...]
-    """Accuracy of the inputs that come first, second, .. in their pass."""
+    """Accuracy for each slot: of the inputs that come first, second, .. in their pass."""
     changed_by_regrouping: float | None
-    """Share of the answers that change when inputs share their passes with other inputs; None with one input per pass."""
+    """Share of the answers that change when inputs are grouped differently; None with one input per pass."""
     macs: float
     """Multiply-adds per input."""
     inputs_per_second: float | None
-    """Throughput."""
+    """Throughput; None if it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A network that was trained and evaluated. Every number is finite."""
+    """What was found out about a network that was trained and evaluated. Every number is finite."""
 
     preset: str
     control: str | None
@@ -50,9 +50,9 @@ class Result:
     """What the paper reports, if the settings match the paper's."""
     rows: tuple[Row, ...]
     guesses: Mapping[str, float]
-    """Shares of the test set that guesses get right which need no look at the question."""
+    """Share of the test set that each guess gets right which does not look at the question."""
     crosstalk: Mapping[str, Crosstalk] | None
-    """Crosstalk "before" and "after" training; None for networks in which it is not measured."""
+    """Crosstalk "before" and "after" training; None where it is not measured."""
     steps: int
     inputs_seen: int
     skipped_updates: int
@@ -60,7 +60,7 @@ class Result:
     wall_seconds: float
     """Seconds of the whole experiment in its last start, up to this result."""
     peak_memory_bytes: int | None
-    """Most memory in use during training; on a CPU, by the whole process so far."""
+    """Most memory in use during training; on a CPU, in the whole process so far. None if not known."""
     command: str
     """The command line of the first start."""
     device: str
@@ -70,17 +70,17 @@ class Result:
     git_revision: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return what result.json holds."""
+        """Return the content of result.json."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Result":
-        """Check what a result.json holds, and return it.
+        """Check the content of a result.json, and return the result.
 
-        Text is put on one line, without characters that steer a terminal or the direction of writing.
+        Text is put on one line, without characters that control a terminal or the direction of writing.
 
         Raises:
-            ValueError: an entry is missing or is not what it should be.
+            ValueError: an entry is missing, of the wrong type, not finite, or out of range.
         """
         try:
             crosstalk = found["crosstalk"]
@@ -91,11 +91,11 @@ class Result:
             result = cls(
                 **plain,
                 control=None if found["control"] is None else one_line(found["control"]),
-                superposed=bool(found["superposed"]),
+                superposed=boolean(found["superposed"]),
                 paper={one_line(n): (finite(mean), optional(std)) for n, (mean, std) in found["paper"].items()},
                 rows=tuple(map(row_from_json, found["rows"])),
                 guesses=mapping(found["guesses"], finite),
-                crosstalk=crosstalk and {when: mapping(crosstalk[when], shares) for when in ("before", "after")},
+                crosstalk=None if crosstalk is None else {when: mapping(crosstalk[when], shares) for when in ("before", "after")},
                 train_seconds=finite(found["train_seconds"]),
                 wall_seconds=finite(found["wall_seconds"]),
                 peak_memory_bytes=None if found["peak_memory_bytes"] is None else whole(found["peak_memory_bytes"]),
@@ -109,7 +109,7 @@ class Result:
 
 
 def row_from_json(found: Mapping[str, Any]) -> Row:
-    """Check one of the rows of a result.json, and return it."""
+    """Check a row of a result.json, and return it."""
     macs = finite(found["macs"])
     if macs <= 0:
         raise ValueError(f"macs is {macs}, not above 0")
@@ -126,34 +126,41 @@ def row_from_json(found: Mapping[str, Any]) -> Row:
 
 
 def one_line(value: object) -> str:
-    """Return a text on one line, without characters that steer a terminal or the direction of writing."""
+    """Return a text on one line, without characters that control a terminal or the direction of writing."""
     return "".join(c if c.isprintable() else " " for c in str(value)).strip()
 
 
 def finite(value: object) -> float:
-    """Return a finite number, or raise ValueError."""
+    """Return the value if it is a finite number; otherwise raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise ValueError(f"{value!r} is not a finite number")
     return float(value)
 
 
 def whole(value: object) -> int:
-    """Return a whole number, or raise ValueError."""
+    """Return the value if it is a whole number; otherwise raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is not a whole number")
     return value
 
 
+def boolean(value: object) -> bool:
+    """Return the value if it is true or false; otherwise raise ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true or false")
+    return value
+
+
 def optional(value: object) -> float | None:
-    """Return a finite number or None, or raise ValueError."""
+    """Return the value if it is a finite number or None; otherwise raise ValueError."""
     return None if value is None else finite(value)
 
 
 def mapping(found: Mapping[str, Any], check: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return a mapping with every value checked."""
+    """Return a mapping whose values have all passed a check."""
     return {one_line(name): check(value) for name, value in found.items()}
 
 
 def shares(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return a mapping of finite numbers."""
+    """Return a mapping whose values are all finite numbers."""
     return mapping(found, finite)

@@ -1,4 +1,4 @@
-"""The run directory: what was asked for, where it ran, how it went, what came out."""
+"""Write and read run directories: settings, environment, metrics and result of a run."""
 
 import json
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ Curve = tuple[list[float], list[float]]
 
 
 def make_run_directory(given: Path | None, preset: str) -> Path:
-    """Make the run directory: the given one, else the first free runs/PRESET-001, -002, .. below the current folder.
+    """Make the given run directory, or the first free one of runs/PRESET-001, -002, .. below the current folder.
 
     Raises:
-        ConfigError: it exists already, or cannot be made.
+        ConfigError: the given directory exists already, or none can be made.
     """
     for path in [given] if given else (Path("runs") / f"{preset}-{number:03}" for number in count(1)):
         try:
@@ -40,22 +40,22 @@ def make_run_directory(given: Path | None, preset: str) -> Path:
 
 
 class RunDirectory:
-    """A run's files: config.json and environment.json at its start, metrics.jsonl as it grows, then result.json.
+    """Writes the files of a run: config.json and environment.json at the start, metrics.jsonl line by line, and result.json.
 
-    What was written is also kept here, so that nothing is read back in the process that wrote it.
+    Environments and metrics are also kept in memory, so that the process that wrote them never reads them back.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.starts: list[dict[str, Any]] = []
-        """The environments in which the run was started and resumed."""
+        """Environments in which the run was started and resumed, the first start first."""
         self.metrics: list[dict[str, Any]] = []
-        """The lines of metrics.jsonl."""
+        """Lines of metrics.jsonl."""
 
     def begin(self, preset: str, config: RunConfig, device: torch.device, step: int = 0) -> None:
-        """Write what was asked for, unless it stands there already, and where the run now starts or goes on after a step.
+        """Write config.json unless it exists, and add an environment to environment.json, before a run starts or resumes.
 
-        Lines of metrics.jsonl that come after that step, and lines that were cut off, are dropped.
+        Lines of metrics.jsonl that are damaged or come after `step`, from which the run resumes, are dropped.
         """
         if not (self.path / CONFIG).exists():
             self.write(CONFIG, {"preset": preset, "config": settings_as_json(config)})
@@ -67,11 +67,11 @@ class RunDirectory:
             self.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in self.metrics))
 
     def write(self, name: str, content: Any) -> None:
-        """Write one JSON file, whole or not at all."""
+        """Write a JSON file, whole or not at all."""
         self.write_text(name, json.dumps(content, indent=2, default=str) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write one file, whole or not at all."""
+        """Write a text file, whole or not at all."""
         path = self.path / name
         try:
             self.path.mkdir(exist_ok=True)
@@ -79,21 +79,23 @@ class RunDirectory:
             beside.write_text(text)
             beside.replace(path)
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be written ({error}): make room, then go on with --resume") from error
+            raise CheckpointError(f"{path} cannot be written ({error}): make room, then resume with --resume") from error
 
     def log(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl; numbers that are not finite become null."""
+        """Append a line to metrics.jsonl; numbers that are not finite become null."""
         line = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in values.items()}
         try:
             with (self.path / METRICS).open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise CheckpointError(f"{METRICS} cannot be written ({error}): make room, then go on with --resume") from error
+            raise CheckpointError(
+                f"{self.path / METRICS} cannot be written ({error}): make room, then resume with --resume"
+            ) from error
         self.metrics.append(line)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl that are whole; none where there is no such file."""
+    """Return the undamaged lines of a run's metrics.jsonl; none if there is no such file."""
     path, found = run / METRICS, []
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
@@ -106,7 +108,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def learning_curves(metrics: list[dict[str, Any]]) -> tuple[list[Curve], list[Curve]]:
-    """Return steps and accuracies, of the training inputs and of the dev split for each n; entries that are odd are left out."""
+    """Return the accuracy curves of metrics: one of the training inputs, one of the dev split for each n.
+
+    Damaged entries, and curves without points, are left out.
+    """
     train: Curve = ([], [])
     dev: dict[str, Curve] = {}
     for line in metrics:
@@ -123,14 +128,14 @@ def learning_curves(metrics: list[dict[str, Any]]) -> tuple[list[Curve], list[Cu
 
 
 def settings_as_json(config: RunConfig) -> dict[str, Any]:
-    """Return the settings as JSON has them, with the kind of network named by its configuration's class."""
+    """Return the settings for config.json; "kind" in "model" names the class of the network's configuration."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     values["model"] = {"kind": type(config.model).__name__, **values["model"]}
     return values
 
 
 def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their names on the command line, which are joined with dots."""
+    """Return nested settings as a flat dict, by their names on the command line, such as optim.lr."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flatten_settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -138,21 +143,23 @@ def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, A
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """Return what a JSON file holds; ConfigError unless it is of that kind."""
+    """Return what a JSON file holds; raise ConfigError unless it is of this type."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): is {path.parent} a run directory?") from error
     if not isinstance(found, kind):
-        raise ConfigError(f"{path} holds no {kind.__name__}: it is damaged, or not a file of a run")
+        raise ConfigError(
+            f"{path} holds a {type(found).__name__}, expected a {kind.__name__}: it is damaged, or not a file of a run"
+        )
     return found
 
 
 def read_settings(run: Path) -> tuple[str, RunConfig]:
-    """Return the preset's name and the settings of a run directory.
+    """Return the name of the preset and the settings of a run.
 
     Raises:
-        ConfigError: there are none, or none that this version knows.
+        ConfigError: config.json is missing or damaged, or has settings that this version does not know.
     """
     found = read_json(run / CONFIG, dict)
     try:
@@ -164,16 +171,16 @@ def read_settings(run: Path) -> tuple[str, RunConfig]:
         paths: dict[str, Any] = {name: Path(values.pop(name)) for name in PATHS if values.get(name) is not None}
         return str(found["preset"]), RunConfig(**with_tuples(values), **nested, **paths)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{run / CONFIG} holds no settings of this version ({error})") from error
+        raise ConfigError(f"{run / CONFIG} does not hold settings of this version ({error}): start a new run") from error
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON's lists as the tuples that they were."""
+    """Return values with JSON's lists turned back into tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def read_result(run: Path) -> Result:
-    """Return the result of a finished run; ConfigError where its result.json is damaged."""
+    """Return the result of a finished run; raise ConfigError if its result.json is damaged."""
     try:
         return Result.from_json(read_json(run / RESULT, dict))
     except ConfigError:

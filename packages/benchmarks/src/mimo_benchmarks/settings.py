@@ -174,14 +174,14 @@ class RunConfig:
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     dev_every: int = 0
-    """Steps between evaluations on the dev split, where a task has one; 0 evaluates never."""
+    """Steps between evaluations on the dev split, where a task has one; 0 never evaluates."""
     best: bool = False
     """Test the weights with the best dev accuracy rather than the last ones. Weights count only after the curriculum."""
     save_every: int = 1000
     """Steps between checkpoints; the last step is saved too."""
 
     def __post_init__(self) -> None:
-        require(len(self.n) > 0, "n must name at least one number of inputs per pass")
+        require(len(self.n) > 0, "n is empty: give at least one number of inputs per pass")
         require(len(set(self.n)) == len(self.n), f"n must not repeat a number, got {self.n}")
         network = describe(self.model)
         for name in ("n", "curriculum"):
@@ -202,7 +202,8 @@ class RunConfig:
             require(self.n == always and not self.curriculum, only)
         share = self.curriculum_share
         require(0 <= share <= 1, f"curriculum_share must be from 0 to 1, got {share}")
-        require((share > 0) == bool(self.curriculum), "curriculum and curriculum_share come together")
+        together = f"curriculum and curriculum_share come together, got {self.curriculum} and {share}: give both or neither"
+        require((share > 0) == bool(self.curriculum), together)
         alone = self.augment.mixup > 0 and self.optim.groups < 2
         require(not alone, "augment.mixup mixes images of different passes, and optim.groups is 1: it must be at least 2")
         require(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")

@@ -1,4 +1,4 @@
-"""What a network answers in eval mode, and what sharing a pass does to the answers."""
+"""Let a network answer all items of a split, and see how the answers depend on which items share a pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +20,21 @@ class Answers:
     """A network's answers to every item of a split, in the split's order."""
 
     classes: Int[Tensor, "count *asked"]
-    """The classes that the network names."""
+    """Class that the network chooses."""
     right: Bool[Tensor, "count *asked"]
-    """Where they are right."""
+    """Whether the class is right."""
     scored: Bool[Tensor, "count *asked"]
-    """Where anything is asked."""
+    """Whether the answer counts: tokens that are not asked for do not."""
     slot: Int[Tensor, " count"]
-    """Place of each item in its pass."""
+    """Slot of each item in its pass, from 0."""
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers."""
+        """Share of right answers among those that count."""
         return (self.right & self.scored).sum().item() / self.scored.sum().item()
 
     def per_slot(self) -> list[float]:
-        """Return the share of right answers among the items that come first, second, .. in their pass."""
+        """Return the accuracy of the items that come first, second, .. in their pass."""
         places = [self.slot == place for place in range(int(self.slot.max()) + 1)]
         return [(self.right[place] & self.scored[place]).sum().item() / self.scored[place].sum().item() for place in places]
 
@@ -49,19 +49,19 @@ def classify(
     shuffle: torch.Generator | None = None,
     passes: int | None = None,
 ) -> Answers:
-    """Return a network's answers to all items of a split, grouped in their order, sequences in the order of their lengths.
+    """Return a network's answers to all items of a split; items share passes in their order, sequences by length.
 
     Args:
         network: what the program knows of the network.
-        module: the network, in any mode; it is evaluated in eval mode, or in that of `batch_statistics`.
+        module: the network; it answers in eval mode, or in the mode of `batch_statistics`.
         task: the task.
-        split: one of the task's, on the module's device.
-        n: counted as in `RunConfig.n`.
-        shuffle: group the items at random, sequences among those of like length.
-        passes: passes at a time; as many as memory allows unless given.
+        split: a split of the task, on the device of the network.
+        n: inputs per pass, or the side of a grid, as in `RunConfig.n`.
+        shuffle: generator for grouping items at random (sequences only with others of like length).
+        passes: number of passes computed at a time; chosen to fit into memory unless given.
 
     Raises:
-        FloatingPointError: an answer is not finite.
+        FloatingPointError: a logit is NaN or infinite.
     """
     shared = network.inputs_per_pass(n)
     chunks, found, slots = task.evaluation_batches(split, shared, passes, shuffle), [], []
@@ -79,9 +79,10 @@ def classify(
 
 @contextmanager
 def batch_statistics(module: nn.Module) -> Iterator[bool]:
-    """Let BatchNorm normalise by the batch at hand inside, as the paper evaluates; running statistics stay as they are.
+    """Make BatchNorm normalise by the batch at hand, as the paper evaluates; running statistics stay as they are.
 
-    Yields whether there is any BatchNorm.
+    Yields:
+        Whether the network has any BatchNorm.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
@@ -101,7 +102,7 @@ def batch_statistics(module: nn.Module) -> Iterator[bool]:
 
 
 def changed_by_regrouping(network: Network, module: nn.Module, task: Task, n: int, answers: Answers, seed: int) -> float:
-    """Return the share of the test answers that change when items share their passes with other items."""
+    """Return the share of the test answers that change when items share their passes with other items, drawn by a seed."""
     generator = torch.Generator().manual_seed(seed)
     other = classify(network, module, task, task.test, n, shuffle=generator)
     return ((other.classes != answers.classes) & answers.scored).sum().item() / answers.scored.sum().item()

@@ -1,4 +1,4 @@
-"""Crosstalk along a network: how much of one slot's features the other inputs of the pass cause."""
+"""Measure crosstalk along a network: how much of one slot's features the other inputs of the pass cause."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,17 +8,16 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from mimo_benchmarks.networks.network import Network
+from mimo_benchmarks.result import Crosstalk
 from mimo_benchmarks.tasks.protocol import Task
 from vsa_core import interference
 
 PROBE = 256
-"""Test items that crosstalk is measured on."""
-Crosstalk = dict[str, dict[str, float]]
-"""For each n, as text, and each place in the network, a share of the variance."""
+"""Number of test items on which crosstalk is measured."""
 
 
 def measure_crosstalk(network: Network, module: nn.Module, task: Task, ns: Sequence[int], seed: int) -> Crosstalk | None:
-    """Return `crosstalk_by_depth` for each n, always with the same draws; None for networks that name no places for it."""
+    """Return `crosstalk_by_depth` for each n, always with the same draws; None if the network names no places for it."""
     if not network.crosstalk_places(module):
         return None
     items, _ = task.items(task.test, torch.arange(min(PROBE, len(task.test))))

@@ -1,4 +1,4 @@
-"""Speed: seconds of a pass, inputs a second, and what the device could do at most."""
+"""Measure speed: seconds per pass, inputs per second, and the share of what the device can do."""
 
 import math
 import time
@@ -21,53 +21,53 @@ from vsa_core.slots import group
 LAYOUT_NAMES = {torch.channels_last: "channels last", torch.contiguous_format: "contiguous"}
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INPUTS = 960
-"""Inputs that throughput is measured on at most, a multiple of every n up to 6."""
+"""Most inputs on which throughput is measured; a multiple of every n up to 6."""
 BUDGET = {"cpu": 2e10, "cuda": 2e13}
 """Multiply-adds per timing round, about one second; large networks get fewer inputs."""
 Candidate = tuple[Network, nn.Module, int]
 """A network, its module in eval mode, and its n."""
 WARMUP = 5
-"""Passes before those that are timed."""
+"""Passes that warm up the device before those that are timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds that a call takes: median, 5th and 95th percentile."""
+    """Seconds per call: median, 5th (`low`) and 95th (`high`) percentile."""
 
     median: float
     low: float
     high: float
     layout: str
-    """Memory layout of the weights, the faster one."""
+    """Memory layout of the weights that was faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A network at one n."""
+    """Speed and cost of a network at one n."""
 
     n: int
     latency: Timing
-    """Of a single pass."""
+    """Time of a single pass."""
     batch: Timing
-    """Of all passes at once."""
+    """Time of all passes computed at once."""
     inputs_per_second: float
     peak_bytes: int | None
-    """Most memory allocated on a GPU meanwhile, weights included; not known of a CPU."""
+    """Most memory allocated on the GPU while timing, with the weights; None on a CPU."""
     macs: float
     """Multiply-adds per input."""
     share: float
-    """Of `device_peak`, of all passes at once. Above 1 it can be where that is float32 and cuDNN's convolutions round to TF32,
-    as torch has it by default, and matrix products do not."""
+    """Operations per second of all passes at once, as a share of `device_peak`. It can exceed 1 in float32, where by default
+    cuDNN's convolutions round to TF32 and matrix products do not."""
 
 
 def in_passes(network: Network, inputs: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b *grid_item"]:
-    """Return a flat batch in the groups that share a pass."""
+    """Return a flat batch as groups that share a pass, with the axes of the network's pass."""
     return group(inputs, network.inputs_per_pass(n)).unflatten(1, network.axes(n))
 
 
 @torch.inference_mode()
 def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup: int) -> list[float]:
-    """Seconds of each of `rounds` calls, after `warmup` others: between CUDA events on a GPU, by the clock on a CPU."""
+    """Return the seconds of each of `rounds` calls after `warmup` others: by CUDA events on a GPU, by the clock on a CPU."""
     for _ in range(warmup):
         call()
     record = []
@@ -88,10 +88,10 @@ def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup
 
 
 def inputs_per_second(candidates: Sequence[Candidate], inputs: Shaped[Tensor, "count *item"], rounds: int = 15) -> list[float]:
-    """Return the throughput of each candidate in eval mode, in the memory layout that suits it: the median over the rounds.
+    """Return the throughput of each candidate in eval mode, in its faster memory layout: the median over the rounds.
 
-    All take turns, so that a drift of the machine hits all alike. Each gets all `inputs` at once, in groups of its n: one pass
-    to warm up, then one that is timed.
+    Candidates take turns, so that a drift of the machine hits all alike. Each gets all `inputs` at once, in groups of its n: one
+    call to warm up, then one that is timed.
     """
     groups = [in_passes(network, inputs, n) for network, _, n in candidates]
     settings = [(place, layout) for place, (network, *_) in enumerate(candidates) for layout in network.layouts]
@@ -106,7 +106,7 @@ def inputs_per_second(candidates: Sequence[Candidate], inputs: Shaped[Tensor, "c
 
 
 def throughput(candidates: Sequence[Candidate], device: torch.device) -> list[float]:
-    """Return inputs per second of each candidate, all measured in turn on the same random inputs, as many as memory allows."""
+    """Return inputs per second of each candidate, measured in turn on the same random inputs; fewer if memory runs out."""
     whole = math.lcm(*(network.inputs_per_pass(n) for network, _, n in candidates))
     macs = max(network.count_macs(module, n) for network, module, n in candidates)
     count = whole * max(1, min(INPUTS, int(BUDGET[device.type] / macs)) // whole)
@@ -120,14 +120,14 @@ def throughput(candidates: Sequence[Candidate], device: torch.device) -> list[fl
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of several: what the device really does."""
+    """Return operations per second of a large matrix product, the best of several: what the device really reaches."""
     size = 8192 if device.type == "cuda" else 1024
     a, b, out = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(3))
     return 2 * size**3 / min(durations(lambda: torch.mm(a, b, out=out), device, 10, 3))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Inside, a network computes in this precision where torch holds that to be safe; "no" leaves float32."""
+    """Let a network compute in this precision where torch holds it to be safe; "no" leaves float32."""
     return torch.autocast(device.type, DTYPES[precision]) if precision != "no" else nullcontext()
 
 
@@ -142,17 +142,17 @@ def measure(
     precision: str = "no",
     compiled: bool = False,
 ) -> Measurement:
-    """Latency of one pass and throughput of many, on random inputs.
+    """Measure the latency of one pass and the throughput of many, on random inputs.
 
     Args:
         network: what the program knows of the network.
         module: the network, in eval mode, on the device.
-        n: as in `RunConfig.n`.
-        passes: in the batch that throughput is measured with.
-        peak: operations a second that count as all that the device can do, as by `device_peak`.
-        rounds: calls that are timed, of each layout, after `WARMUP` others.
+        n: inputs per pass, or the side of a grid, as in `RunConfig.n`.
+        passes: number of passes in the batch on which throughput is measured.
+        peak: operations per second that the device can do, such as `device_peak`.
+        rounds: number of timed calls in each layout, after `WARMUP` others.
         precision: "no" for float32, or "bf16" or "fp16" for autocast.
-        compiled: through torch.compile, afresh for each shape.
+        compiled: use torch.compile, anew for each shape.
 
     Raises:
         ConfigError: the passes do not fit into memory.
@@ -166,16 +166,16 @@ def measure(
         for layout in network.layouts:
             run: Callable[[Tensor], Tensor] = module.to(memory_format=layout)
             if compiled:
-                torch.compiler.reset()  # else shapes become symbols, and after eight nothing is compiled at all
+                torch.compiler.reset()  # otherwise shapes become symbolic, and after eight of them nothing is compiled
                 run = torch.compile(module, dynamic=False)
-            with autocast(device, precision):  # anew, since it may keep weights that it has cast, in their layout
+            with autocast(device, precision):  # entered for each layout, because it caches the weights that it has cast
                 record = durations(lambda: run(x), device, rounds, WARMUP)  # noqa: B023
             low, median, high = np.quantile(record, (0.05, 0.5, 0.95)).tolist()
             found.append(Timing(median=median, low=low, high=high, layout=LAYOUT_NAMES[layout]))
         return min(found, key=lambda each: each.median)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # which precision is meant was said
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # the caller chose the precision
         try:
             latency = timing(1)
             if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Whether settings go with the task, the network, each other and the run that is to be resumed."""
+"""Check that settings go with the task, the network, each other and the run to be resumed."""
 
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +14,7 @@ from mimo_benchmarks.training.feed import require_equal_shares
 
 
 def check_effect(before: RunConfig, asked: RunConfig) -> None:
-    """Raise ConfigError for a setting that flags have changed and that has no effect beside the others."""
+    """Raise ConfigError if a flag has changed a setting that has no effect beside the other settings."""
     optim, network = asked.optim, describe(asked.model)
     adamw = f"optim.optimizer is {optim.optimizer}"
     effects = {
@@ -37,11 +37,11 @@ def check_effect(before: RunConfig, asked: RunConfig) -> None:
 
 
 def check_same_run(path: Path, preset: str, config: RunConfig) -> Path:
-    """Return the directory of a run that these settings can resume; ConfigError names the settings that differ."""
+    """Return the directory of a run if these settings can resume it; otherwise ConfigError names the settings that differ."""
     around = path.resolve().parent
-    require(not (around / CONFIG).exists(), f"{path} is a part of the run {around}: resume that")
+    require(not (around / CONFIG).exists(), f"{path} is a control inside the run {around}: resume that run")
     name, before = read_settings(path)
-    require(name == preset, f"{path} is a run of {name}, not of {preset}: resume it without naming a preset")
+    require(name == preset, f"{path} is a run of {name}, not of {preset}: leave out the preset to resume it")
     old, new = flatten_settings(settings_as_json(before)), flatten_settings(settings_as_json(config))
     names = [name for name in old | new if name.split(".")[0] not in UNRELATED_TO_LEARNING and old.get(name) != new.get(name)]
     changed = [f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in names]

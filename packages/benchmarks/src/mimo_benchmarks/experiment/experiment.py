@@ -1,4 +1,4 @@
-"""One experiment from start to table: train a network and its controls, evaluate and measure them side by side, report."""
+"""Carry out one experiment: train a network and its controls, evaluate and time them side by side, write the report."""
 
 import shlex
 import time
@@ -29,33 +29,33 @@ from mimo_benchmarks.run_directory import RunDirectory, make_run_directory, sett
 from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.tasks import registry as tasks
 from mimo_benchmarks.tasks.protocol import Task
-from mimo_benchmarks.training import checkpoint
+from mimo_benchmarks.training.checkpoint import load_checkpoint, must_fit, save_checkpoint
 from mimo_benchmarks.training.feed import Feed
 from mimo_benchmarks.training.loop import train
-from mimo_benchmarks.training.signals import Request, Stopped, listening
+from mimo_benchmarks.training.signals import Stopped, StopRequest, note_signals
 from mimo_benchmarks.training.state import Training
 
 CALIBRATION = 4096
-"""Training items that BatchNorm statistics are estimated on after training."""
+"""Number of training items on which BatchNorm statistics are estimated after training."""
 
 
 def run_experiment(
     config: RunConfig,
     preset: str,
     accelerator: Accelerator,
-    listen: Callable[[], AbstractContextManager[Request]] = listening,
+    listen: Callable[[], AbstractContextManager[StopRequest]] = note_signals,
 ) -> None:
     """Carry out an experiment, or resume one.
 
     Args:
-        config: its settings; those of the controls are derived from them.
-        preset: the name of the preset, for files and tables.
+        config: settings of the experiment, from which those of the controls are derived.
+        preset: name of the preset, for files and tables.
         accelerator: device, precision and processes.
-        listen: gives the request to stop that is looked at after every step.
+        listen: makes the request to stop that is looked at after every step; unless given, SIGINT and SIGTERM ask to stop.
 
     Raises:
-        ConfigError: settings that do not fit the task, each other, or the run that is to be resumed; a run directory that exists.
-        DatasetError: the data is missing or wrong.
+        ConfigError: settings do not fit the task, each other, or the run to be resumed; or the run directory exists already.
+        DatasetError: the data set is missing or damaged.
         CheckpointError: a checkpoint cannot be read or written.
         FloatingPointError: training diverged.
         Stopped: a signal came, and the run was saved.
@@ -63,20 +63,22 @@ def run_experiment(
     start = time.perf_counter()
     task = tasks.load(config.task, data_folder(config.data_dir))
     check_compatible(config, task, accelerator)
-    network = fresh_network(config, accelerator)  # before any file is made, so that one that is too large leaves nothing behind
+    network = untrained_network(config, accelerator)  # before any file, so that a network that is too large leaves none behind
     configs = {"": config}
     if config.controls:
         plain = controls(config.model, config.n)
         configs |= {name: replace(config, model=model, controls=False) for name, model in plain.items()}
-    path = directory(config, preset, accelerator)
+    path = prepare_directory(config, preset, accelerator)
     task = task.to(accelerator.device)
     finished: list[Trained] = []
     with listen() as request:
         try:
             for name, each in configs.items():
-                network = fresh_network(each, accelerator) if finished else network
+                network = untrained_network(each, accelerator) if finished else network
                 inside = RunDirectory(path / name)
-                finished.append(carry_out(each, f"{preset}.{name}".rstrip("."), network, task, inside, accelerator, request))
+                finished.append(
+                    train_and_evaluate(each, f"{preset}.{name}".rstrip("."), network, task, inside, accelerator, request)
+                )
                 accelerator.free_memory()
             if request.signal:
                 raise Stopped(request.signal, "stopped after training")
@@ -95,22 +97,22 @@ def run_experiment(
     print(f"\n{table}\n\n{path}: result.json, report.md, report.html and their pictures")
 
 
-def fresh_network(config: RunConfig, accelerator: Accelerator) -> nn.Module:
-    """Return the untrained network of this seed, on its device."""
+def untrained_network(config: RunConfig, accelerator: Accelerator) -> nn.Module:
+    """Return the network with the first weights of this seed, on its device."""
     set_seed(config.seed)
     return build(config.model).to(accelerator.device)
 
 
-def carry_out(
+def train_and_evaluate(
     config: RunConfig,
     name: str,
     network: nn.Module,
     task: Task,
     directory: RunDirectory,
     accelerator: Accelerator,
-    request: Request,
+    request: StopRequest,
 ) -> Trained:
-    """Train one network from its newest checkpoint, or from the start; evaluate it, and save it where `predict` finds it."""
+    """Train a network from its newest checkpoint or from the start, evaluate it, and save it for `predict`."""
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     main = accelerator.is_main_process
@@ -118,17 +120,17 @@ def carry_out(
     training = Training(network, config, accelerator)
     feed = Feed(task, config, accelerator.process_index, accelerator.num_processes)
     saves = directory.path / "checkpoints"
-    kept = checkpoint.load(saves, accelerator.device)
+    kept = load_checkpoint(saves, accelerator.device)
     if kept:
-        with checkpoint.fitting(kept.path):
+        with must_fit(kept.path):
             training.restore(kept)
     steps = accelerator.gather(torch.tensor([training.progress.step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
-        raise CheckpointError(f"{saves}: the processes would resume from steps {steps}; all machines must see the run directory")
+        raise CheckpointError(f"{saves}: the processes would resume from steps {steps}; let all machines see one run directory")
     if main:
         directory.begin(name, config, accelerator.device, training.progress.step)
         for reason in kept.skipped if kept else ():
-            print(f"passed over {reason}")
+            print(f"skipped a checkpoint that is not valid: {reason}")
         print(f"{directory.path}: {name}, from step {training.progress.step} of {config.optim.steps}")
 
     def log(**values: Any) -> None:
@@ -143,7 +145,7 @@ def carry_out(
             log(step=step, dev_accuracy=evaluate_dev(training, task, step))
         number = signal_to_stop(request, step, config, accelerator)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
-            checkpoint.save(saves, step, *training.state())
+            save_checkpoint(saves, step, *training.state())
         if number:
             raise Stopped(number, f"stopped after step {step}")
 
@@ -151,7 +153,7 @@ def carry_out(
         train(training, feed, accelerator, name=name, log=log, after_step=after_step)
     except FloatingPointError:
         if main:
-            checkpoint.save(directory.path / "diagnostic", training.progress.step, *training.state())
+            save_checkpoint(directory.path / "diagnostic", training.progress.step, *training.state())
         raise
     peak = peak_memory(accelerator.device)
     module = training.evaluated_network(training.best or training.evaluated_weights())
@@ -159,7 +161,7 @@ def carry_out(
     after = None
     if main:
         recalibrate(config, module, task)
-        rows = evaluate_network(config, module, task)
+        rows = evaluate_network(describe(config.model), module, task, config)
         after = crosstalk_of(config, module, task)
         save_network(config, module, task, rows, directory)
     return Trained(
@@ -176,14 +178,14 @@ def carry_out(
 
 
 def recalibrate(config: RunConfig, module: nn.Module, task: Task) -> None:
-    """Estimate BatchNorm statistics of a trained network on training items, for each n that it is evaluated with."""
+    """Estimate the BatchNorm statistics of a trained network on training items, for each n of its evaluation."""
     network, index = describe(config.model), torch.arange(min(CALIBRATION, len(task.train)))
     for n in network.evaluated_n(config.n):
         network.recalibrate(module, (task.items(task.train, part)[0] for part in index.split(512)), n)
 
 
 def save_network(config: RunConfig, module: Any, task: Task, rows: Sequence[Row], directory: RunDirectory) -> None:
-    """Write the finished network to model/, with what `predict` needs of the task in its configuration."""
+    """Write the finished network to model/, with all that `predict` needs from the task in its configuration."""
     network = describe(config.model)
     accuracy = {axes if len(axes := network.axes(row.n)) > 1 else axes[0]: row.accuracy for row in rows}
     module.config = replace(module.config, **task.saved)
@@ -192,11 +194,11 @@ def save_network(config: RunConfig, module: Any, task: Task, rows: Sequence[Row]
         network.library.save(module, directory.path / "model", accuracy=accuracy, command=command)
     except OSError as error:
         path = directory.path / "model"
-        raise CheckpointError(f"{path} cannot be written ({error}): make room, then go on with --resume") from error
+        raise CheckpointError(f"{path} cannot be written ({error}): make room, then resume with --resume") from error
 
 
 def evaluate_dev(training: Training, task: Task, step: int) -> dict[int, float]:
-    """Return dev accuracy for each n; with `best`, remember the weights of the highest, once the curriculum is over."""
+    """Return dev accuracy for each n; with `best`, remember the weights if it is the highest so far after the curriculum."""
     config = training.config
     module = training.evaluated_network(training.evaluated_weights())
     network = describe(config.model)
@@ -208,8 +210,8 @@ def evaluate_dev(training: Training, task: Task, step: int) -> dict[int, float]:
     return found
 
 
-def signal_to_stop(request: Request, step: int, config: RunConfig, accelerator: Accelerator) -> int:
-    """Return the signal that ends the run now, or 0; several processes agree on it at log lines."""
+def signal_to_stop(request: StopRequest, step: int, config: RunConfig, accelerator: Accelerator) -> int:
+    """Return the signal that ends the run now, or 0; several processes agree on it when they log."""
     if accelerator.num_processes == 1:
         return request.signal
     if step % config.log_every and step < config.optim.steps:
@@ -217,8 +219,8 @@ def signal_to_stop(request: Request, step: int, config: RunConfig, accelerator: 
     return int(accelerator.gather(torch.tensor([request.signal], device=accelerator.device)).max())
 
 
-def directory(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
-    """Return the run directory, which the main process makes or resumes; all learn of it, and of what is wrong."""
+def prepare_directory(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
+    """Return the run directory, which the main process makes or resumes; every process gets it, or the error."""
     found: list[Any] = [None]
     if accelerator.is_main_process:
         try:

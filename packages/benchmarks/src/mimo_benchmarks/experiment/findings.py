@@ -1,4 +1,4 @@
-"""What one trained network is worth: its answers, its cost, its speed beside the other networks of the experiment."""
+"""Evaluate a trained network, and write the result: its answers, its cost, and its speed beside the experiment's others."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,11 +21,11 @@ from mimo_benchmarks.training.state import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A network at the end of its training, evaluated."""
+    """A network that was trained and evaluated."""
 
     config: RunConfig
     name: str
-    """The preset, and a dot and the control's name if it is one."""
+    """Name of the preset; for a control, followed by a dot and the control's name."""
     module: nn.Module
     """The network, in eval mode."""
     directory: RunDirectory
@@ -33,8 +33,9 @@ class Trained:
     inputs_seen: int
     peak_memory_bytes: int | None
     rows: tuple[Row, ...]
-    """Its accuracies and costs; throughput is measured when all networks of the experiment are trained."""
+    """Accuracies and costs. Throughput is missing until all networks of the experiment are trained."""
     crosstalk: dict[str, Crosstalk] | None
+    """Crosstalk "before" and "after" training; None where it is not measured."""
 
     @property
     def network(self) -> Network:
@@ -42,9 +43,9 @@ class Trained:
         return describe(self.config.model)
 
 
-def evaluate_network(config: RunConfig, module: nn.Module, task: Task) -> tuple[Row, ...]:
-    """Return accuracies and costs of a trained network for each n, without throughput."""
-    network, rows = describe(config.model), []
+def evaluate_network(network: Network, module: nn.Module, task: Task, config: RunConfig) -> tuple[Row, ...]:
+    """Return accuracies and costs of a trained network for each n; throughput is left out."""
+    rows = []
     for n in network.evaluated_n(config.n):
         answers = classify(network, module, task, task.test, n)
         with batch_statistics(module) as has_batch_norm:
@@ -70,12 +71,12 @@ def crosstalk_of(config: RunConfig, module: nn.Module, task: Task) -> Crosstalk 
 
 
 def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, float], wall_seconds: float) -> Run:
-    """Write result.json of a trained network with its throughput at each n, and return the run for the report.
+    """Write result.json of a trained network, and return the run for the report.
 
     Args:
-        one: the network.
-        root: the network that the experiment is about, of which `one` may be a control.
-        task: the task.
+        one: the trained network.
+        root: the network that the experiment is about; `one` is this network or a control of it.
+        task: the task that it was trained on.
         rates: inputs per second for each n.
         wall_seconds: seconds of the experiment so far.
     """
@@ -92,7 +93,7 @@ def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, float
         seed=one.config.seed,
         paper=reported_by_paper(one.config, one.name),
         rows=tuple(replace(row, inputs_per_second=rates[row.n]) for row in one.rows),
-        guesses=task.guesses,
+        guesses=task.guess_accuracies(),
         crosstalk=one.crosstalk,
         steps=one.progress.step,
         inputs_seen=one.inputs_seen,
@@ -109,7 +110,7 @@ def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, float
 
 
 def reported_by_paper(config: RunConfig, name: str) -> Reported:
-    """Return the paper's figures of a preset, if the settings match the paper's."""
+    """Return the paper's figures for a preset if the settings match the paper's; otherwise none."""
     if name not in PAPER:
         return {}
     published = PRESETS[name]()

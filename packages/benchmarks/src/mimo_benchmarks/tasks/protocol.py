@@ -49,9 +49,8 @@ class Task(Protocol):
         labels = self.test.targets
         return {"the most frequent class": torch.bincount(labels).max().item() / len(labels)}
 
-    @property
-    def guesses(self) -> Mapping[str, float]:
-        """Shares of the test set that guesses get right which need no look at the question."""
+    def guess_accuracies(self) -> Mapping[str, float]:
+        """Return the share of the test set that each guess gets right which does not look at the question."""
         return self.most_frequent
 
     @property

@@ -33,6 +33,10 @@ class TokenTask(Task):
         """How texts become tokens: as the numbers that they are."""
         return {"tokenizer": "ids"}
 
+    def guess_accuracies(self) -> Mapping[str, float]:
+        """Return the share of the test tokens that each guess gets right which does not look at the question."""
+        return self.guesses
+
     def items(self, split: TokenSplit, index: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b l"], None]:
         """Return token ids, all of one length."""
         return split.inputs[index.to(split.inputs.device, non_blocking=True)], None

@@ -1,7 +1,7 @@
-"""Checkpoints: folders that are whole or not there, and are checked byte by byte before anything in them is parsed.
+"""Checkpoints that are whole or absent, and verified byte by byte before anything in them is parsed.
 
-One of step 1234 is step-00001234, with a safetensors file for each dict of tensors, state.json, and manifest.json, which holds
-the folder's name and size and SHA-256 of every other file. There is one writer at a time.
+The checkpoint of step 1234 is the folder step-00001234. It holds one safetensors file for each dict of tensors, state.json, and
+manifest.json, which names the folder and gives size and SHA-256 of every other file. Only one process may write at a time.
 """
 
 import hashlib
@@ -24,26 +24,26 @@ from mimo_benchmarks.errors import CheckpointError, first_line
 
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", ".safetensors"
 UNFINISHED, REPLACED = ".saving", ".replaced-"
-OTHERS = "not_tensors"
-"""Entry of an optimizer's first group for what its state holds besides tensors."""
+NOT_TENSORS = "not_tensors"
+"""Entry of an optimizer's first group that holds the state that is not tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What `load` found."""
+    """A checkpoint as `load_checkpoint` found it."""
 
     path: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
-    """By the file's name without its suffix, such as "model"."""
+    """Tensors by the name of their file without its suffix, such as "model"."""
     state: dict[str, Any]
     skipped: list[str]
-    """Why each newer checkpoint is not valid, a line for each, the newest first."""
+    """One line for each newer checkpoint that is not valid, saying why; the newest comes first."""
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """Inside, what is not the network's or optimizer's that it is given to is a CheckpointError of this checkpoint."""
+def must_fit(path: Path) -> Iterator[None]:
+    """Turn errors of restoring a checkpoint into a CheckpointError that says it belongs to another network or optimizer."""
     try:
         yield
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -51,34 +51,36 @@ def fitting(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} does not fit: {reason}; bring back the run's own files") from error
 
 
-def save(
+def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int = 2
 ) -> Path:
-    """Write a checkpoint, and when it is on disk remove older ones.
+    """Write a checkpoint; once it is on disk, remove older ones.
 
     Args:
-        folder: made where there is none.
-        step: a checkpoint of it that is there is replaced.
-        tensors: dense, on any device; those that share memory come back apart.
-        state: of dicts, lists, strings, finite numbers, booleans and None; tuples come back as lists.
-        keep: how many stay, this one and those before it. Later ones, which a run that goes back has left, stay too.
+        folder: where checkpoints go; created if missing.
+        step: number of the step; an earlier checkpoint of the same step is replaced.
+        tensors: dense tensors on any device; those that share memory are loaded apart.
+        state: dicts, lists, strings, finite numbers, booleans and None; tuples are loaded as lists.
+        keep: how many checkpoints stay: this one and the newest before it. Later ones, which a run that went back has left,
+            stay too.
 
     Returns:
-        The checkpoint's folder.
+        The folder of the checkpoint.
 
     Raises:
-        CheckpointError: it cannot be written, or JSON cannot hold the state. Checkpoints that were there still load.
+        CheckpointError: the disk refuses it, or JSON cannot hold the state. Earlier checkpoints still load.
         ValueError: `keep` is not positive.
     """
     if keep < 1:
         raise ValueError(f"keep must be positive, got {keep}")
     name = f"step-{step:08}"
     path, beside, replaced = folder / name, folder / UNFINISHED, folder / f"{REPLACED}{name}"
-    files = {f"{part}{TENSORS}": packed(values) for part, values in tensors.items()} | {STATE: as_json(state, path)}
-    files[MANIFEST] = manifest(name, files)
+    files = {f"{part}{TENSORS}": tensors_as_bytes(values) for part, values in tensors.items()}
+    files[STATE] = state_as_bytes(state, path)
+    files[MANIFEST] = manifest_text(name, files)
     try:
         if beside.exists():
-            shutil.rmtree(beside)  # of a save that was killed
+            shutil.rmtree(beside)  # a save that was killed has left it
         beside.mkdir(parents=True)
         for file, content in files.items():
             (beside / file).write_bytes(content)
@@ -86,131 +88,131 @@ def save(
         sync(beside)
         if path.exists():
             shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(path, replaced)  # where `load` finds it, should the process die now
+            os.rename(path, replaced)  # `load_checkpoint` still finds it there if the process dies now
         os.rename(beside, path)
         sync(folder)
         shutil.rmtree(replaced, ignore_errors=True)
-        for old in [other for other in found(folder) if number(other) <= step][keep:]:
-            shutil.rmtree(old, ignore_errors=True)  # what cannot be removed is tried again by the next save
+        for old in [other for other in list_checkpoints(folder) if step_of(other) <= step][keep:]:
+            shutil.rmtree(old, ignore_errors=True)  # the next save tries again what cannot be removed now
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
-            f"{path} cannot be written ({error}): make room in {folder} and see that it is a folder that may be written, "
-            "then go on with --resume"
+            f"{path} cannot be written ({error}): make room in {folder} and check that it is a folder that may be written, "
+            "then resume with --resume"
         ) from error
     return path
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest valid checkpoint; None where there is none at all.
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
+    """Load the newest valid checkpoint; return None if there are no checkpoints.
 
     Raises:
-        CheckpointError: there are some, but none is valid; or the folder cannot be read.
+        CheckpointError: there are checkpoints, but none is valid; or the folder cannot be read.
     """
     skipped: list[str] = []
     try:
-        paths = found(folder)
+        paths = list_checkpoints(folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error}): name a folder of checkpoints that may be read") from error
     for path in paths:
         try:
-            files = verified(path)
+            files = read_verified(path)
             state = json.loads(files.pop(STATE))
             tensors = {file.removesuffix(TENSORS): safetensors.load(content) for file, content in files.items()}
-        except Exception as error:  # whatever foreign bytes lead to
+        except Exception as error:  # damaged bytes can raise anything
             skipped.append(f"{path}: {type(error).__name__}: {error}")
             continue
         placed = {part: {name: value.to(device) for name, value in values.items()} for part, values in tensors.items()}
-        return Checkpoint(path=path, step=number(path), tensors=placed, state=state, skipped=skipped)
+        return Checkpoint(path=path, step=step_of(path), tensors=placed, state=state, skipped=skipped)
     if skipped:
         reasons = "\n".join(skipped)
-        raise CheckpointError(f"no checkpoint is valid: put a copy of one back, or start the run anew\n{reasons}")
+        raise CheckpointError(f"no checkpoint is valid: put a copy of one back, or start a new run\n{reasons}")
     return None
 
 
-def found(folder: Path) -> list[Path]:
-    """All checkpoints, valid or not, the newest first; one that was to be replaced follows its replacement."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List all checkpoints, valid or not, the newest first; one that was being replaced follows its replacement."""
     if not folder.exists():
         return []
     paths = [path for path in folder.iterdir() if re.fullmatch(rf"({re.escape(REPLACED)})?step-[0-9]{{8,}}", path.name)]
-    return sorted(paths, key=lambda path: (number(path), path.name), reverse=True)
+    return sorted(paths, key=lambda path: (step_of(path), path.name), reverse=True)
 
 
-def number(path: Path) -> int:
-    """The step of a checkpoint."""
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint, which its name tells."""
     return int(path.name.rpartition("-")[2])
 
 
-def verified(path: Path) -> dict[str, bytes]:
-    """The content of every file but the manifest, which says the same of them; whatever is wrong is an exception."""
+def read_verified(path: Path) -> dict[str, bytes]:
+    """Read every file of a checkpoint but the manifest, which must match them; anything wrong raises an exception."""
     if odd := sorted(entry.name for entry in path.iterdir() if not entry.is_file()):
-        raise ValueError(f"{odd} are no files")  # opening a pipe would wait for ever
+        raise ValueError(f"{odd} are not files")  # opening a pipe would wait for ever
     text = (path / MANIFEST).read_bytes()
     listed = {file: entry["size"] for file, entry in json.loads(text)["files"].items()}
     sizes = {entry.name: entry.stat().st_size for entry in path.iterdir() if entry.name != MANIFEST}
     if wrong := sorted(file for file in listed.keys() | sizes.keys() if listed.get(file) != sizes.get(file)):
-        raise ValueError(f"{wrong} are missing, too many, or not of the size that {MANIFEST} says")
+        raise ValueError(f"{wrong} are missing, unexpected, or not of the size in {MANIFEST}")
     files = {file: (path / file).read_bytes() for file in sizes}
-    if text != manifest(path.name.removeprefix(REPLACED), files):
+    if text != manifest_text(path.name.removeprefix(REPLACED), files):
         raise ValueError(f"a file was changed, or {MANIFEST} is of another checkpoint: their SHA-256 differ")
     return files
 
 
-def manifest(name: str, files: Mapping[str, bytes]) -> bytes:
-    """What manifest.json must be, byte for byte, in a folder of that name and content."""
+def manifest_text(name: str, files: Mapping[str, bytes]) -> bytes:
+    """Return what manifest.json must be, byte for byte, in a folder with this name and these files."""
     entries = {file: {"size": len(files[file]), "sha256": hashlib.sha256(files[file]).hexdigest()} for file in sorted(files)}
     return json.dumps({"checkpoint": name, "files": entries}, indent=1).encode()
 
 
-def packed(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as safetensors, which has neither memory that is shared nor strides."""
+def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors in safetensors' format, which knows neither shared memory nor strides."""
     return safetensors.save(
         {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     )
 
 
-def as_json(state: Mapping[str, Any], path: Path) -> bytes:
-    """The state as JSON; CheckpointError where it would come back as something else."""
+def state_as_bytes(state: Mapping[str, Any], path: Path) -> bytes:
+    """Return the state as JSON; raise CheckpointError if it would be loaded as something else."""
     try:
         text = json.dumps(dict(state), allow_nan=False)
-        if json.loads(text) != without_tuples(dict(state)):
-            raise ValueError("it would come back as something else")
+        if json.loads(text) != tuples_as_lists(dict(state)):
+            raise ValueError("it would be loaded as something else")
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} cannot be written, as JSON cannot hold the state ({error}): leave only dicts with strings as keys, lists, "
-            "strings, finite numbers, booleans and None in it"
+            f"{path} cannot be written, because JSON cannot hold the state ({error}): leave only dicts with strings as keys, "
+            "lists, strings, finite numbers, booleans and None in it"
         ) from error
     return text.encode()
 
 
-def without_tuples(value: Any) -> Any:
-    """A value of JSON with lists for tuples."""
+def tuples_as_lists(value: Any) -> Any:
+    """Return a value with its tuples turned into lists, as JSON has them."""
     if isinstance(value, dict):
-        return {key: without_tuples(item) for key, item in value.items()}
-    return [without_tuples(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: tuples_as_lists(item) for key, item in value.items()}
+    return [tuples_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def flatten_optimizer(state_dict: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state dict as tensors, named "3.exp_avg" by parameter and entry, and its groups, which JSON can hold."""
+    """Split an optimizer's state dict into tensors, named like "3.exp_avg" by parameter and entry, and groups for JSON."""
     state = {f"{index}.{name}": value for index, values in state_dict["state"].items() for name, value in values.items()}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     groups = [dict(group) for group in state_dict["param_groups"]]
     if others := {name: value for name, value in state.items() if name not in tensors}:
-        groups[0][OTHERS] = others
+        groups[0][NOT_TENSORS] = others
     return tensors, groups
 
 
 def restore_optimizer(tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state dict of which `flatten_optimizer` made these; JSON's lists, such as betas, are tuples again."""
+    """Return the state dict that `flatten_optimizer` split; JSON's lists, such as betas, become tuples again."""
     state: dict[int, dict[str, Any]] = {}
-    for full_name, value in {**tensors, **groups[0].get(OTHERS, {})}.items():
+    for full_name, value in {**tensors, **groups[0].get(NOT_TENSORS, {})}.items():
         index, _, name = full_name.partition(".")
         state.setdefault(int(index), {})[name] = value
     restored = [
         {
             name: tuple(value) if isinstance(value, list) and name != "params" else value
             for name, value in group.items()
-            if name != OTHERS
+            if name != NOT_TENSORS
         }
         for group in groups
     ]

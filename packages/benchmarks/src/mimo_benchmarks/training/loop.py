@@ -1,4 +1,4 @@
-"""The training loop: every step is a function of (seed, step), so an interrupted run goes on as if it had not stopped."""
+"""Train step by step; each step is a function of (seed, step), so a resumed run equals one that never stopped."""
 
 import math
 import time
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mimo_benchmarks.data.batching import entropy
+from mimo_benchmarks.data.batching import seed_sequence
 from mimo_benchmarks.data.synthetic.tokens import UNSCORED
 from mimo_benchmarks.networks.network import Network
 from mimo_benchmarks.settings import OptimConfig
@@ -21,7 +21,7 @@ from mimo_benchmarks.training.feed import Feed
 from mimo_benchmarks.training.state import Training
 
 PATIENCE = 20
-"""Updates in a row with a gradient that is not finite, after which training is given up."""
+"""Training ends after this many updates in a row whose gradient is not finite."""
 
 
 def train(
@@ -33,18 +33,18 @@ def train(
     log: Callable[..., None],
     after_step: Callable[[int], None],
 ) -> None:
-    """Train to the last step, from wherever the run stands.
+    """Train from the step at which the run stands to the last one.
 
     Args:
-        training: the state, which is changed in place.
-        feed: the batches.
-        accelerator: the one that prepared the state.
-        name: what the progress bar calls the network.
-        log: takes what is measured as keywords, every `log_every` steps.
-        after_step: called with each step's number when it is done: to save, to evaluate, to stop by an exception.
+        training: state of the run, changed in place.
+        feed: gives the batches.
+        accelerator: the accelerator that prepared the state.
+        name: name of the network in the progress bar and in errors.
+        log: called every `log_every` steps, with measurements as keywords.
+        after_step: called with the number of each finished step, to save, to evaluate, or to stop by an exception.
 
     Raises:
-        FloatingPointError: the gradients of many steps in a row, or the last loss, were not finite.
+        FloatingPointError: the gradients of `PATIENCE` steps in a row, or the last loss, were not finite.
     """
     config, optim, progress = training.config, training.config.optim, training.progress
     model, optimizer = training.model, training.optimizer
@@ -56,7 +56,7 @@ def train(
     inputs, seconds = feed.inputs(first - 1), progress.seconds
     for step in bar:
         start = time.perf_counter()
-        torch.manual_seed(int(entropy(config.seed, step, "dropout", feed.rank).generate_state(1)[0]))
+        torch.manual_seed(int(seed_sequence(config.seed, step, "dropout", feed.rank).generate_state(1)[0]))
         before, total = optimizers.snapshot_buffers(training.network), torch.zeros(2, device=accelerator.device)
         log_now = step % config.log_every == 0 or step == optim.steps
         for part in range(optim.accumulate):
@@ -64,7 +64,7 @@ def train(
             with accelerator.no_sync(model) if part + 1 < optim.accumulate else nullcontext():
                 logits = model(x) if mask is None else model(x, mask)
                 loss = objective(logits, y, optim)
-                accelerator.backward((loss + penalties(training.network, feed.network, optim)) / optim.accumulate)
+                accelerator.backward((loss + weighted_penalties(training.network, feed.network, optim)) / optim.accumulate)
                 if log_now:
                     total += torch.stack([loss.detach(), batch_accuracy(logits, y)]) / optim.accumulate
         norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
@@ -103,7 +103,7 @@ def train(
 
 
 def objective(logits: Float[Tensor, "*b classes"], targets: Tensor, optim: OptimConfig) -> Float[Tensor, ""]:
-    """Return the mean loss over all answers that are asked for; targets are classes (*b), or their shares (*b classes)."""
+    """Return the mean loss over all scored answers; targets are classes (*b) or shares of classes (*b classes)."""
     logits = logits.float().flatten(0, -2)
     if targets.is_floating_point():
         targets = targets.flatten(0, -2)
@@ -115,23 +115,23 @@ def objective(logits: Float[Tensor, "*b classes"], targets: Tensor, optim: Optim
 
 
 def batch_accuracy(logits: Float[Tensor, "*b classes"], targets: Tensor) -> Float[Tensor, ""]:
-    """Return the share of right answers among those that are asked for; targets as in `objective`."""
+    """Return the share of right answers among the scored ones; targets are those of `objective`."""
     classes = targets.argmax(-1) if targets.is_floating_point() else targets
     right, scored = logits.argmax(-1) == classes, classes != UNSCORED
     return (right & scored).sum() / scored.sum()
 
 
-def penalties(module: nn.Module, network: Network, optim: OptimConfig) -> Float[Tensor, ""] | float:
-    """Return what is added to the loss: the network's penalties, by their factors in the settings."""
+def weighted_penalties(module: nn.Module, network: Network, optim: OptimConfig) -> Float[Tensor, ""] | float:
+    """Return the sum of the network's penalties, each times its factor in the settings, which is added to the loss."""
     weighted = ((getattr(optim, name), penalty) for name, penalty in network.penalties.items())
     return sum((factor * penalty(module) for factor, penalty in weighted if factor), 0.0)
 
 
 def accept_update(norm: Float[Tensor, ""], counts: dict[str, Tensor], optim: OptimConfig, *, new_epoch: bool) -> Bool[Tensor, ""]:
-    """Decide on the device, by the gradient's norm, whether an update is made, and bring the counters up to date.
+    """Decide by the gradient's norm, on the device, whether an update is made, and update the counters.
 
-    Updates are rejected as published: at a norm of `optim.reject` times the last epoch's mean or more. A norm that is not finite
-    is always rejected.
+    As published, a norm of at least `optim.reject` times the mean of the last epoch rejects the update; so does a norm that is
+    not finite.
     """
     finite = norm.isfinite()
     mean = counts["mean"]

@@ -1,4 +1,4 @@
-"""Optimizers and the one-cycle schedule from their settings, and steps that are taken only if a number on the device says so."""
+"""Build optimizers and the one-cycle schedule, and take steps that a number on the device can refuse."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from mimo_benchmarks.training.muon import Muon
 from mimoconv.binding import Unbinding
 
 HIDDEN = {"body", "blocks", "lenet"}
-"""Parts of a network, inside which Muon updates the weights of convolutions and linear layers."""
+"""Parts of a network in which Muon updates the weights of convolutions and linear layers."""
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimizer of a network that is on its device already.
+    """Return the optimizer of a network that is already on its device.
 
-    Its groups, those that are not empty: hidden weights (of Muon alone), what else decays, and what does not.
+    Its groups are hidden weights (for Muon only), other parameters that decay, and those that do not; empty ones are left out.
     """
     layers = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear | Unbinding)]
     weights = {layer.weight for _, layer in layers}
@@ -40,18 +40,19 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
     if config.optimizer == "adamw":
         return AdamW(groups, lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True)
     optimizer = SGD(groups, lr, momentum=momentum, weight_decay=decay, fused=True)
-    for parameter in trained:  # a first step that is refused would leave them as memory was
+    for parameter in trained:  # torch would leave them uninitialised if the first step is refused
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
-    """One cycle of every group's rate, which is its peak until here, and of momentum where it has two values.
+    """Return the schedule: one cycle of every group's learning rate up to its peak, and of momentum if it has two values.
 
-    Step k has the k-th of `steps` + 1 points, so even the last step's rate is above that of the cycle's end.
+    Until this call, each group's rate is its peak. Step k has the k-th of `steps` + 1 points, so even the last step's rate is
+    above the cycle's end.
     """
     points = config.steps + 1
-    # a peak at the very first point would be a rise of no steps, which torch divides by
+    # with a peak at the very first point, torch would divide by a rise of zero steps
     warmup = config.warmup * (1 + 1e-9) if config.warmup * points == 1 else float(config.warmup)
     high, low = config.momentum
     return OneCycleLR(
@@ -62,33 +63,33 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
         anneal_strategy="cos" if config.schedule == "cosine" else "linear",
         div_factor=1 / config.start,
         final_div_factor=config.start / config.end,
-        cycle_momentum=high != low and config.optimizer != "adamw",  # whose betas torch would cycle in its place
+        cycle_momentum=high != low and config.optimizer != "adamw",  # torch would cycle AdamW's betas instead
         base_momentum=low,
         max_momentum=high,
     )
 
 
 def snapshot_buffers(network: nn.Module) -> list[Tensor]:
-    """The network's buffers, such as BatchNorm statistics, to be taken before a step's forward passes."""
+    """Copy a network's buffers, such as BatchNorm statistics, before the forward passes of a step."""
     return [buffer.clone() for buffer in network.buffers()]
 
 
 @torch.no_grad()
 def step_if(ok: Bool[Tensor, ""], optimizer: Optimizer, network: nn.Module, before: list[Tensor]) -> None:
-    """Take the optimizer's step if `ok`; else weights, buffers and optimizer state are bit for bit as before it.
+    """Take the optimizer's step if `ok`; otherwise leave weights, buffers and optimizer state bit for bit as before the step.
 
-    Nothing waits for the device, and nothing is copied but buffers: an optimizer's own kernels write nothing where its
-    `found_inf` is 1, which torch has for gradients that overflow in fp16.
+    Nothing waits for the device, and only buffers are copied: an optimizer's own kernels write nothing where its `found_inf` is
+    1, which torch uses for gradients that overflow in fp16.
 
     Args:
-        ok: on the parameters' device.
-        optimizer: from `build_optimizer`, or accelerate's around it.
-        network: whose buffers forward passes may have changed.
-        before: `snapshot_buffers(network)` from before those.
+        ok: a boolean on the parameters' device.
+        optimizer: an optimizer of `build_optimizer`, or accelerate's around it.
+        network: the network, whose buffers the forward passes may have changed.
+        before: the result of `snapshot_buffers(network)` before those passes.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
 
-    def refuse(inner: Any, *_: Any) -> None:  # within the step, as a GradScaler tells what it found right before that
+    def refuse(inner: Any, *_: Any) -> None:  # inside the step, because a GradScaler sets its finding right before it
         inner.found_inf = (~ok | (getattr(inner, "found_inf", 0.0) != 0)).float()
 
     hook = inner.register_step_pre_hook(refuse)

@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM end a run after the step in hand, with a checkpoint; a second one of a kind ends it at once.
+"""Stop a run on SIGINT or SIGTERM: the step in hand ends and is saved; a second signal of the same kind kills the process.
 
-Of a kind, because a launcher of several processes answers Ctrl-C with a SIGTERM of its own to each.
+Each kind counts alone, because a launcher of several processes answers Ctrl-C by sending SIGTERM to each of them.
 """
 
 import signal
@@ -12,26 +12,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """A run was asked to end, and has been saved."""
+    """A signal ended the run, which was saved first."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
         self.code = 128 + number
-        """Exit code by the shells' custom: 130 for SIGINT, 143 for SIGTERM."""
+        """Exit code by the shells' convention: 130 for SIGINT, 143 for SIGTERM."""
 
 
-class Request:
-    """Whether the run is to end."""
+class StopRequest:
+    """Tells whether a signal has asked the run to end."""
 
     signal = 0
-    """The number of the signal that came; 0 for none."""
+    """Number of the first signal that came; 0 if none did."""
 
 
 @contextmanager
-def listening() -> Iterator[Request]:
-    """Inside, the first SIGINT and the first SIGTERM are noted, and the next of a kind has its usual effect."""
-    request = Request()
+def note_signals() -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM in a request instead of dying of them; only a second one of a kind has its usual effect."""
+    request = StopRequest()
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The state of a training run: network, optimizer, schedule, moving average, and how far it is."""
+"""Keep the state of a training run: network, optimizer, schedule, moving average, and how far it is."""
 
 import copy
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from mimo_benchmarks.training.checkpoint import Checkpoint, flatten_optimizer, r
 
 @dataclass
 class Progress:
-    """How far a run is, apart from weights and the optimizer's state; a checkpoint holds all of it."""
+    """How far a run is, apart from weights and optimizer; checkpoints hold all of it."""
 
     step: int = 0
     """Number of the last step."""
@@ -26,48 +26,48 @@ class Progress:
     best: float = -1.0
     """Highest dev accuracy so far."""
     counts: dict[str, Tensor] = field(default_factory=dict)
-    """Counters on the device: updates skipped, updates skipped in a row up to now, and of gradient norms the sum and number in
-    this epoch and the mean of the last epoch."""
+    """Counters on the device: updates skipped in all and in a row, sum and number of gradient norms in this epoch, and the mean
+    gradient norm of the last epoch."""
 
 
 class Training:
-    """Network, optimizer, schedule, moving average and best weights of a run, and their state as tensors and JSON."""
+    """A run in training: network, optimizer, schedule, moving average and best weights, saved as tensors and JSON."""
 
     def __init__(self, network: nn.Module, config: RunConfig, accelerator: Accelerator) -> None:
         network = network.to(accelerator.device)
-        self._evaluated = copy.deepcopy(network)  # free of all that training wraps around the network
+        self._evaluated = copy.deepcopy(network)  # a copy without what training wraps around the network
         if config.sync_batch_norm:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network, self.config = network.train(), config
         self.average = (
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.optim.average)) if config.optim.average else None
         )
-        if accelerator.device.type == "cuda":  # the layout that tensor cores want of images
+        if accelerator.device.type == "cuda":  # tensor cores want images in this layout
             network = network.to(memory_format=torch.channels_last)
         optimizer = optimizers.build_optimizer(network.to(accelerator.device), config.optim)
         self.schedule = optimizers.build_schedule(optimizer, config.optim)
         one_shape = describe(config.model).takes == "images" and len({*config.n, *config.curriculum}) == 1
         one_pass = config.optim.accumulate == 1 and accelerator.num_processes == 1
-        # CUDA graphs where each step is one pass of one shape: launching its kernels takes longer than running them
+        # CUDA graphs pay where each step is one pass of one shape, because launching its kernels takes longer than running them
         mode = "reduce-overhead" if one_shape and one_pass else None
         model: Any = torch.compile(network, mode=mode) if config.compile else network
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if self.average:
             self.average.to(accelerator.device)
         self.scaler = accelerator.scaler
-        if self.scaler:  # one for all networks of an experiment, and each begins alike
+        if self.scaler:  # all networks of an experiment share it, and each must begin with a new state
             self.scaler.load_state_dict(torch.amp.GradScaler().state_dict())
         self.best: dict[str, Tensor] = {}
         names = ("skipped", "skipped_in_a_row", "norms", "epoch_steps", "mean")
         self.progress = Progress(counts={name: torch.zeros((), device=accelerator.device) for name in names})
 
     def evaluated_weights(self) -> dict[str, Tensor]:
-        """Return the weights that are evaluated: the moving average where there is one, with the network's own buffers."""
+        """Return the weights that are evaluated: the moving average, with the network's own buffers, or its own."""
         module = self.network if self.average is None else self.average.module
         return module.state_dict()
 
     def evaluated_network(self, weights: dict[str, Tensor]) -> nn.Module:
-        """Return the one copy of the network that evaluations share, in eval mode and with these weights."""
+        """Return the copy of the network that all evaluations share, in eval mode and with these weights."""
         self._evaluated.load_state_dict(weights)
         return self._evaluated.eval()
 
@@ -77,7 +77,7 @@ class Training:
         self.best = {name: value.clone() for name, value in self.evaluated_weights().items()}
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return what a checkpoint holds: tensors, and a state that JSON can hold."""
+        """Return what a checkpoint holds: tensors, and a state for JSON."""
         moments, groups = flatten_optimizer(self.optimizer.state_dict())
         tensors = {"model": self.network.state_dict(), "optimizer": moments, "counts": self.progress.counts}
         if self.best:
@@ -94,12 +94,12 @@ class Training:
         return tensors, state
 
     def restore(self, kept: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Take over the state of a checkpoint."""
         self.network.load_state_dict(kept.tensors["model"])
         self.optimizer.load_state_dict(restore_optimizer(kept.tensors["optimizer"], kept.state["groups"]))
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels want the parameter's layout
+                if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels need the parameter's layout
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self.schedule.load_state_dict(kept.state["schedule"])
         if self.average:

@@ -47,7 +47,7 @@ def images(seed):
 def step(network, optimizer, seed, ok=True, factor=1.0):
     """A training step on images of a seed, its loss multiplied by a factor."""
     device = next(network.parameters()).device
-    before = optimizers.snapshot(network)
+    before = optimizers.snapshot_buffers(network)
     loss = network(images(seed).to(device)).square().mean() * factor
     scaler = getattr(optimizer, "scaler", None)
     (scaler.scale(loss) if scaler else loss).backward()
@@ -79,8 +79,8 @@ def test_a_refused_step_was_never_there(optimizer, when, factor, wrap, device):
     ends = []
     for refusing in (True, False):
         network = network_on(device)
-        inner = optimizers.build(network, config)
-        schedule, outer = optimizers.schedule(inner, config), wrap(inner)
+        inner = optimizers.build_optimizer(network, config)
+        schedule, outer = optimizers.build_schedule(inner, config), wrap(inner)
         for number in range(1, 5):
             if number == when:
                 before = values(network, outer)
@@ -99,7 +99,7 @@ def test_a_refused_step_was_never_there(optimizer, when, factor, wrap, device):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_that_is_taken_is_the_optimizers_own(optimizer, wrap, device):
     networks = [network_on(device) for _ in range(2)]
-    optims = [optimizers.build(network, settings(optimizer)) for network in networks]
+    optims = [optimizers.build_optimizer(network, settings(optimizer)) for network in networks]
     step(networks[0], wrap(optims[0]), seed=1)
     networks[1](images(1).to(device)).square().mean().backward()
     optims[1].step()
@@ -111,8 +111,8 @@ def test_a_scaler_refuses_by_itself_and_lowers_its_scale_for_that_alone(optimize
     """A gradient that overflowed, though nobody else minds; one that is refused for its size is no overflow."""
     Accelerator(cpu=device == "cpu")
     network = network_on(device)
-    inner = optimizers.build(network, settings(optimizer))
-    schedule = optimizers.schedule(inner, settings(optimizer))
+    inner = optimizers.build_optimizer(network, settings(optimizer))
+    schedule = optimizers.build_schedule(inner, settings(optimizer))
     outer = AcceleratedOptimizer(inner, scaler=torch.amp.GradScaler(device, init_scale=8.0))
     weights = [parameter.detach().clone() for parameter in network.parameters()]
     step(network, outer, seed=1, factor=float("inf"))
@@ -129,7 +129,7 @@ def test_a_scaler_refuses_by_itself_and_lowers_its_scale_for_that_alone(optimize
 def test_a_refusal_ends_with_its_step(optimizer):
     """The next step, whoever takes it, is taken."""
     network = network_on("cpu")
-    inner = optimizers.build(network, settings(optimizer))
+    inner = optimizers.build_optimizer(network, settings(optimizer))
     step(network, inner, seed=1, ok=False)
     before = values(network, inner)
     network(images(1)).square().mean().backward()
@@ -142,8 +142,8 @@ def test_goes_on_from_its_state(optimizer, device):
     config, runs = settings(optimizer, steps=9), []
     for _ in range(2):
         network = network_on(device)
-        inner = optimizers.build(network, config)
-        runs.append((network, inner, optimizers.schedule(inner, config)))
+        inner = optimizers.build_optimizer(network, config)
+        runs.append((network, inner, optimizers.build_schedule(inner, config)))
     for number in (1, 2):
         step(*runs[0][:2], seed=number)
         runs[0][2].step()

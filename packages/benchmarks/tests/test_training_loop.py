@@ -10,13 +10,14 @@ from accelerate import Accelerator
 from torch import nn
 from torch.testing import assert_close
 
-from mimo_benchmarks.networks import registry as models
+from mimo_benchmarks.networks.registry import build
 from mimo_benchmarks.presets.find import quickstart
 from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks.registry import load
-from mimo_benchmarks.training import checkpoint
+from mimo_benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from mimo_benchmarks.training.feed import Feed
-from mimo_benchmarks.training.loop import PATIENCE, Training, accuracy, objective, train
+from mimo_benchmarks.training.loop import PATIENCE, batch_accuracy, objective, train
+from mimo_benchmarks.training.state import Training
 from mimoconv import MIMOConvConfig, WideResNetConfig, isometry_penalty
 from mimoformer import MIMOFormerConfig
 from vsa_core.penalties import key_orthonormality
@@ -26,7 +27,6 @@ SMALL = MIMOConvConfig(**SIZES)
 FORMER = MIMOFormerConfig(
     m=2, n=2, vocab_size=20, max_length=42, layers=1, embed_dim=16, heads=1, mlp_dim=16, features=16, head="tokens"
 )
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def config(steps=4, groups=6, model=SMALL, task="digits", n=(1, 2, 4), odds=(1, 
 
 def started(settings):
     torch.manual_seed(settings.seed)
-    return Training(models.build(settings.model), settings, Accelerator(cpu=True))
+    return Training(build(settings.model), settings, Accelerator(cpu=True))
 
 
-def run(training, task, after=lambda step: None, log=lambda **line: None):
-    train(training, Feed(task, training.config, CPU), Accelerator(cpu=True), name="x", log=log, after=after)
+def run(training, task, after_step=lambda step: None, log=lambda **line: None):
+    train(training, Feed(task, training.config), Accelerator(cpu=True), name="x", log=log, after_step=after_step)
     return training
 
 
@@ -91,9 +91,9 @@ def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(digits, model, mixup)
     groups = [{"params": decaying, "weight_decay": 0.2}, *({"params": [slope], "weight_decay": 0.0} for slope in slopes)]
     optimizer = torch.optim.AdamW(groups, lr=8e-3, eps=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=5, pct_start=0.1, cycle_momentum=False)
-    feed, count = Feed(digits, settings, CPU), 0
+    feed, count = Feed(digits, settings), 0
     for step, line in enumerate(lines, 1):
-        images, _, targets = feed.at(step)
+        images, _, targets = feed.batch(step)
         y = targets.flatten(0, 1)
         loss = -((0.8 * y + 0.02) * reference(images).reshape(-1, 10).log_softmax(-1)).sum(-1).mean()
         optimizer.zero_grad()
@@ -119,7 +119,7 @@ def test_penalties_are_added_to_the_loss(digits):
     training, lines = started(settings), []
     reference = copy.deepcopy(training.network).train()
     run(training, digits, log=lambda **line: lines.append(line))
-    images, _, targets = Feed(digits, settings, CPU).at(1)
+    images, _, targets = Feed(digits, settings).batch(1)
     loss = objective(reference(images), targets, settings.optim)
     assert lines[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     (loss + 0.01 * isometry_penalty(reference) + 0.3 * key_orthonormality(reference.binding.keys)).backward()
@@ -135,8 +135,8 @@ def test_objectives_and_accuracy_by_hand():
     assert_close(objective(logits, torch.tensor([0, 2]), optim), -(smoothed * log_p).sum(-1).mean())
     unscored = torch.tensor([[0, -100]])
     assert_close(objective(logits[None], unscored, replace(optim, label_smoothing=0.0)), -log_p[0, 0])
-    assert accuracy(logits[None], unscored) == 1
-    assert accuracy(logits, torch.tensor([0, 2])) == 0.5
+    assert batch_accuracy(logits[None], unscored) == 1
+    assert batch_accuracy(logits, torch.tensor([0, 2])) == 0.5
     squared = replace(optim, label_smoothing=0.0, loss="squared")
     shares = nn.functional.one_hot(torch.tensor([0, 2]), 3).float()
     by_hand = ((logits - torch.tensor([[1.0, -1, -1], [-1, -1, 1.0]])) ** 2).mean()
@@ -182,16 +182,16 @@ def test_a_resumed_run_is_the_run_that_never_stopped(kind, stop, tmp_path):
 
     def save(step):
         if step == stop:
-            checkpoint.save(tmp_path / "saved", step, *training.state())
+            save_checkpoint(tmp_path / "saved", step, *training.state())
 
     training, lines = started(settings), []
-    run(training, task, after=save, log=lambda **line: lines.append(line))
+    run(training, task, after_step=save, log=lambda **line: lines.append(line))
     again, later = started(settings), []
-    again.restore(checkpoint.load(tmp_path / "saved"))
+    again.restore(load_checkpoint(tmp_path / "saved"))
     torch.manual_seed(99)  # a resumed run must not depend on what was drawn before
     run(again, task, log=lambda **line: later.append(line))
     assert same(weights(again), weights(training))
-    assert same(again.evaluated().state_dict(), training.evaluated().state_dict())
+    assert same(again.evaluated_weights(), training.evaluated_weights())
     for line, other in zip(lines[stop:], later, strict=True):
         assert {**line, "inputs_per_second": 0} == {**other, "inputs_per_second": 0}
 
@@ -201,10 +201,10 @@ def test_a_restored_optimizer_has_the_layout_of_its_weights(digits, optimizer, t
     """On GPUs, where weights of images are channels last, fused kernels want that of what they keep."""
     settings = config(2, optimizer=optimizer, lr=0.01)
     training = run(started(settings), digits)
-    checkpoint.save(tmp_path, 2, *training.state())
+    save_checkpoint(tmp_path, 2, *training.state())
     again = started(settings)
     again.network.to(memory_format=torch.channels_last)
-    again.restore(checkpoint.load(tmp_path))
+    again.restore(load_checkpoint(tmp_path))
     kept = 0
     for parameter, mine in zip(again.network.parameters(), training.network.parameters(), strict=True):
         for name, value in again.optimizer.state[parameter].items():
@@ -240,7 +240,7 @@ def test_time_counts_up_to_every_step(digits):
     """Not to the last log line alone."""
     training = started(replace(config(steps=3), log_every=100))
     found = []
-    run(training, digits, after=lambda step: found.append(training.progress.seconds))
+    run(training, digits, after_step=lambda step: found.append(training.progress.seconds))
     assert 0 < found[0] < found[1] < found[2]
 
 
@@ -248,7 +248,7 @@ def test_training_is_given_up_after_many_of_them(digits):
     training, lines = started(config(60)), []
     next(training.network.parameters()).register_hook(lambda gradient: gradient * float("nan"))
     before = weights(training)
-    with pytest.raises(FloatingPointError, match=f"{PATIENCE} updates in a row were left out"):
+    with pytest.raises(FloatingPointError, match=f"{PATIENCE} updates in a row were skipped"):
         run(training, digits, log=lambda **line: lines.append(line))
     assert len(lines) == PATIENCE
     assert same(weights(training), before)
@@ -292,15 +292,15 @@ def test_step_rejection_goes_by_the_last_epochs_mean(digits):
 def test_the_moving_average_is_what_is_evaluated(digits):
     training, kept = started(config(4, average=0.75)), []
     kept.append(weights(training))
-    run(training, digits, after=lambda step: kept.append(weights(training)))
+    run(training, digits, after_step=lambda step: kept.append(weights(training)))
     name = "head.weight" if "head.weight" in kept[0] else next(iter(kept[0]))
     average = kept[1][name]
     for later in kept[2:]:
         average = 0.75 * average + 0.25 * later[name]
-    assert_close(training.evaluated().state_dict()[name], average)
+    assert_close(training.evaluated_weights()[name], average)
     statistics = [key for key in kept[-1] if "running_mean" in key]
     assert statistics
-    assert all(torch.equal(training.evaluated().state_dict()[key], kept[-1][key]) for key in statistics)
+    assert all(torch.equal(training.evaluated_weights()[key], kept[-1][key]) for key in statistics)
 
 
 def test_the_quickstart_learns(tmp_path):

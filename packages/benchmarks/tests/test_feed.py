@@ -1,4 +1,4 @@
-"""What a step sees depends on (seed, step) and on nothing else."""
+"""A step sees what (seed, step) decides and nothing else, images and sequences alike."""
 
 from dataclasses import replace
 
@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.data.vision.augment import NONE
 from mimo_benchmarks.data.vision.images import Split
+from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.presets.find import quickstart
-from mimo_benchmarks.settings import OptimConfig
-from mimo_benchmarks.tasks.kinds import ImageTask
+from mimo_benchmarks.settings import OptimConfig, RunConfig
+from mimo_benchmarks.tasks.image_task import ImageTask
+from mimo_benchmarks.tasks.image_task import numbered as names
+from mimo_benchmarks.tasks.sequence_task import SequenceTask
 from mimo_benchmarks.training.feed import Feed, n_of_steps
 from mimoconv import WideResNetConfig
+from mimoformer import MIMOFormerConfig
 
-CPU = torch.device("cpu")
 ALL = replace(NONE, rotate=3, crop=1, flip=True, mixup=1)
 
 
@@ -22,7 +26,7 @@ def numbered(count: int) -> ImageTask:
     """Images whose pixels and labels both tell their place in the set."""
     index = torch.arange(count)
     split = Split(images=index.to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8), labels=index)
-    return ImageTask(name="numbered", train=split, test=split, classes=count, scale=1)
+    return ImageTask(name="numbered", train=split, test=split, class_names=names(count), scale=1)
 
 
 def config(seed=0, groups=5, augment=NONE):
@@ -32,7 +36,7 @@ def config(seed=0, groups=5, augment=NONE):
 def step_of(settings, step, n, count=100, task=None, rank=0, world=1, part=0):
     """Images and targets of a step of a run in which every step has n inputs a pass."""
     settings = replace(settings, n=(n,), n_odds=(1,))
-    images, mask, targets = Feed(task or numbered(count), settings, CPU, rank, world).at(step, part)
+    images, mask, targets = Feed(task or numbered(count), settings, rank, world).batch(step, part)
     assert mask is None
     return images, targets
 
@@ -137,8 +141,8 @@ def test_n_of_a_step_depends_on_seed_and_step_alone():
 def test_steps_of_a_curriculum_hold_as_many_inputs():
     """Four passes of four images each, and at first 16 of one and eight of two."""
     settings = replace(config(groups=4), n=(4,), n_odds=(1,), curriculum=(1, 2), curriculum_share=0.2)
-    feed = Feed(numbered(100), replace(settings, optim=replace(settings.optim, steps=10)), CPU)
-    assert [feed.at(step)[0].shape[:2] for step in (1, 2, 3)] == [(16, 1), (8, 2), (4, 4)]
+    feed = Feed(numbered(100), replace(settings, optim=replace(settings.optim, steps=10)))
+    assert [feed.batch(step)[0].shape[:2] for step in (1, 2, 3)] == [(16, 1), (8, 2), (4, 4)]
     assert feed.inputs(10) == 160
 
 
@@ -149,3 +153,45 @@ def test_a_curriculum_comes_first():
     assert n_of_steps(with_one) == [1] * 15 + [2] * 15 + [4] * 70
     drawn = replace(quickstart(), optim=OptimConfig(steps=100))
     assert n_of_steps(replace(drawn, curriculum=(2,), curriculum_share=0.3)) == [2] * 30 + n_of_steps(drawn)[30:]
+
+
+def numbered_sequences():
+    return Sequences.of([bytes([item] * (1 + item % 5)) for item in range(60)], range(60))
+
+
+def sequence_feed(n, groups=6, accumulate=1, **processes):
+    """Of a run on numbered sequences, in grids of n x n."""
+    network = MIMOFormerConfig(m=n, n=n, vocab_size=64, max_length=5, num_classes=60)
+    optim = OptimConfig(steps=70, groups=groups, accumulate=accumulate)
+    config = RunConfig(model=network, n=(n,), n_odds=(1,), optim=optim)
+    parts = {"train": numbered_sequences(), "dev": numbered_sequences(), "test": numbered_sequences()}
+    task = SequenceTask(name="numbered", **parts, class_names=names(60), vocab_size=64, max_length=5)
+    return Feed(task, config, **processes)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_processes_and_parts_share_the_sequences_that_one_process_would_see(n):
+    """Group by group: process r takes every second one in its parts, padded to its own longest sequence."""
+    for step in (1, 65):
+        tokens, mask, labels = sequence_feed(n).batch(step)
+        for rank in (0, 1):
+            for part in (0, 1, 2):
+                own = sequence_feed(n, accumulate=3, rank=rank, world=2).batch(step, part)
+                place = slice(2 * part + rank, None, 6)
+                length = own[0].shape[-1]
+                assert torch.equal(own[0], tokens[place, ..., :length])
+                assert torch.equal(own[1], mask[place, ..., :length])
+                assert torch.equal(own[2], labels[place])
+                assert not mask[place, ..., length:].any()
+
+
+def test_grids_keep_sequences_and_labels_together():
+    tokens, mask, labels = sequence_feed(2).batch(3)
+    assert tokens.shape == mask.shape == (6, 2, 2, tokens.shape[-1])
+    assert torch.equal(tokens.amax(-1), labels + 1)
+    assert torch.equal(mask.sum(-1), 1 + labels % 5)
+
+
+def test_groups_that_cannot_be_shared():
+    with pytest.raises(ConfigError, match=r"optim.groups = 6 cannot be shared equally by 4 processes with optim.accumulate = 1"):
+        sequence_feed(2, world=4)

@@ -1,0 +1,256 @@
+"""One experiment: which weights are tested, what is written, what a finished network is, and how an experiment is resumed."""
+
+import gc
+import json
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.testing import assert_close
+
+from mimo_benchmarks.errors import CheckpointError, ConfigError
+from mimo_benchmarks.evaluation import rates
+from mimo_benchmarks.evaluation.answers import classify
+from mimo_benchmarks.experiment import experiment
+from mimo_benchmarks.experiment.experiment import run_experiment
+from mimo_benchmarks.networks.convolutional import MIMOConvNetwork, WideResNetNetwork
+from mimo_benchmarks.networks.datamux_conv import DataMUXConv, DataMUXConvConfig
+from mimo_benchmarks.networks.registry import build, describe, load_finished
+from mimo_benchmarks.run_directory import RunDirectory, read_result
+from mimo_benchmarks.settings import OptimConfig, RunConfig
+from mimo_benchmarks.tasks import registry as tasks
+from mimo_benchmarks.tasks.image_task import ImageTask
+from mimo_benchmarks.tasks.sequence_task import SequenceTask
+from mimo_benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
+from mimo_benchmarks.training.signals import Stopped
+from mimo_benchmarks.training.state import Training
+from mimoconv import MIMOConv, MIMOConvConfig, predict
+from mimoformer import MIMOFormer, MIMOFormerConfig
+
+CPU = torch.device("cpu")
+SMALL = MIMOConvConfig(depth=10, width=0.5, stem_channels=8, in_channels=1, image_size=8)
+CONFIG = RunConfig(task="tiny", model=SMALL, optim=OptimConfig(steps=2, groups=4), threads=1)
+TINY = MIMOFormerConfig(
+    m=2, n=2, vocab_size=20, max_length=12, layers=1, embed_dim=16, heads=1, mlp_dim=16, features=16, num_classes=2
+)
+TINY_CONFIG = RunConfig(task="tiny", model=TINY, n=(2,), n_odds=(1,), optim=OptimConfig(steps=2, groups=4))
+WORDS = tuple(f"word{number}" for number in range(19))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Throughput is measured once on few items, as what it is does not matter here; collections skip what imports have made."""
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(rates.BUDGET, "cpu", 1)
+        patch.setattr(rates, "inputs_per_second", partial(rates.inputs_per_second, rounds=1))
+        yield
+    gc.unfreeze()
+
+
+def offer(monkeypatch, task, **changes):
+    """Offer a task with some changes under the name "tiny"."""
+    task = replace(task, name="tiny", **changes)
+    monkeypatch.setitem(tasks.TASKS, "tiny", tasks.Entry(load=lambda folder: task, kind=type(task)))
+    return task
+
+
+@pytest.fixture(autouse=True)
+def images(monkeypatch):
+    """64 random images, which are the task "tiny" unless a test offers another."""
+    return offer(monkeypatch, ImageTask.random(describe(SMALL), 64))
+
+
+def run(config, name="quickstart", **options):
+    run_experiment(config, name, Accelerator(cpu=True), **options)
+
+
+def signal_in_step(step, number=15):
+    """A request to stop that comes with the given step."""
+    signals = iter([0] * (step - 1) + [number])
+    return lambda: nullcontext(type("At", (), {"signal": property(lambda self: next(signals))})())
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_best_dev_accuracy_chooses_what_is_tested(interrupted, monkeypatch, tmp_path):
+    """Of the dev split, once the curriculum is over; also where the run was stopped after its best step, 9 of 12."""
+    optim = OptimConfig(steps=12, groups=4, lr=1e-2)
+    begun = {"curriculum": (1,), "curriculum_share": 0.5}
+    config = replace(TINY_CONFIG, optim=optim, dev_every=3, best=True, **begun)
+    task = SequenceTask.random(describe(TINY), 256)
+    task = offer(monkeypatch, task, test=replace(task.test, labels=1 - task.test.labels))
+    weights, accuracies = [], iter([0.9, 0.8, 0.5, 0.4])  # at steps 3, 6, 9, 12
+
+    def classify(network, module, of, split, n):
+        assert torch.equal(split.labels, task.dev.labels)
+        weights.append({name: value.clone() for name, value in module.state_dict().items()})
+        return SimpleNamespace(accuracy=next(accuracies))
+
+    monkeypatch.setattr(experiment, "classify", classify)
+    out = tmp_path / "run"
+    if interrupted:
+        with pytest.raises(Stopped):
+            run(replace(config, out=out), "tiny", listen=signal_in_step(10))
+        assert load_checkpoint(out / "checkpoints").step == 10
+    again = {"resume": out} if interrupted else {"out": out}
+    run(replace(config, **again), "tiny")
+    kept = MIMOFormer.from_pretrained(out).state_dict()
+    assert len(weights) == 4
+    assert all(torch.equal(kept[name], value) for name, value in weights[2].items())
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_the_last_weights_are_held_against_the_dev_split_too(monkeypatch, tmp_path):
+    """Also where the run is too short for any other evaluation."""
+    offer(monkeypatch, SequenceTask.random(describe(TINY), 256))
+    run(replace(TINY_CONFIG, dev_every=100, best=True, out=tmp_path / "run"), "tiny")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "dev_accuracy" in line] == [2]
+    assert "best" in load_checkpoint(tmp_path / "run" / "checkpoints").tensors
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_networks_are_built_once_and_calibrated_on_training_images(images, monkeypatch, tmp_path):
+    """Each network of an experiment, apart from those without memory, of which only the multiply-adds are counted."""
+    built, calibrated = [], []
+
+    def counted(network, really):
+        def build(self):
+            module = really(self)
+            if not next(module.parameters()).is_meta:
+                built.append(self.config.label)
+            return module
+
+        monkeypatch.setattr(network, "build", build)
+
+    def recalibrate(self, module, batches, n):
+        calibrated.append(n)
+        batches = list(batches)
+        assert torch.equal(torch.cat(batches), images.pixels(images.train.images))
+        really(self, module, batches, n)
+
+    really = WideResNetNetwork.recalibrate
+    for network in (MIMOConvNetwork, WideResNetNetwork):
+        counted(network, network.build)
+    monkeypatch.setattr(WideResNetNetwork, "recalibrate", recalibrate)
+    out = tmp_path / "run"
+    run(replace(CONFIG, out=out, controls=True))
+    controls = sorted(out.glob("*/result.json"))
+    assert Counter(built) == Counter([SMALL.label, *(read_result(path.parent).model for path in controls)])
+    assert len(controls) >= 2
+    assert calibrated == [1, 2, 4] + [1] * len(controls)
+    assert all(read_result(path.parent).crosstalk is None for path in controls)
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_controls_that_a_resumed_run_has_added_stay_asked_for(tmp_path):
+    """In what is said where it is interrupted among them."""
+    run(replace(CONFIG, out=tmp_path / "run"))
+    with pytest.raises(Stopped, match=r"^stopped after step 1; resume with --resume \S*/run --controls$") as stopped:
+        run(replace(CONFIG, resume=tmp_path / "run", controls=True), listen=lambda: nullcontext(SimpleNamespace(signal=2)))
+    assert stopped.value.code == 130
+
+
+def test_a_checkpoint_of_another_network(tmp_path):
+    """In a run that is resumed."""
+    out = tmp_path / "run"
+    RunDirectory(out).begin("quickstart", CONFIG, CPU)
+    other = Training(build(replace(SMALL, width=1)), CONFIG, Accelerator(cpu=True))
+    save_checkpoint(out / "checkpoints", 1, *other.state())
+    with pytest.raises(CheckpointError, match="does not fit: it is of another network or optimizer"):
+        run(replace(CONFIG, resume=out))
+
+
+def test_a_network_that_is_not_finished(tmp_path):
+    """Or is there no longer: its weights are not those that were saved."""
+    RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
+    with pytest.raises(ConfigError, match="holds no finished network that can be read"):
+        load_finished(tmp_path, CPU)
+    build(SMALL).save_pretrained(tmp_path / "model")
+    build(replace(SMALL, width=1)).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model" / "model.safetensors")
+    with pytest.raises(ConfigError, match="holds no finished network that can be read"):
+        load_finished(tmp_path, CPU)
+
+
+def assert_tested(out, kind, task, n):
+    """The network in a run, and in its model/, answers as the one that was tested; returns it."""
+    result = read_result(out)
+    for source in (out, str(out), out / "model"):
+        network, module = load_finished(source, CPU)
+        assert isinstance(module, kind)
+        assert not module.training
+        (row,) = (row for row in result.rows if row.n == n)
+        assert classify(network, module, task, task.test, n).accuracy == row.accuracy
+        assert module.accuracy == {(n, n) if kind is MIMOFormer else row.n: row.accuracy for row in result.rows for n in [row.n]}
+        same = kind.from_pretrained(source).state_dict()
+        assert all(torch.equal(value, same[name]) for name, value in module.state_dict().items())
+    return module
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_the_finished_network_of_images_is_the_one_that_was_tested(images, monkeypatch, tmp_path):
+    """It normalises uint8 images as its training task does, and knows its classes."""
+    task = offer(monkeypatch, images, mean=(0.25,), std=(0.5,), class_names=tuple("abcdefghij"))
+    run(replace(CONFIG, out=tmp_path / "run"))
+    module = assert_tested(tmp_path / "run", MIMOConv, task, 2)
+    assert (module.config.mean, module.config.std, module.config.class_names) == ((0.25,), (0.5,), tuple("abcdefghij"))
+    some = task.test.images[:20]
+    assert_close(predict(module, some, 4), predict(module, task.pixels(some), 4))
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_the_finished_network_of_sequences_is_the_one_that_was_tested(monkeypatch, tmp_path):
+    """It turns texts into tokens as its training task does, and knows its classes."""
+    given = {"tokenizer": "words", "words": WORDS, "class_names": ("yes", "no")}
+    task = offer(monkeypatch, SequenceTask.random(describe(TINY), 64), **given)
+    run(replace(TINY_CONFIG, out=tmp_path / "run"), "tiny")
+    module = assert_tested(tmp_path / "run", MIMOFormer, task, 2)
+    assert (module.config.tokenizer, module.config.words, module.config.class_names) == ("words", WORDS, ("yes", "no"))
+    tokens, mask = describe(module.config).tokenize(["word0 word3", "word18"])
+    assert tokens.tolist() == [[1, 4], [19, 0]]
+    assert mask.tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_the_finished_datamux_network_is_the_one_that_was_tested(monkeypatch, tmp_path):
+    config = DataMUXConvConfig(capacity=4)
+    task = offer(monkeypatch, ImageTask.random(describe(config), 60), mean=(0.25,), std=(0.5,))
+    run(replace(CONFIG, model=config, n=(4,), n_odds=(1,), out=tmp_path / "run"), "tiny")
+    module = assert_tested(tmp_path / "run", DataMUXConv, task, 4)
+    assert (module.config.mean, module.config.std, module.config.class_names) == ((0.25,), (0.5,), task.class_names)
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_the_report_is_made_from_results_in_memory(monkeypatch, tmp_path, capsys):
+    """No file of the run is read back: neither result.json nor config.json nor metrics.jsonl needs to be there any more."""
+    shown = []
+
+    def write(runs, begun, out, title):
+        for name in ("result.json", "config.json", "environment.json", "metrics.jsonl"):
+            (out / name).write_bytes(b"\xff damaged")
+        shown.extend(runs)
+        return really(runs, begun, out, title)
+
+    really = experiment.write_report
+    monkeypatch.setattr(experiment, "write_report", write)
+    run(replace(CONFIG, out=tmp_path / "run", log_every=1))
+    (one,) = shown
+    assert SMALL.label in (tmp_path / "run" / "report.md").read_text()
+    assert SMALL.label in capsys.readouterr().out
+    assert (one.result.model, len(one.train_curves[0][0])) == (SMALL.label, 2)

@@ -1,0 +1,147 @@
+"""A result comes back from its JSON as it was, and whatever is damaged in that JSON is refused."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+
+from mimo_benchmarks.result import Result, Row
+
+ROW = Row(
+    n=1,
+    inputs=1,
+    accuracy=0.9,
+    accuracy_batch_statistics=None,
+    accuracy_per_slot=(0.9,),
+    changed_by_regrouping=None,
+    macs=1e6,
+    inputs_per_second=1500.5,
+)
+TWO = replace(
+    ROW,
+    n=2,
+    inputs=4,
+    accuracy_batch_statistics=0.8,
+    accuracy_per_slot=(0.9, 0.8),
+    changed_by_regrouping=0.1,
+    inputs_per_second=None,
+)
+RESULT = Result(
+    preset="quickstart",
+    control=None,
+    model="MIMOConv-10-2",
+    superposed=True,
+    task="digits",
+    seed=3,
+    paper={"2": (96.52, 2.79), "4": (90.0, None)},
+    rows=(ROW, TWO),
+    guesses={"the most frequent class": 0.1},
+    crosstalk={"before": {"2": {"logits": 0.5}}, "after": {"2": {"logits": 0.25}}},
+    steps=650,
+    inputs_seen=1000,
+    skipped_updates=0,
+    train_seconds=1.5,
+    wall_seconds=2.5,
+    peak_memory_bytes=7,
+    command="python run.py",
+    device="cpu",
+    processes=1,
+    versions={"torch": "2.6"},
+    git_revision="unknown",
+)
+CONTROL = replace(RESULT, control="thin", superposed=False, paper={}, rows=(ROW,), crosstalk=None, peak_memory_bytes=None)
+
+
+@pytest.mark.parametrize("result", [RESULT, CONTROL], ids=["network", "control"])
+def test_a_result_comes_back_from_json(result):
+    """Through text, as a file has it, and without it."""
+    assert Result.from_json(result.to_json()) == result
+    assert Result.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False))) == result
+
+
+def places(value, path=()):
+    """Every place in a result's JSON, from the whole inwards."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for name, part in inside for found in [(*path, name), *places(part, (*path, name))]]
+
+
+def changed(path, value):
+    """A result's JSON with another value at a place."""
+    content = json.loads(json.dumps(RESULT.to_json()))
+    inside = content
+    for name in path[:-1]:
+        inside = inside[name]
+    inside[path[-1]] = value
+    return content
+
+
+def at(path):
+    """What a result's JSON has at a place."""
+    value = json.loads(json.dumps(RESULT.to_json()))
+    for name in path:
+        value = value[name]
+    return value
+
+
+EVERYWHERE = places(json.loads(json.dumps(RESULT.to_json())))
+NUMBERS = [path for path in EVERYWHERE if isinstance(at(path), int | float) and not isinstance(at(path), bool)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "1", [], {}], ids=repr)
+@pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))
+def test_numbers_that_are_none_are_refused(path, value):
+    with pytest.raises(ValueError, match=r"is not a|is not above"):
+        Result.from_json(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in NUMBERS if isinstance(at(path), int)], ids=lambda path: ".".join(map(str, path))
+)
+def test_counts_are_whole(path):
+    with pytest.raises(ValueError, match=r"1\.5 is not a whole number"):
+        Result.from_json(changed(path, 1.5))
+
+
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_a_cost_is_above_zero(value):
+    with pytest.raises(ValueError, match=r"macs is .*, not above 0"):
+        Result.from_json(changed(("rows", 0, "macs"), value))
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_superposed_is_a_boolean(value):
+    with pytest.raises(ValueError, match="is not true or false"):
+        Result.from_json(changed(("superposed",), value))
+
+
+@pytest.mark.parametrize(
+    "name", [*asdict(RESULT), *(f"rows.{name}" for name in asdict(ROW)), "crosstalk.before", "crosstalk.after"]
+)
+def test_what_is_missing_is_named(name):
+    content = json.loads(json.dumps(RESULT.to_json()))
+    inside = content["rows"][0] if name.startswith("rows.") else content["crosstalk"] if "." in name else content
+    del inside[name.rpartition(".")[2]]
+    with pytest.raises(ValueError, match=f"KeyError: '{name.rpartition('.')[2]}'"):
+        Result.from_json(content)
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", "", [], [3], [None], [{}]], ids=repr)
+@pytest.mark.parametrize("name", ["paper", "rows", "guesses", "versions", "crosstalk"])
+def test_what_has_another_form_is_refused(name, value):
+    if name == "crosstalk" and value is None:
+        assert Result.from_json(changed((name,), value)).crosstalk is None
+        return
+    with pytest.raises(ValueError, match=r"Error: |there are no rows"):
+        Result.from_json(changed((name,), value))
+
+
+def test_there_must_be_rows():
+    with pytest.raises(ValueError, match="there are no rows"):
+        Result.from_json(changed(("rows",), []))
+
+
+def test_text_stands_on_one_line():
+    """Without what steers a terminal or turns the direction of writing."""
+    found = Result.from_json(changed(("model",), "a\x1b[31m\nb\u202ec "))
+    assert found.model == "a [31m b c"

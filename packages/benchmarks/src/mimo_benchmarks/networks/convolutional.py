@@ -1,4 +1,4 @@
-"""MIMOConv and the plain wide ResNets."""
+"""What the program knows of MIMOConv and of plain wide ResNets."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -48,7 +48,7 @@ class WideResNetNetwork(ImageNetwork):
 
     @property
     def penalties(self) -> Mapping[str, Callable[[Any], Float[Tensor, ""]]]:
-        """The distance of the convolutions from isometries."""
+        """Return the penalty on the distance of convolutions from isometries."""
         return {"isometry": mimoconv.isometry_penalty}
 
     def recalibrate(self, module: Any, batches: Iterable[Tensor], n: int) -> None:
@@ -67,12 +67,12 @@ class MIMOConvNetwork(WideResNetNetwork):
 
     @property
     def penalties(self) -> Mapping[str, Callable[[Any], Float[Tensor, ""]]]:
-        """The distance of the convolutions from isometries, and of trained keys from orthonormal ones."""
+        """Return the penalties on the distance of convolutions from isometries, and of trained keys from orthonormal ones."""
         keys = {"key_penalty": lambda module: key_orthonormality(module.binding.keys)} if self.config.trainable_keys else {}
         return {**super().penalties, **keys}
 
     def crosstalk_places(self, module: Any) -> Mapping[str, Place]:
-        """Return the superposition, the stages of the body, and the first slot after unbinding."""
+        """Return the superposition, the stages of the body, and the first slot after unbinding, as places of crosstalk."""
         stages = {f"stage {i}": module.body.get_submodule(f"module.stage{i}") for i in (1, 2, 3)}
         return {
             "superposed": (module.body, "input"),

@@ -1,7 +1,7 @@
-"""DataMUX's networks as the program knows them, and how they are saved."""
+"""What the program knows of DataMUX's networks, and how they are saved."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mimo_benchmarks
-import mimoformer
 from mimo_benchmarks.networks.convolutional import ImageNetwork
 from mimo_benchmarks.networks.datamux_conv import DataMUXConv, DataMUXConvConfig
 from mimo_benchmarks.networks.datamux_transformer import DataMUX, DataMUXConfig
 from mimo_benchmarks.networks.transformers import TokenNetwork
 from mimoconv import normalize
+from mimoformer import MIMOFormerConfig
 from vsa_core import slots
 from vsa_core.hub import Library, card
 from vsa_core.modules import evaluating
 
 PASSES_AT_ONCE = 512
-"""Passes that are made at a time, to bound memory."""
+"""Passes in one batch of `predict`, which bounds memory."""
 
 
 def model_card(model: DataMUXConv | DataMUX, name: str, accuracy: Mapping[int, float] | None, command: str | None) -> str:
-    """Return the card: what the network is, its accuracy, how to load it and how it was trained."""
+    """Return the model card: what the network is, its accuracy, how to load it and how it was trained."""
     kind, config = type(model).__name__, model.config
     inputs = "images" if isinstance(model, DataMUXConv) else "sequences"
     paper = "[DataMUX (Murahari et al., 2022)](https://arxiv.org/abs/2202.09318)"
@@ -87,7 +87,7 @@ class DataMUXConvNetwork(ImageNetwork):
     def predict(
         self, module: Any, inputs: Shaped[Tensor, "count c h w"], n: int, mask: Bool[Tensor, " count"] | None = None
     ) -> Float[Tensor, "count classes"]:
-        """Return the answers to a flat batch of images in eval mode; uint8 images are normalised as the configuration says."""
+        """Return the logits of a flat batch of images in eval mode; uint8 images are normalised as the configuration says."""
         if inputs.dtype == torch.uint8:
             inputs = normalize(inputs, self.config.mean, self.config.std)
         return predict(module, inputs)
@@ -114,9 +114,11 @@ class DataMUXNetwork(TokenNetwork):
         """Make the network with fresh weights."""
         return DataMUX(self.config)
 
-    def tokenize(self, texts: Sequence[Any]) -> tuple[Integer[Tensor, "count l"], Bool[Tensor, "count l"]]:
-        """Turn texts into tokens by the rule of the configuration, and say which are real."""
-        return mimoformer.tokenize(self.config.transformer, texts)
+    @property
+    def token_settings(self) -> MIMOFormerConfig:
+        """Return the configuration of the plain Transformer, with the same head, tokenizer and vocabulary."""
+        transformer: MIMOFormerConfig = self.config.transformer
+        return transformer
 
     def predict(
         self, module: Any, inputs: Integer[Tensor, "count l"], n: int, mask: Bool[Tensor, "count l"] | None = None

@@ -163,7 +163,7 @@ def write_report(
         presets = list(dict.fromkeys(line.group.preset for line in lines))
         columns, cells = table_cells(lines)
         heading = task if len(presets) > 1 else f"{task}: {presets[0]}"
-        own = []
+        own: list[Picture] = []
         for kind, caption, draw in task_figures(lines, task):
             number = sum(picture.file.startswith(kind) for picture in pictures + own) + 1
             file = f"{kind}_{number}.png" if number > 1 else f"{kind}.png"

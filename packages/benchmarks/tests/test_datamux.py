@@ -42,16 +42,21 @@ def plain_cnn(network, images):
 
 def plain_block(block, x, seen, causal):
     """x (l e), row by row: softmax over the tokens that are seen."""
-    q, k, v = block.qkv(block.norm1(x)).chunk(3, -1)
+    q, k, v = block.attention.qkv(block.norm1(x)).chunk(3, -1)
     rows = []
     for i in range(len(x)):
         visible = [j for j in range(len(x)) if seen[j] and (j <= i or not causal)]
         heads = []
-        for query, key, value in zip(q.chunk(block.heads, -1), k.chunk(block.heads, -1), v.chunk(block.heads, -1), strict=True):
+        for query, key, value in zip(
+            q.chunk(block.attention.heads, -1),
+            k.chunk(block.attention.heads, -1),
+            v.chunk(block.attention.heads, -1),
+            strict=True,
+        ):
             weights = (key[visible] @ query[i] / query.shape[-1] ** 0.5).softmax(0)
             heads.append(weights @ value[visible])
         rows.append(torch.cat(heads))
-    x = x + block.out(torch.stack(rows))
+    x = x + block.attention.out(torch.stack(rows))
     return x + block.mlp(block.norm2(x))
 
 
@@ -230,7 +235,7 @@ def test_images_that_do_not_fit_are_refused(shape):
 def test_tokens_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match="n = 3 sequences per pass and l from 1 to 9"):
         DataMUX(SMALL)(torch.zeros(shape, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"\(2, 3, 5\): \(2, 3, 6\) is needed"):
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 3, 5\); expected \(2, 3, 6\)"):
         DataMUX(SMALL)(torch.zeros(2, 3, 6, dtype=torch.long), MASK[..., :5])
 
 
@@ -241,7 +246,7 @@ def test_tokens_that_do_not_fit_are_refused(shape):
         (SMALL, {"capacity": 0}, "capacity must be at least 1, got 0"),
         (SMALL, {"heads": 3}, "embed_dim 8 is not divisible by heads 3"),
         (SMALL, {"head": "pair"}, "head must be one of classes, tokens, got 'pair'"),
-        (SMALL, {"dropout": 1.0}, "dropout must be from 0 to below 1, got 1.0"),
+        (SMALL, {"dropout": 1.0}, "dropout is 1.0; expected a number from 0 to below 1"),
         (SMALL, {"layers": 0}, "layers must be at least 1, got 0"),
         (DataMUXConvConfig(), {"num_classes": 0}, "num_classes must be at least 1, got 0"),
         (DataMUXConvConfig(), {"image_size": 19}, "image_size must be at least 20, .* got 19"),

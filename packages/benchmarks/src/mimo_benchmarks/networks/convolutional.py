@@ -25,16 +25,20 @@ class ImageNetwork(Network):
         config = self.config
         return torch.randn(count, config.in_channels, config.image_size, config.image_size, device=device)
 
+    def predict(
+        self, module: nn.Module, inputs: Shaped[Tensor, "count c h w"], n: int, mask: Bool[Tensor, " count"] | None = None
+    ) -> Float[Tensor, "count classes"]:
+        """Return the logits of a flat batch of images in eval mode; uint8 images are normalised as the configuration says."""
+        if inputs.dtype == torch.uint8:
+            inputs = mimoconv.normalize(inputs, self.config.mean, self.config.std)
+        return super().predict(module, inputs, n)
+
 
 class WideResNetNetwork(ImageNetwork):
     """A plain wide ResNet."""
 
     settings: ClassVar[type[Any]] = WideResNetConfig
     library = LIBRARY
-
-    def build(self) -> nn.Module:
-        """Make the network with fresh weights."""
-        return mimoconv.WideResNet(self.config)
 
     def predict(
         self, module: Any, inputs: Shaped[Tensor, "count c h w"], n: int, mask: Bool[Tensor, " count"] | None = None
@@ -60,10 +64,6 @@ class MIMOConvNetwork(WideResNetNetwork):
     """A MIMOConv."""
 
     settings = MIMOConvConfig
-
-    def build(self) -> nn.Module:
-        """Make the network with fresh weights."""
-        return mimoconv.MIMOConv(self.config)
 
     @property
     def penalties(self) -> Mapping[str, Callable[[Any], Float[Tensor, ""]]]:

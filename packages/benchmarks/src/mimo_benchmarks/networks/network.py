@@ -7,9 +7,14 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from vsa_core import slots
 from vsa_core.hub import Library
+from vsa_core.modules import evaluating
 
+PASSES_AT_ONCE = 512
+"""Passes in one batch of `Network.predict`, which bounds memory."""
 Inputs = Literal["images", "tokens"]
 Place = tuple[nn.Module, Literal["input", "output", "first slot"]]
 """A module, and what is measured there: its input, its output, or the first slot of its output (b slots ...)."""
@@ -32,9 +37,9 @@ class ModelSettings(Protocol):
 class Network(Protocol):
     """What the program knows of a network: its configuration, and what can be done with the module that is built from it.
 
-    A kind of network is a subclass, with one line in `registry.NETWORKS`; it must give `settings`, `takes`, `library`, `build`,
-    `predict`, `count_macs` and `example`, unless it inherits them. `n` is counted as in the paper: inputs per pass, or the side
-    of a MIMOFormer's grid.
+    A kind of network is a subclass, with one line in `registry.NETWORKS`; it must give
+    `settings` and `library`, and what it does not inherit from the class for its inputs, such as `ImageNetwork`. `n` is
+    counted as in the paper: inputs per pass, or the side of a MIMOFormer's grid.
     """
 
     config: Any
@@ -91,17 +96,26 @@ class Network(Protocol):
 
     def build(self) -> nn.Module:
         """Make the network with fresh weights."""
-        raise NotImplementedError
+        make: Any = next(kind for kind, settings in self.library.models.items() if settings is self.settings)
+        module: nn.Module = make(self.config)
+        return module
 
     def predict(
         self, module: nn.Module, inputs: Shaped[Tensor, "count *item"], n: int, mask: Bool[Tensor, "count *real"] | None = None
     ) -> Float[Tensor, "count *out"]:
         """Return the logits of a flat batch in eval mode; the last group is filled by repeating inputs."""
-        raise NotImplementedError
+        axes, parts = self.axes(n), (inputs,) if mask is None else (inputs, mask)
+        groups = [slots.group(part, prod(axes)).unflatten(1, axes).split(PASSES_AT_ONCE) for part in parts]
+        with torch.no_grad(), evaluating(module):
+            logits = torch.cat([module(*batch) for batch in zip(*groups, strict=True)])
+        return slots.ungroup(logits.flatten(1, len(axes)), len(inputs))
 
     def count_macs(self, module: nn.Module, n: int) -> float:
-        """Count multiply-adds per input, at the network's own image size or its longest sequence."""
-        raise NotImplementedError
+        """Count multiply-adds per input, at the network's own image size or its longest sequence, by torch's flop counter."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, torch.device("meta"):
+            one_pass = self.example(self.inputs_per_pass(n), torch.device("meta")).unflatten(0, (1, *self.axes(n)))
+            self.build().eval()(one_pass)
+        return float(counter.get_total_flops() / 2 / self.inputs_per_pass(n))
 
     def example(self, count: int, device: torch.device) -> Shaped[Tensor, "count *item"]:
         """Draw random inputs of the network's own size."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from torch import Tensor, nn
+from torch import Tensor
 
 import mimoformer
 from mimo_benchmarks.networks.network import Network
@@ -85,10 +85,6 @@ class MIMOFormerNetwork(TokenNetwork):
     def axes(self, n: int) -> tuple[int, int]:
         """Return (n, n), or (1, 1) for a plain network."""
         return (1, 1) if self.plain else (n, n)
-
-    def build(self) -> nn.Module:
-        """Make the network with fresh weights."""
-        return mimoformer.MIMOFormer(self.config)
 
     def predict(
         self,

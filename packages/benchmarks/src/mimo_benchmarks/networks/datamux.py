@@ -1,4 +1,4 @@
-"""What the program knows of DataMUX's networks (Murahari et al., 2022), whose passes always hold as many inputs."""
+"""What the program knows of DataMUX's networks (Murahari et al., 2022), whose passes always hold N inputs."""
 
 from typing import Any
 

@@ -34,7 +34,7 @@ class ModelSettings(Protocol):
     def __hash__(self) -> int: ...
 
 
-class Network(Protocol):
+class Network:
     """What the program knows of a network: its configuration, and what can be done with the module that is built from it.
 
     A kind of network is a subclass, with one line in `registry.NETWORKS`; it must give

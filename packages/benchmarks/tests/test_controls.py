@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
-from mimo_benchmarks.presets.controls import STEP, TOLERANCE, controls, cost, cost_ratio, equal_cost, thin
+from mimo_benchmarks.networks.datamux_conv import DataMUXConvConfig
+from mimo_benchmarks.networks.datamux_transformer import DataMUXConfig
+from mimo_benchmarks.presets.controls import CONTROL_RULES, STEP, TOLERANCE, controls, cost, cost_ratio
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
 from mimoconv import count_macs as conv_macs
 from mimoformer import MIMOFormer, MIMOFormerConfig
@@ -14,6 +15,14 @@ CONV = MIMOConvConfig(depth=10, width=1, capacity=4, in_channels=1, image_size=8
 FORMER = MIMOFormerConfig(
     m=2, n=2, vocab_size=18, max_length=43, layers=2, embed_dim=32, heads=1, mlp_dim=128, head="tokens", trainable_keys=True
 )
+
+
+def equal_cost(like, macs):
+    return CONTROL_RULES[type(like)].equal_cost(like, macs)
+
+
+def thin(like):
+    return CONTROL_RULES[type(like)].thin(like)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +57,7 @@ def test_performers_cost_what_each_n_costs(task, size, variant):
 
 
 def test_one_sequence_a_pass_costs_what_the_plain_performer_of_that_size_costs():
-    config = equal_cost(FORMER, former_macs(MIMOFormer(FORMER), 1, 1))
+    config = equal_cost(FORMER, former_macs(MIMOFormer(FORMER), 1))
     assert config == replace(FORMER, m=1, n=1, head_dim=32, trainable_keys=False)
 
 
@@ -114,7 +123,7 @@ def test_plain_networks_and_datamux_have_none(config):
 
 @pytest.mark.parametrize(
     ("like", "build", "macs"),
-    [(CONV, MIMOConv, conv_macs), (FORMER, MIMOFormer, lambda network, n: former_macs(network, n, n))],
+    [(CONV, MIMOConv, conv_macs), (FORMER, MIMOFormer, former_macs)],
 )
 def test_ratios_are_those_of_multiply_adds(like, build, macs):
     control = equal_cost(like, cost(like, 1))

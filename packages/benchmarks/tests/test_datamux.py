@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mimo_benchmarks.networks.datamux import DataMUX, DataMUXConfig, DataMUXConv, DataMUXConvConfig, count_macs
+from mimo_benchmarks.networks.datamux_conv import DataMUXConv, DataMUXConvConfig
+from mimo_benchmarks.networks.datamux_transformer import DataMUX, DataMUXConfig
+from mimo_benchmarks.networks.registry import describe, load_finished
 
 SMALL = DataMUXConfig(
     capacity=3, vocab_size=7, max_length=9, layers=2, embed_dim=8, heads=2, mlp_dim=12, activation="gelu", num_classes=4
@@ -40,16 +42,21 @@ def plain_cnn(network, images):
 
 def plain_block(block, x, seen, causal):
     """x (l e), row by row: softmax over the tokens that are seen."""
-    q, k, v = block.qkv(block.norm1(x)).chunk(3, -1)
+    q, k, v = block.attention.qkv(block.norm1(x)).chunk(3, -1)
     rows = []
     for i in range(len(x)):
         visible = [j for j in range(len(x)) if seen[j] and (j <= i or not causal)]
         heads = []
-        for query, key, value in zip(q.chunk(block.heads, -1), k.chunk(block.heads, -1), v.chunk(block.heads, -1), strict=True):
+        for query, key, value in zip(
+            q.chunk(block.attention.heads, -1),
+            k.chunk(block.attention.heads, -1),
+            v.chunk(block.attention.heads, -1),
+            strict=True,
+        ):
             weights = (key[visible] @ query[i] / query.shape[-1] ** 0.5).softmax(0)
             heads.append(weights @ value[visible])
         rows.append(torch.cat(heads))
-    x = x + block.out(torch.stack(rows))
+    x = x + block.attention.out(torch.stack(rows))
     return x + block.mlp(block.norm2(x))
 
 
@@ -150,7 +157,8 @@ def test_no_token_sees_a_later_one():
 
 @pytest.mark.parametrize(("n", "millions"), [(1, 0.879), (2, 0.703), (4, 0.614), (8, 0.570), (16, 0.548)])
 def test_the_cnn_costs_what_the_published_one_does(n, millions):
-    macs = count_macs(DataMUXConv(DataMUXConvConfig(capacity=n)))
+    network = describe(DataMUXConvConfig(capacity=n))
+    macs = network.count_macs(network.build(), n)
     assert macs == 518_400 + 352_800 / n + 84 * 84 + 84 * 10
     assert round(macs / 1e6, 3) == pytest.approx(millions)
 
@@ -166,7 +174,7 @@ def test_the_transformer_costs_what_its_products_do(head, n, d=16, hidden=24, le
     block = seen * (4 * d * d + 2 * d * hidden) + 2 * seen * seen * d
     answer = n * length * d * vocab if head == "tokens" else n * (d * hidden + hidden * 10)
     mixing, splitting = n * length * d, seen * d * d
-    assert count_macs(DataMUX(config)) == (3 * block + mixing + splitting + answer) / n
+    assert describe(config).count_macs(DataMUX(config), n) == (3 * block + mixing + splitting + answer) / n
 
 
 @pytest.mark.parametrize("head", ["classes", "tokens"])
@@ -225,9 +233,9 @@ def test_images_that_do_not_fit_are_refused(shape):
 @pytest.mark.unchecked
 @pytest.mark.parametrize("shape", [(8, 2, 5), (8, 4, 5), (8, 3, 10), (8, 3, 0), (3, 5)])
 def test_tokens_that_do_not_fit_are_refused(shape):
-    with pytest.raises(ValueError, match="n = 3 sequences a pass and l from 1 to 9"):
+    with pytest.raises(ValueError, match="n = 3 sequences per pass and l from 1 to 9"):
         DataMUX(SMALL)(torch.zeros(shape, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"\(2, 3, 5\): \(2, 3, 6\) is needed"):
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 3, 5\); expected \(2, 3, 6\)"):
         DataMUX(SMALL)(torch.zeros(2, 3, 6, dtype=torch.long), MASK[..., :5])
 
 
@@ -238,7 +246,7 @@ def test_tokens_that_do_not_fit_are_refused(shape):
         (SMALL, {"capacity": 0}, "capacity must be at least 1, got 0"),
         (SMALL, {"heads": 3}, "embed_dim 8 is not divisible by heads 3"),
         (SMALL, {"head": "pair"}, "head must be one of classes, tokens, got 'pair'"),
-        (SMALL, {"dropout": 1.0}, "dropout must be from 0 to below 1, got 1.0"),
+        (SMALL, {"dropout": 1.0}, "dropout is 1.0; expected a number from 0 to below 1"),
         (SMALL, {"layers": 0}, "layers must be at least 1, got 0"),
         (DataMUXConvConfig(), {"num_classes": 0}, "num_classes must be at least 1, got 0"),
         (DataMUXConvConfig(), {"image_size": 19}, "image_size must be at least 20, .* got 19"),
@@ -247,3 +255,25 @@ def test_tokens_that_do_not_fit_are_refused(shape):
 def test_configurations_check_themselves(config, wrong, message):
     with pytest.raises(ValueError, match=message):
         replace(config, **wrong)
+
+
+@pytest.mark.parametrize(
+    "config", [DataMUXConvConfig(capacity=2, mean=(0.5,), std=(0.25,), class_names=tuple("abcdefghij")), SMALL]
+)
+def test_a_finished_network_comes_back_as_it_was(config, tmp_path):
+    network = describe(config).build().eval()
+    network.save_pretrained(tmp_path / "model", accuracy={config.capacity: 0.5}, command="mimonets mnist_datamux_n2")
+    known, loaded = load_finished(tmp_path, torch.device("cpu"))
+    assert (known.config, loaded.config, loaded.accuracy) == (config, config, {config.capacity: 0.5})
+    items = known.example(5, torch.device("cpu"))
+    assert torch.equal(known.predict(loaded, items, config.capacity), known.predict(network, items, config.capacity))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"from mimo_benchmarks.networks.datamux import {type(network).__name__}" in card
+    assert "mimonets mnist_datamux_n2" in card
+
+
+def test_uint8_images_are_normalised_by_the_configuration():
+    config = DataMUXConvConfig(capacity=2, mean=(0.5,), std=(0.25,))
+    known, images = describe(config), torch.randint(256, (4, 1, 20, 20), dtype=torch.uint8)
+    network = known.build().eval()
+    assert_close(known.predict(network, images, 2), known.predict(network, (images / 255 - 0.5) / 0.25, 2))

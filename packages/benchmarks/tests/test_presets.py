@@ -6,17 +6,15 @@ from math import inf
 import pytest
 
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.networks import registry as models
-from mimo_benchmarks.networks.datamux import DataMUXConfig, DataMUXConvConfig
-from mimo_benchmarks.networks.registry import inputs
+from mimo_benchmarks.networks.datamux_conv import DataMUXConvConfig
+from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.presets.controls import controls
-from mimo_benchmarks.presets.find import PRESETS, SHORT, find
+from mimo_benchmarks.presets.find import PRESETS, SHORT, find_preset
 from mimo_benchmarks.presets.paper import PAPER
-from mimo_benchmarks.run_directory import RunDirectory, as_json, read_config
+from mimo_benchmarks.run_directory import RunDirectory, read_settings, settings_as_json
 from mimo_benchmarks.settings import AugmentConfig, OptimConfig
 from mimo_benchmarks.tasks.registry import TASKS
 from mimoconv import MIMOConvConfig, WideResNetConfig
-from mimoformer import MIMOFormerConfig
 
 SHAPES = {
     "digits": (1, 8, 10),
@@ -39,11 +37,11 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_fits_its_task_and_is_documented(name, tmp_path):
-    config = find(name)
+    config = find_preset(name)
     assert config.task in TASKS
     first, second, classes = SHAPES[config.task]
     model = config.model
-    if isinstance(model, MIMOFormerConfig | DataMUXConfig):
+    if describe(model).takes == "tokens":
         assert model.vocab_size >= first
         assert model.max_length >= second
         assert model.head == {None: "tokens"}.get(classes, "pair" if config.task == "retrieval" else "classes")
@@ -55,8 +53,8 @@ def test_a_preset_fits_its_task_and_is_documented(name, tmp_path):
         assert str(figures[0]) in PRESETS[name].__doc__
     assert all(int(n) in config.n for n in PAPER.get(name, {}))
     directory = RunDirectory(tmp_path)
-    directory.write("config.json", {"preset": name, "config": as_json(config)})
-    assert read_config(tmp_path) == (name, config)
+    directory.write("config.json", {"preset": name, "config": settings_as_json(config)})
+    assert read_settings(tmp_path) == (name, config)
 
 
 def test_there_is_a_preset_for_every_row():
@@ -68,6 +66,17 @@ def test_there_is_a_preset_for_every_row():
     assert sum(name.startswith(("listops_", "text_", "retrieval_", "image_", "pathfinder_")) for name in PAPER) == 5 * 2 * 6 + 1
     assert all(f"mnist_{model}_n{n}" in PRESETS for model in ("mimoconv", "datamux") for n in (1, 2, 4, 8, 16))
     assert sum(name.startswith("mqar_") for name in PRESETS) == 4 * 4
+
+
+@pytest.mark.parametrize("name", ["listops_deep", "listops_wide", "recall", "induction"])
+def test_blurry_presets_stand_beside_those_of_the_paper(name):
+    """They differ from the paper's in their variant alone, and the paper has no figure for them."""
+    blurry, published = find_preset(f"{name}_n2_blurry"), find_preset(f"{name}_n2_att")
+    assert blurry == replace(published, model=replace(published.model, variant="blurry"))
+    assert f"{name}_n2_blurry" not in PAPER
+    assert "no figure in Menet et al. (2023)" in PRESETS[f"{name}_n2_blurry"].__doc__
+    assert "Table" not in PRESETS[f"{name}_n2_blurry"].__doc__
+    assert "blurry" in blurry.model.label
 
 
 def test_figures_of_table_2_add_up():
@@ -96,7 +105,7 @@ def test_published_recipes():
         ("cifar10_mimoconv_n4_d32", {"steps": 465_600}, MIMOConvConfig(**iso, capacity=4, stem_channels=32)),
         ("cifar10_mimoconv_n4_200_epochs", {"steps": 77_600}, MIMOConvConfig(**iso, capacity=4)),
     ):
-        config = find(name)
+        config = find_preset(name)
         assert config.optim == OptimConfig(**sgd | optim), name
         assert config.model == model, name
         assert config.augment == AugmentConfig(rotate=0, shift=0, scale=0, crop=4, flip=True, mixup=1)
@@ -108,29 +117,34 @@ def test_published_recipes():
         ("n4_att", 4, "att"),
         ("n4_att_mlp", 4, "att+mlp"),
     ):
-        config = find(f"listops_deep_{row}")
+        config = find_preset(f"listops_deep_{row}")
         assert config.optim == OptimConfig(**adamw, groups=groups)
         assert (config.model.variant, config.model.attention, config.best) == (variant, "relu", True)
         assert config.dev_every > 0
-    assert find("listops_wide_transformer").model.attention == "softmax"
-    datamux = find("mnist_datamux_n8")
+    assert find_preset("listops_wide_transformer").model.attention == "softmax"
+    datamux = find_preset("mnist_datamux_n8")
     plain = {"optimizer": "sgd", "lr": 0.1, "momentum": (0.0, 0.0), "weight_decay": 0.0, "start": 1.0, "end": 1.0}
     plain |= {"loss": "squared", "label_smoothing": 0.0, "max_grad_norm": inf, "steps": 15 * 1875, "groups": 32}
     assert datamux.optim == OptimConfig(**plain)
     assert datamux.augment == AugmentConfig(rotate=0, shift=0, scale=0)
     h3 = {"lr": 5e-4, "weight_decay": 0.1, "warmup": 0.1, "steps": 62_800, "decay": "usual", "start": 1e-3}
     h3 |= {"label_smoothing": 0.0, "max_grad_norm": inf}
-    assert find("recall_performer").optim == OptimConfig(**h3, groups=32, schedule="linear", end=1e-6)
-    assert find("induction_n2_att").optim == OptimConfig(**h3, groups=8, schedule="cosine", end=0.1)
-    assert [find(f"mqar_{length}_transformer").optim.steps for length in (64, 128, 256, 512)] == [12_500, 12_500, 25_000, 50_000]
-    conv = find("cifar10_mimoconv_n4")
+    assert find_preset("recall_performer").optim == OptimConfig(**h3, groups=32, schedule="linear", end=1e-6)
+    assert find_preset("induction_n2_att").optim == OptimConfig(**h3, groups=8, schedule="cosine", end=0.1)
+    assert [find_preset(f"mqar_{length}_transformer").optim.steps for length in (64, 128, 256, 512)] == [
+        12_500,
+        12_500,
+        25_000,
+        50_000,
+    ]
+    conv = find_preset("cifar10_mimoconv_n4")
     assert (conv.optim.lr * conv.optim.start, conv.optim.lr, conv.optim.lr * conv.optim.end) == pytest.approx((0.008, 0.2, 8e-7))
-    assert (conv.optim.steps, find("cifar10_mimoconv_n2").optim.steps, find("cifar10_wide_resnet").optim.steps) == (
+    assert (conv.optim.steps, find_preset("cifar10_mimoconv_n2").optim.steps, find_preset("cifar10_wide_resnet").optim.steps) == (
         465_600,
         468_000,
         78_000,
     )
-    dynamic = find("cifar10_mimoconv_dynamic")
+    dynamic = find_preset("cifar10_mimoconv_dynamic")
     assert dict(zip(dynamic.n, dynamic.n_odds, strict=True)) == {1: 1, 2: 0, 4: 4}
     for name, sequences, warmup, curriculum in (
         ("listops_deep_n4_att_curriculum", 64, 1_000, 3_000),
@@ -139,19 +153,19 @@ def test_published_recipes():
         ("image_wide_n4_att_curriculum", 256, 175, 10_000),
         ("pathfinder_deep_n4_att_curriculum", 256, 312, 20_800),
     ):
-        config = find(name)
-        assert config.optim.groups * inputs(config.model, 4) == sequences
+        config = find_preset(name)
+        assert config.optim.groups * describe(config.model).inputs(4) == sequences
         assert config.curriculum == (2,)
         assert round(config.curriculum_share * config.optim.steps) == curriculum
         assert round(config.optim.warmup * config.optim.steps) == warmup
-        assert find(name.replace("n4_att_curriculum", "performer")).optim.groups == sequences
+        assert find_preset(name.replace("n4_att_curriculum", "performer")).optim.groups == sequences
 
 
 @pytest.mark.parametrize(
     "name", ["quickstart", "cifar10_mimoconv_n4", "svhn_mimoconv_n2", "recall_n2_att", "image_wide_n4_att_mlp"]
 )
 def test_forms_of_a_preset(name):
-    config, short = find(name), find(f"{name}.short")
+    config, short = find_preset(name), find_preset(f"{name}.short")
     steps = config.optim.steps
     assert short.optim.steps == -(-steps // SHORT)
     assert replace(short, optim=config.optim, dev_every=config.dev_every) == config
@@ -159,23 +173,23 @@ def test_forms_of_a_preset(name):
     assert "thin" in plain
     assert f"equal_cost_n{max(config.n)}" in plain
     for control, model in plain.items():
-        derived = find(f"{name}.{control}")
+        derived = find_preset(f"{name}.{control}")
         assert derived == replace(config, model=model, controls=False)
-        assert models.plain(model)
-        assert find(f"{name}.short.{control}") == replace(short, model=model, controls=False)
+        assert describe(model).plain
+        assert find_preset(f"{name}.short.{control}") == replace(short, model=model, controls=False)
 
 
 def test_baselines_have_no_controls():
     for name in ("mnist_datamux_n4", "cifar10_wide_resnet", "listops_deep_performer", "recall_transformer"):
-        assert not controls(find(name).model, find(name).n)
+        assert not controls(find_preset(name).model, find_preset(name).n)
         with pytest.raises(ConfigError, match=f"{name} has the forms short$"):
-            find(f"{name}.thin")
+            find_preset(f"{name}.thin")
 
 
 def test_the_thin_control_of_the_paper_s_network_is_a_quarter_as_wide():
-    config = find("cifar10_fast_n4.thin")
+    config = find_preset("cifar10_fast_n4.thin")
     assert isinstance(config.model, WideResNetConfig)
     assert (config.model.depth, config.model.width) == (28, 2.5)
-    assert config.optim.groups * inputs(config.model, 4) == 512
-    assert isinstance(find("cifar10_fast_n4").model, MIMOConvConfig)
-    assert isinstance(find("mnist_datamux_n4").model, DataMUXConvConfig)
+    assert config.optim.groups * describe(config.model).inputs(4) == 512
+    assert isinstance(find_preset("cifar10_fast_n4").model, MIMOConvConfig)
+    assert isinstance(find_preset("mnist_datamux_n4").model, DataMUXConvConfig)

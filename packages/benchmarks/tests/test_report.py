@@ -6,8 +6,11 @@ from statistics import stdev
 
 import pytest
 
+from mimo_benchmarks.cli.report import execute_report
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.report import plots, report
+from mimo_benchmarks.report import composition, plots
+from mimo_benchmarks.report.composition import write_report
+from mimo_benchmarks.report.runs import find_runs
 
 ROW = {"n": 1, "inputs": 1, "accuracy": 0.9, "accuracy_batch_statistics": None, "accuracy_per_slot": [0.9]}
 ROW |= {"changed_by_regrouping": None, "macs": 4e6, "inputs_per_second": 1000.0}
@@ -23,18 +26,19 @@ METRICS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Drawing takes most of the time; a test of pictures undoes this."""
-    monkeypatch.setattr(plots, "png", lambda draw: b"")
-
-
 def make_run(path: Path, rows=OURS, *, settings=None, metrics=METRICS, **result) -> Path:
     """A finished run as an experiment leaves it behind, but for what a report does not read."""
     path.mkdir(parents=True)
     known = {"preset": "small", "control": None, "model": "MIMOConv-10-2", "superposed": result.get("control") is None}
     known |= {"task": "digits", "seed": 0, "paper": {}, "rows": rows, "guesses": {}, "crosstalk": None, "steps": 650}
-    known |= {"inputs_seen": 20800, "skipped_updates": 0, "wall_seconds": 61.2, "train_seconds": 60.0, "device": "cpu"}
+    known |= {
+        "inputs_seen": 20800,
+        "skipped_updates": 0,
+        "wall_seconds": 61.2,
+        "train_seconds": 60.0,
+        "device": "cpu",
+        "processes": 1,
+    }
     known |= {"peak_memory_bytes": None, "versions": {"torch": "2.6"}, "git_revision": "0123abc", "command": "run.py"} | result
     config = {
         "task": "digits",
@@ -69,9 +73,9 @@ def cells(markdown: str) -> list[dict[str, str]]:
     return found
 
 
-def written(out: Path, *runs: Path) -> tuple[list[dict[str, str]], str]:
-    """The table, and all that is returned."""
-    returned = report.write(runs, out, "title & <co>")
+def written(out: Path, *runs: Path, render=lambda draw: b"") -> tuple[list[dict[str, str]], str]:
+    """The table, and all that is returned; without pictures, whose drawing takes most of the time, unless `render` is given."""
+    returned = write_report(*find_runs(runs), out, "title & <co>", render=render)
     return cells(returned), returned
 
 
@@ -106,7 +110,7 @@ def test_one_seed_has_no_spread_and_columns_without_a_word_are_left_out(tmp_path
 
 def test_a_grid_says_how_many_inputs_it_has(tmp_path):
     rows, _ = written(tmp_path / "out", make_run(tmp_path / "run", (ROW | {"n": 2, "inputs": 4},)))
-    assert rows[0]["n"] == "2 (4 a pass)"
+    assert rows[0]["n"] == "2 (4 per pass)"
 
 
 def test_runs_are_averaged_over_nothing_but_seeds(tmp_path):
@@ -180,7 +184,7 @@ def test_a_seed_counts_once_and_what_is_left_out_is_named(tmp_path):
     (row,), returned = written(tmp_path / "out", tmp_path, tmp_path / "a")
     assert row["accuracy (seeds)"] == "90.00% (1)"
     assert f"Left out, not finished: {tmp_path / 'begun'}." in returned
-    assert f"Left out, the settings and the seed of another: {tmp_path / 'b'}." in returned
+    assert f"Left out, same settings and seed as another run: {tmp_path / 'b'}." in returned
 
 
 def test_rates_of_devices_are_kept_apart(tmp_path):
@@ -232,7 +236,7 @@ def test_verdict_is_in_favour_of_whoever_won(tmp_path, accuracy, macs, said):
     _, returned = written(tmp_path / "out", tmp_path)
     assert f"small, n = 4: {said}" in returned
     assert ("at 2,000 inputs/s against 3,500; with one seed, a small difference says little." in returned) == (macs < 2e6)
-    assert report.AT_WILL in returned
+    assert composition.AT_WILL in returned
 
 
 def test_verdict_weighs_the_spread_over_seeds(tmp_path):
@@ -242,7 +246,7 @@ def test_verdict_weighs_the_spread_over_seeds(tmp_path):
         make_control(tmp_path / str(seed) / "thin", 0.2, 1e5, seed=seed, control="thin")
     _, returned = written(tmp_path / "out", tmp_path)
     assert "80.00% against 81.00%, at 2,000 inputs/s against 3,500; the difference is within the spread over seeds." in returned
-    assert report.AT_WILL not in returned  # with one n, there is nothing to choose
+    assert composition.AT_WILL not in returned  # with one n, there is nothing to choose
 
 
 def test_verdict_without_controls_and_of_plain_networks(tmp_path):
@@ -250,7 +254,7 @@ def test_verdict_without_controls_and_of_plain_networks(tmp_path):
     make_run(tmp_path / "plain", preset="plain", task="other", superposed=False)
     _, returned = written(tmp_path / "out", tmp_path)
     assert returned.count("no controls were trained") == 1
-    assert report.AT_WILL not in returned
+    assert composition.AT_WILL not in returned
 
 
 def test_what_guessing_gets_right_is_told(tmp_path):
@@ -277,8 +281,7 @@ class Page(HTMLParser):
 NASTY = """<script>x()</script>"'&|`*a*[b](c) _d_ \n# e\x1b[31m\ud800\u202e"""
 
 
-def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path, monkeypatch):
-    monkeypatch.undo()
+def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path):
     crosstalk = {"before": {"4": {NASTY: 0.5, "logits": 0.6}}, "after": {"4": {NASTY: 0.5, "logits": 0.1}}}
     words = dict.fromkeys(("preset", "task", "model", "device", "command", "git_revision"), NASTY)
     settings = {"optim": {NASTY: NASTY}}
@@ -288,7 +291,7 @@ def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path, monkeyp
     make_control(run / "thin", **words | {"model": "$x$ | y_z"}, control=NASTY)
     make_run(run / "other", **words | {"preset": "other"})
     make_run(run / "third", **words | {"task": "third"})
-    rows, returned = written(tmp_path / "out", run)
+    rows, returned = written(tmp_path / "out", run, render=plots.render_png)
     text = (tmp_path / "out" / "report.html").read_text()
     page = Page(text)
     allowed = {"html", "meta", "title", "style", "h1", "h2", "p", "div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
@@ -328,17 +331,16 @@ def test_page_tells_how_each_network_was_trained(tmp_path):
     assert any("optim.steps = 650" in part for part in said)
 
 
-def test_files_that_are_written(tmp_path, monkeypatch):
-    monkeypatch.undo()
+def test_files_that_are_written(tmp_path):
     crosstalk = {"before": {"4": {"logits": 0.6}}, "after": {"4": {"logits": 0.1}}}
     make_run(tmp_path / "a", crosstalk=crosstalk)
-    written(tmp_path / "one", tmp_path / "a")
+    written(tmp_path / "one", tmp_path / "a", render=plots.render_png)
     assert {path.name for path in (tmp_path / "one").iterdir()} == {
         "report.md", "report.html", "accuracy_throughput.png", "learning_curves.png", "crosstalk.png"
     }  # fmt: skip
     make_run(tmp_path / "b", preset="other", metrics=(), crosstalk=crosstalk)
     make_run(tmp_path / "c", task="mnist", metrics=())
-    written(tmp_path / "two", tmp_path)
+    written(tmp_path / "two", tmp_path, render=plots.render_png)
     assert {path.name for path in (tmp_path / "two").glob("*.png")} == {
         "accuracy_throughput.png", "accuracy_throughput_2.png", "learning_curves.png", "crosstalk.png", "crosstalk_2.png"
     }  # fmt: skip
@@ -374,7 +376,7 @@ def test_damaged_result_is_refused(tmp_path, damaged):
     file = make_run(tmp_path / "run") / "result.json"
     file.write_text(damaged(json.loads(file.read_text())))
     with pytest.raises(ConfigError, match=re.escape(str(file))):
-        report.write([tmp_path], tmp_path / "out", "title")
+        written(tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
 
 
@@ -383,31 +385,30 @@ def test_damaged_settings_are_refused(tmp_path, config):
     file = make_run(tmp_path / "run") / "config.json"
     file.write_text(config)
     with pytest.raises(ConfigError, match=re.escape(str(file))):
-        report.write([tmp_path], tmp_path / "out", "title")
+        written(tmp_path / "out", tmp_path)
 
 
 def test_lines_of_metrics_that_were_cut_off_are_left_out(tmp_path):
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'\n[]\n{"step": 4, "accuracy": "x"}\n{"step": 5, "accur\xff')
-    (found,), _ = report.find([run])
-    train, dev = report.curves(found)
-    assert train == [([1, 3], [0.0, 0.5])]
-    assert dev == [([2], [0.5])]
+    (found,), _ = find_runs([run])
+    assert found.train_curves == [([1, 3], [0.0, 0.5])]
+    assert found.dev_curves == [([2], [0.5])]
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "run")
-    report.execute([str(run)])
+    execute_report([str(run)])
     assert "MIMOConv-10-2" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.html").exists()
-    report.execute([str(run), str(run), "--out", "elsewhere"])
+    execute_report([str(run), str(run), "--out", "elsewhere"])
     assert (tmp_path / "elsewhere" / "report.md").exists()
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    for arguments, named in (([], "no finished run"), (["empty"], "empty"), (["missing"], "missing: no such folder")):
+    for arguments, named in (([], "no finished run"), (["empty"], "empty"), (["missing"], "no such folder: missing")):
         with pytest.raises(ConfigError, match=named):
-            report.execute(arguments)
+            execute_report(arguments)
     with pytest.raises(ConfigError, match="choose another --out"):
-        report.execute([str(run), "--out", "file"])
+        execute_report([str(run), "--out", "file"])

@@ -1,20 +1,27 @@
 """Every task by its name: what its networks are to see."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mimo_benchmarks.data.storage.folder import data_folder
+from mimo_benchmarks.data.synthetic.mqar import MQAR
 from mimo_benchmarks.data.vision import images
 from mimo_benchmarks.data.vision.images import Split
 from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.networks.datamux_conv import DataMUXConvConfig
+from mimo_benchmarks.networks.datamux_transformer import DataMUXConfig
+from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.tasks.catalogue import sets
-from mimo_benchmarks.tasks.kinds import ImageTask, SequenceTask, TokenTask
+from mimo_benchmarks.tasks.protocol import Task
 from mimo_benchmarks.tasks.registry import TASKS, load
+from mimoconv import MIMOConvConfig
+from mimoformer import MIMOFormerConfig
 
 
-def present(name) -> ImageTask | SequenceTask | TokenTask:
+def present(name) -> Task:
     """The task; skips where its files are not there."""
     try:
         return load(name, data_folder())
@@ -23,7 +30,7 @@ def present(name) -> ImageTask | SequenceTask | TokenTask:
 
 
 def test_unknown_task():
-    with pytest.raises(ConfigError, match="no task 'cifar'; choose one of digits, mnist"):
+    with pytest.raises(ConfigError, match="no task 'cifar': choose one of digits, mnist"):
         load("cifar", Path())
 
 
@@ -50,7 +57,7 @@ def test_image_tasks_are_normalised_by_the_published_figures(name):
     assert task.name == name
     assert (len(task.train.labels), len(task.test.labels)) == ((1437, 360) if name == "digits" else
         (60_000, 10_000) if "mnist" in name else (50_000, 10_000))  # fmt: skip
-    assert torch.bincount(task.train.labels).shape == (task.classes,)
+    assert torch.bincount(task.train.labels).shape == (len(task.class_names),)
     if name in ("digits", "mnist20"):  # not normalised; a part of what the figures are of
         return
     pixels = task.pixels(task.train.images[::5])
@@ -77,8 +84,10 @@ def test_svhn_is_normalised_by_the_published_figures(monkeypatch):
     assert pixels.tolist() == pytest.approx([0.1 / 50.1, 0.3 / 50.6, -3.8 / 50.8], abs=1e-5)
 
 
-def test_image_is_cifar_in_grey_levels_pixel_by_pixel():
-    colour, task, published = present("cifar10"), present("image"), present("image_published")
+def test_image_is_cifar_in_grey_levels_pixel_by_pixel(monkeypatch):
+    colour = present("cifar10")
+    monkeypatch.setattr(images, "cifar10_splits", lambda *_: (colour.train, colour.test))  # read once
+    task, published = load("image", Path()), load("image_published", Path())
     assert [len(split) for split in (task.train, task.dev, task.test)] == [45_000, 5_000, 10_000]
     index = torch.tensor([0, 4999])
     grey = images.to_grey(Split(images=colour.train.images[45_000 + index], labels=index)).images.flatten(1).long()
@@ -104,16 +113,56 @@ def test_text_tasks_are_imdbs_reviews(imdb):
         assert torch.bincount(split.labels).tolist() == [len(split) // 2] * 2
 
 
-@pytest.mark.parametrize("name", ["recall", "recall_vs10", "induction", pytest.param("mqar_64", marks=pytest.mark.once)])
-def test_token_tasks_are_the_same_every_time(name):
+@pytest.mark.parametrize("name", ["recall", "recall_vs10", "induction", "mqar_64"])
+def test_token_tasks_are_the_same_every_time(name, monkeypatch):
+    """Multi-query recall with a fiftieth of its sequences, which takes a fiftieth of the time."""
+    setting = MQAR[64]
+    assert (setting.train, setting.test) == (100_000, 3_000)
+    monkeypatch.setitem(MQAR, 64, replace(setting, train=2_000, test=60))
     task, again = load(name, Path()), load(name, Path())
     assert task.name == name
     assert torch.equal(task.train.inputs, again.train.inputs)
     assert torch.equal(task.test.targets, again.test.targets)
-    assert (len(task.train), len(task.test)) == ((100_000, 3_000) if "mqar" in name else (5_000, 500))
+    assert (len(task.train), len(task.test)) == ((2_000, 60) if "mqar" in name else (5_000, 500))
     assert task.train.inputs.max() < task.vocab_size
     assert 0 < task.guesses["chance"] < 0.3
     assert max(task.guesses.values()) < 0.6
+
+
+NETWORKS = {
+    "images": [MIMOConvConfig(depth=10, width=0.25, stem_channels=8, image_size=8), DataMUXConvConfig(capacity=2)],
+    "tokens": [
+        MIMOFormerConfig(vocab_size=7, max_length=6, num_classes=3),
+        MIMOFormerConfig(vocab_size=7, max_length=6, head="pair"),
+        MIMOFormerConfig(vocab_size=7, max_length=6, head="tokens"),
+        DataMUXConfig(vocab_size=7, max_length=6),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["digits", "listops", "retrieval", "recall"])
+def test_random_items_are_of_the_shape_that_a_network_takes(name):
+    """And their targets are among its classes or tokens."""
+    kind = TASKS[name].kind
+    heads = {"digits": (None,), "recall": ("tokens",)}.get(name, ("classes", "pair"))
+    for config in NETWORKS[kind.takes]:
+        if getattr(config, "head", None) not in heads:
+            continue
+        network = describe(config)
+        task = kind.random(network, 5)
+        assert (len(task.train), len(task.test)) == (5, 5)
+        items, mask = task.items(task.train, torch.arange(3))
+        assert items.shape == network.example(3, torch.device("cpu")).shape
+        assert mask is None or mask.shape == items.shape
+        classes = 7 if name == "recall" else config.num_classes
+        assert 0 <= task.train.targets.min() <= task.train.targets.max() < classes
+
+
+@pytest.mark.parametrize("name", ["digits", "induction"])
+def test_a_finished_network_takes_what_is_saved_of_a_task(name):
+    task = load(name, Path())
+    config = MIMOConvConfig(in_channels=1) if name == "digits" else MIMOFormerConfig(head="tokens")
+    assert {field: getattr(replace(config, **task.saved), field) for field in task.saved} == task.saved
 
 
 def test_a_task_moves_whole():

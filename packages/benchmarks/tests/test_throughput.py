@@ -1,175 +1,245 @@
-"""Speed is computed from durations; the tests bring their own, and no clock."""
+"""`mimonets throughput` with durations of our own, so that what it tells is known."""
+
+import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
+import mimoconv
+from mimo_benchmarks.cli.throughput import execute_throughput
+from mimo_benchmarks.environment import environment
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.evaluation import rates as throughput
-from mimo_benchmarks.networks import registry as models
-from mimo_benchmarks.networks.datamux import DataMUXConfig
-from mimoconv import MIMOConv, MIMOConvConfig
-from mimoformer import MIMOFormer, MIMOFormerConfig
+from mimo_benchmarks.evaluation import rates
+from mimo_benchmarks.networks.datamux import DataMUXConvConfig
+from mimo_benchmarks.presets.find import PRESETS
+from mimo_benchmarks.settings import RunConfig
+from mimoconv import MIMOConv, MIMOConvConfig, WideResNetConfig
 
-CPU = torch.device("cpu")
-CONV = MIMOConvConfig(capacity=4, depth=10, width=0.25, stem_channels=8, in_channels=2, image_size=8)
-FORMER = MIMOFormerConfig(vocab_size=7, max_length=6, layers=1, embed_dim=8, heads=2, mlp_dim=8, features=4)
-
-
-class Sleeper(MIMOConv):
-    """A network whose pass takes a fixed time on a clock of its own, but twice that in the usual layout or as warm-up."""
-
-    def __init__(self, clock, seconds):
-        super().__init__(CONV)
-        self.clock, self.seconds, self.shapes = clock, seconds, []
-
-    def forward(self, x):
-        usual = self.stem[0].weight.is_contiguous()
-        warm_up = len(self.shapes) % 2 == 0
-        outlier = 50 if len(self.shapes) == 5 else 1
-        self.shapes.append(tuple(x.shape))
-        self.clock[0] += self.seconds * (1 + usual) * (1 + warm_up) * outlier
-        return super().forward(x)
+RUNS = {
+    "small": RunConfig(model=MIMOConvConfig(capacity=4, depth=10, width=0.25, stem_channels=8, image_size=8)),
+    "plain": RunConfig(model=WideResNetConfig(depth=10, width=0.25, image_size=8)),
+    "begun": RunConfig(
+        model=MIMOConvConfig(depth=10, width=0.25, stem_channels=8, image_size=8),
+        n=(4,),
+        n_odds=(1,),
+        curriculum=(2,),
+        curriculum_share=0.5,
+    ),
+    "mux": RunConfig(model=DataMUXConvConfig(capacity=2), n=(2,), n_odds=(1,)),
+}
 
 
-def test_rate_is_inputs_over_the_median_time_in_the_faster_layout(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
-    one, four = Sleeper(clock, 0.5).eval(), Sleeper(clock, 0.25).eval()
-    rates = throughput.inputs_per_second([(one, 1), (four, 4)], torch.zeros(8, 2, 8, 8), rounds=3)
-    assert rates == [16, 32]
-    assert one.shapes == [(8, 1, 2, 8, 8)] * 12  # each of 3 rounds, both layouts, warm-up
-    assert four.shapes == [(2, 4, 2, 8, 8)] * 12
-    assert one.stem[0].weight.is_contiguous()  # as it was
+@pytest.fixture(autouse=True)
+def set_up(monkeypatch, tmp_path, one_thread):
+    monkeypatch.chdir(tmp_path)
+    for name in RUNS:
+        monkeypatch.setitem(PRESETS, name, partial(RUNS.__getitem__, name))
+    takes(monkeypatch, 0.001)
 
 
-def test_a_grid_of_sequences_has_one_layout(monkeypatch):
-    seen = []
-
-    def durations(call, device, rounds, warmup):
-        seen.append((tuple(call().shape), rounds, warmup))
-        return [0.5]
-
-    monkeypatch.setattr(throughput, "durations", durations)
-    network = MIMOFormer(FORMER).eval()
-    assert throughput.inputs_per_second([(network, 2), (network, 1)], torch.zeros(10, 6, dtype=torch.long), rounds=2) == [20, 20]
-    assert seen == [((3, 2, 2, 10), 1, 1), ((10, 1, 1, 10), 1, 1)] * 2
+def takes(monkeypatch, seconds):
+    """Every call takes 9, 10 or 11 times as long, so the median is 10 times."""
+    monkeypatch.setattr(rates, "durations", lambda call, *_: call() is None or [9 * seconds, 10 * seconds, 11 * seconds])
 
 
-def test_durations_are_those_of_the_calls_after_the_warm_up(monkeypatch):
-    clock, calls = [0.0], []
+def run(*arguments):
+    execute_throughput([*map(str, arguments), "--device", "cpu"])
 
-    def call():
-        calls.append(torch.is_inference_mode_enabled())
-        clock[0] += len(calls)
 
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
-    assert throughput.durations(call, CPU, rounds=3, warmup=2) == [3, 4, 5]
-    assert calls == [True] * 5
+def lines(capsys):
+    """The table's cells."""
+    found = [line[1:-1].split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in found]
+
+
+def test_a_table_is_printed_and_the_numbers_are_written(capsys, tmp_path):
+    run("small", "--passes", 6, "--rounds", 3)
+    head, rule, *rows = lines(capsys)
+    assert head == ["n", "one pass, ms (5 to 95 %)", "6 passes, ms (5 to 95 %)", "inputs/s", "of peak", "memory, MB"]
+    assert len(rule) == 6
+    assert all(set(cell[:-1]) == {"-"} and cell[-1] == ":" for cell in rule)
+    assert [row[0] for row in rows] == ["1", "2", "4"]
+    assert rows[2][1:4] == ["10 (9.1 to 10.9)", "10 (9.1 to 10.9)", "2,400"]
+    (file,) = (tmp_path / "runs").iterdir()
+    assert file.name == "throughput-small-001.json"
+    content = json.loads(file.read_text())
+    expected = {"preset": "small", "passes": 6, "precision": "no", "device": "cpu (threads = 1)", "compile": False, "rounds": 3}
+    assert {name: content[name] for name in expected} == expected
+    assert content["network"]["kind"] == "MIMOConvConfig"
+    assert content["network"]["width"] == 0.25
+    assert content["peak"] == pytest.approx(2 * 1024**3 / 0.009)
+    assert content["environment"] == environment(torch.device("cpu"))
+    row = content["rows"][1]
+    assert (row["n"], row["inputs_per_second"], row["peak_bytes"]) == (2, 1200, None)
+    assert row["macs"] == mimoconv.count_macs(MIMOConv(RUNS["small"].model), 2)
+    assert rows[1][4:] == [f"{2 * row['macs'] * 1200 / content['peak']:.1%}", "-"]
+
+
+def test_files_are_numbered_and_never_overwritten(tmp_path):
+    run("small", "--n", 1)
+    run("small", "--n", 1)
+    assert sorted(file.name for file in (tmp_path / "runs").iterdir()) == [f"throughput-small-00{i}.json" for i in (1, 2)]
+    taken = tmp_path / "taken.json"
+    taken.write_text("mine")
+    with pytest.raises(ConfigError, match=r"taken.json exists already, and is never overwritten: choose another --out"):
+        run("small", "--out", taken)
+    assert taken.read_text() == "mine"
+    with pytest.raises(ConfigError, match=r"below.json cannot be written .*choose another --out"):
+        run("small", "--out", taken / "below.json")
+    with pytest.raises(ConfigError, match=r"x.json cannot be written .*too long.*choose another --out"):
+        run("small", "--n", 1, "--out", "x" * 300 + "x.json")
+
+
+def test_a_file_that_appears_meanwhile_is_kept(monkeypatch, tmp_path):
+    def durations(*_):
+        (tmp_path / "new.json").write_text("mine")
+        return [1.0]
+
+    monkeypatch.setattr(rates, "durations", durations)
+    with pytest.raises(ConfigError, match=r"new.json cannot be written"):
+        run("small", "--n", 1, "--out", "new.json")
+    assert (tmp_path / "new.json").read_text() == "mine"
+
+
+def test_a_plain_network_is_measured_once_one_by_one(capsys):
+    with pytest.raises(ConfigError, match=r"n = \(4,\), but the network of plain takes its inputs one by one"):
+        run("plain", "--n", 4)
+    run("plain", "--passes", 6)
+    (row,) = lines(capsys)[2:]
+    assert (row[0], row[3]) == ("1", "600")
+
+
+def test_a_curriculum_is_of_training_alone(capsys):
+    run("begun", "--n", 1)
+    assert lines(capsys)[2][0] == "1"
+
+
+def test_compare_tells_how_many_times_faster_each_n_is_now(capsys, monkeypatch):
+    run("small", "--n", 2, 4, "--out", "old.json")
+    takes(monkeypatch, 0.0004)
+    lines(capsys)
+    run("small", "--n", 1, 2, "--compare", "old.json")
+    head, rule, one, two = lines(capsys)
+    assert head[6:] == ["one pass, old/new", "64 passes, old/new"]
+    assert len(rule) == len(head)
+    assert one[6:] == ["-", "-"]
+    assert two[6:] == ["2.50x", "2.50x"]
+
+
+def test_compare_tells_latency_and_batch_apart(capsys, tmp_path):
+    run("small", "--n", 2, "--out", "old.json")
+    old = json.loads((tmp_path / "old.json").read_text())
+    old["rows"][0]["latency"]["median"] = 0.04
+    old["rows"][0]["batch"]["median"] = 0.005
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    lines(capsys)
+    run("small", "--n", 2, "--compare", "old.json")
+    assert lines(capsys)[2][6:] == ["4.00x", "0.50x"]
 
 
 @pytest.mark.parametrize(
-    ("config", "shape"),
+    ("flags", "told"),
     [
-        (CONV, (5, 2, 8, 8)),
-        (FORMER, (5, 6)),
-        (MIMOFormerConfig(head="pair", vocab_size=7, max_length=6), (5, 2, 6)),
-        (DataMUXConfig(vocab_size=7, max_length=6), (5, 6)),
+        (["other"], "its preset is small, and here it is other"),
+        (["--passes", 3], "its passes is 6, and here it is 3"),
+        (["--precision", "bf16"], "its precision is no, and here it is bf16"),
+        ([], "its network.width is 0.25, and here it is 0.5"),
     ],
 )
-def test_example_has_the_shape_that_a_network_takes(config, shape):
-    inputs = throughput.example(config, 5, CPU)
-    assert inputs.shape == shape
-    assert inputs.is_floating_point() == (config is CONV)
-    if config is not CONV:
-        assert set(inputs.unique().tolist()) <= set(range(7))
-        assert len(inputs.unique()) > 1
+def test_compare_refuses_other_settings_before_it_measures(flags, told, monkeypatch):
+    run("small", "--passes", 6, "--n", 1, "--out", "old.json")
+    model = RUNS["small"].model if flags else replace(RUNS["small"].model, width=0.5)
+    for name in ("small", "other"):
+        monkeypatch.setitem(PRESETS, name, lambda: replace(RUNS["small"], model=model))
+    monkeypatch.setattr(rates, "durations", lambda *_: pytest.fail("it was measured"))
+    if flags[:1] != ["other"]:
+        flags = ["small", *flags]
+    with pytest.raises(ConfigError, match=rf"old.json cannot be compared: {told}"):
+        run(*flags, *([] if "--passes" in flags else ["--passes", 6]), "--compare", "old.json")
 
 
-def test_device_peak_is_the_operations_of_the_product_over_its_best_time(monkeypatch):
-    counted = []
-
-    def durations(call, device, rounds, warmup):
-        with FlopCounterMode(display=False) as counter:
-            assert call().dtype == torch.bfloat16
-        counted.append(counter.get_total_flops())
-        return [4.0, 2.0, 8.0]
-
-    monkeypatch.setattr(throughput, "durations", durations)
-    assert throughput.device_peak(CPU, torch.bfloat16) == counted[0] / 2
+def test_compare_refuses_another_device(monkeypatch):
+    run("small", "--n", 1, "--out", "old.json")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    with pytest.raises(ConfigError, match=r"its device is cpu \(threads = 1\), and here it is cpu \(threads = 8\)"):
+        run("small", "--compare", "old.json")
 
 
-def canned(monkeypatch, *records):
-    """Durations in the order that they are asked for, over again; returns what each is asked of."""
-    asked = []
-
-    def durations(call, device, rounds, warmup):
-        asked.append((tuple(call().shape), rounds, warmup))
-        return records[(len(asked) - 1) % len(records)]
-
-    monkeypatch.setattr(throughput, "durations", durations)
-    return asked
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"preset": "small"}'])
+def test_compare_refuses_what_is_no_such_file(content, tmp_path):
+    if content is not None:
+        (tmp_path / "old.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"old.json is not a file of `mimonets throughput`"):
+        run("small", "--compare", "old.json")
 
 
-def test_measure_tells_percentiles_rate_and_share(monkeypatch):
-    slow, fast = [float(second) for second in range(100, 0, -5)], [float(second) for second in range(41)]
-    asked = canned(monkeypatch, slow, fast, fast, slow)
-    network = MIMOConv(CONV).eval()
-    found = throughput.measure(network, 2, 5, peak=1000, rounds=7)
-    assert asked == [((1, 2, 10), 7, throughput.WARMUP)] * 2 + [((5, 2, 10), 7, throughput.WARMUP)] * 2
-    assert (found.latency.low, found.latency.median, found.latency.high) == (2, 20, 38)
-    assert (found.latency.layout, found.batch.layout) == ("contiguous", "channels last")
-    assert found.inputs_per_second == 10 / 20
-    assert found.macs == models.count_macs(network, 2)
-    assert_close(found.share, 2 * found.macs * 0.5 / 1000)
-    assert (found.n, found.peak_bytes) == (2, None)
-
-
-def test_measure_fills_a_grid(monkeypatch):
-    asked = canned(monkeypatch, [2.0])
-    found = throughput.measure(MIMOFormer(FORMER).eval(), 2, 3, peak=1, rounds=1)
-    assert [shape for shape, *_ in asked] == [(1, 2, 2, 10), (3, 2, 2, 10)]
-    assert found.inputs_per_second == 12 / 2
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
-def test_precision_is_that_of_the_pass(precision, dtype, monkeypatch):
-    seen = []
-
-    def durations(call, device, rounds, warmup):
-        seen.append(call().dtype)
-        return [1.0]
-
-    monkeypatch.setattr(throughput, "durations", durations)
-    throughput.measure(MIMOConv(CONV).eval(), 2, 3, peak=1, precision=precision)
-    assert seen == [dtype] * 4
-
-
-def test_each_shape_and_layout_is_compiled_afresh(monkeypatch):
-    done = []
-    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("reset"))
-    monkeypatch.setattr(torch, "compile", lambda network, dynamic: done.append(dynamic) or network)
-    canned(monkeypatch, [1.0])
-    throughput.measure(MIMOConv(CONV).eval(), 2, 3, peak=1, compiled=True)
-    assert done == ["reset", False] * 4
+def test_compare_refuses_damaged_rows(tmp_path):
+    run("small", "--n", 1, "--out", "old.json")
+    whole = json.loads((tmp_path / "old.json").read_text())
+    for rows in (5, [5], [{"n": 1}], [{"n": 1, "latency": {"median": None}, "batch": {"median": 1}}]):
+        (tmp_path / "old.json").write_text(json.dumps({**whole, "rows": rows}))
+        with pytest.raises(ConfigError, match=r"old.json is not a file of"):
+            run("small", "--compare", "old.json")
+    (tmp_path / "old.json").write_text(json.dumps({**whole, "network": 3}))
+    with pytest.raises(ConfigError, match=r"old.json is not a file of"):
+        run("small", "--compare", "old.json")
 
 
 @pytest.mark.parametrize(
-    ("error", "refused"),
+    ("flags", "told"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), ConfigError),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), ConfigError),
-        (RuntimeError("another"), RuntimeError),
+        (["--n", 5], "n = 5, but the model has room for 4"),
+        (["--n", 2, 2], "n must not repeat a number"),
+        (["--passes", 0], "passes must be from 1 to"),
+        (["--passes", 2**31], "passes must be from 1 to"),
+        (["--rounds", 0], "rounds must be from 1 to"),
+        (["--precision", "fp16"], "precision = fp16 is for GPUs: choose bf16 or no"),
+        (["--threads", 0], r"threads = 0, but this process may use 1 to \d+"),
+        (["--threads", 10**6], "threads = 1000000, but this process may use 1 to"),
     ],
 )
-def test_passes_that_do_not_fit_are_refused(error, refused, monkeypatch):
-    def durations(call, device, rounds, warmup):
-        if call().shape[0] == 9:
-            raise error
-        return [1.0]
+def test_what_cannot_work_is_refused(flags, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        run("small", *flags)
+    assert not list(tmp_path.iterdir())
 
-    monkeypatch.setattr(throughput, "durations", durations)
-    told = "9 passes with n = 2 do not fit into memory: give fewer --passes" if refused is ConfigError else "another"
-    with pytest.raises(refused, match=told):
-        throughput.measure(MIMOConv(CONV).eval(), 2, 9, peak=1)
+
+def test_datamux_has_one_n(capsys):
+    run("mux", "--passes", 6)
+    assert lines(capsys)[2][3] == "1,200"
+    with pytest.raises(ConfigError, match="DataMUX"):
+        run("mux", "--n", 1)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device = cuda, but torch finds no GPU: choose --device cpu"):
+        execute_throughput(["small", "--device", "cuda"])
+
+
+def test_threads_are_set():
+    torch.set_num_threads(2)
+    run("small", "--n", 1, "--threads", 1)
+    assert torch.get_num_threads() == 1
+
+
+def test_help_tells_of_every_flag(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        execute_throughput(["--help"])
+    assert exit_.value.code == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "usage: mimonets throughput" in told
+    for flag in (
+        "--n ",
+        "--passes",
+        "--rounds",
+        "--precision {no,bf16,fp16}",
+        "--compile",
+        "--device {None,cpu,cuda}",
+        "--threads",
+    ):
+        assert flag in told
+    assert "an earlier file of this command; adds how many times faster each n is now" in told
+    assert "file to write, which must not exist yet; runs/throughput-PRESET-001.json, -002, .. unless given" in told

@@ -1,4 +1,4 @@
-"""`mimonets data`: what data sets there are, and getting and checking them."""
+"""`mimonets data`: list the data sets, get them and check them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def execute_data(arguments: Sequence[str]) -> None:
 
     Raises:
         ConfigError: there is no such data set or task.
-        DatasetError: it is missing, or not as it should be.
+        DatasetError: a file of it is missing or wrong.
         SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
     """
     verbs: dict[str, Callable[..., None]] = {"list": list_, "prepare": prepare, "verify": verify}
@@ -34,7 +34,7 @@ def list_(*, data_dir: Path | None = None) -> None:
     """Show all data sets: their size, terms and source, what is missing, and how to get it.
 
     Args:
-        data_dir: where to look; else the variable MIMO_DATA, else the platform's cache folder.
+        data_dir: folder of data sets; unless given, the variable MIMO_DATA, else the platform's cache folder.
     """
     folder = data_folder(data_dir)
     print(f"Data folder: {folder}\n")
@@ -50,7 +50,7 @@ def list_(*, data_dir: Path | None = None) -> None:
 
 
 def state(name: str, wanted: DataSet, folder: Path) -> str:
-    """What is there of a data set, at a glance: `verify` looks into the files."""
+    """Say whether a data set is ready, without reading its files as `verify` does."""
     try:
         if wanted.cache is not None:
             made = exists(wanted.cache(folder) / CHECKSUMS)
@@ -62,11 +62,11 @@ def state(name: str, wanted: DataSet, folder: Path) -> str:
 
 
 def prepare(name: Name, *, data_dir: Path | None = None, download: bool = False) -> None:
-    """Get a data set ready, by its name or that of a task: fetch or generate what is missing, and check all of it.
+    """Get a data set ready: fetch or generate what is missing, and check all of it.
 
     Args:
-        name: of a data set or a task.
-        data_dir: where to put it; else the variable MIMO_DATA, else the platform's cache folder.
+        name: name of a data set or a task.
+        data_dir: folder of data sets; unless given, the variable MIMO_DATA, else the platform's cache folder.
         download: fetch missing files from where they are published.
     """
     folder = data_folder(data_dir)
@@ -78,11 +78,11 @@ def prepare(name: Name, *, data_dir: Path | None = None, download: bool = False)
 
 
 def verify(name: Name, *, data_dir: Path | None = None) -> None:
-    """Read and check everything of a data set, by its name or that of a task, and say what is in it; fetch and generate nothing.
+    """Read and check all of a data set, and describe it; nothing is fetched or generated.
 
     Args:
-        name: of a data set or a task.
-        data_dir: where it is; else the variable MIMO_DATA, else the platform's cache folder.
+        name: name of a data set or a task.
+        data_dir: folder of data sets; unless given, the variable MIMO_DATA, else the platform's cache folder.
     """
     folder = data_folder(data_dir)
     _, wanted = find_data(name)
@@ -92,10 +92,10 @@ def verify(name: Name, *, data_dir: Path | None = None) -> None:
 
 
 def find_data(name: str) -> tuple[tuple[str, ...], DataSet | None]:
-    """The tasks that are meant, and the data set that they need, if any.
+    """Return the tasks that a name stands for, and the data set that they need, if any.
 
     Raises:
-        ConfigError: nothing has that name.
+        ConfigError: no data set or task has that name.
     """
     sets = catalogue.sets()
     if name in sets:

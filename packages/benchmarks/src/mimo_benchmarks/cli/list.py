@@ -1,4 +1,4 @@
-"""`mimonets list`: the presets as a table, and how long each would take here."""
+"""`mimonets list`: show the presets as a table, and how long each would take here."""
 
 import time
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from mimo_benchmarks.training.state import Training
 from vsa_core.hub.markdown import markdown_table
 
 STEPS, WARMUP = 20, 3
-"""Steps that an estimate times, and steps before them."""
+"""Number of steps that an estimate times, and of steps before them."""
 ITEMS = 1024
-"""Random items that an estimate trains on."""
+"""Number of random items that an estimate trains on."""
 
 
 def execute_list(arguments: Sequence[str]) -> None:
@@ -42,13 +42,13 @@ def list_presets(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, esti
     """Show presets.
 
     Args:
-        pattern: names of presets, with a shell's wildcards; *.short and *.thin are asked for by their whole names.
-        estimate: also show the hours that training takes on the device at hand, from 20 steps on random inputs.
+        pattern: names of presets, with a shell's wildcards; forms such as NAME.short are shown by full names only.
+        estimate: also show the hours that training would take on this device, from 20 steps on random inputs.
     """
     names = [name for name in PRESETS if fnmatchcase(name, pattern)]
     if not names:
         require(not set("*?[") & set(pattern), f"no preset has a name like {pattern!r}: `mimonets list` shows all")
-        find_preset(pattern)  # raises, unless it is the form of a preset
+        find_preset(pattern)  # raises ConfigError unless it is a form of a preset
         names = [pattern]
     rows = []
     for name in tqdm(names, disable=not estimate):
@@ -63,8 +63,8 @@ def list_presets(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, esti
 
 
 def seconds_per_step(config: RunConfig) -> float:
-    """Measure a training step on random inputs of full length, on the device at hand."""
-    AcceleratorState._reset_state()  # it is one for a whole process, and refuses another precision
+    """Measure the seconds of a training step on random inputs of full length, on this device."""
+    AcceleratorState._reset_state()  # accelerate keeps one per process, which refuses another precision
     accelerator = Accelerator(mixed_precision=config.precision)
     optim = replace(config.optim, steps=WARMUP + STEPS)
     config = replace(config, optim=optim, curriculum=(), curriculum_share=0, log_every=STEPS)

@@ -1,4 +1,4 @@
-"""The command line: which command is meant, and one line for whatever goes wrong."""
+"""Run the command that a command line names, and end with one line for whatever goes wrong."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError, f
 from mimo_benchmarks.training.signals import Stopped
 
 COMMANDS = ("list", "report", "throughput", "predict", "data")
-"""Commands besides train, each with a file in this folder; whatever else comes first is a preset."""
+"""Commands other than train, each with a file in this folder; any other first word is a preset."""
 
 
 def execute_command(arguments: Sequence[str]) -> None:
@@ -19,7 +19,7 @@ def execute_command(arguments: Sequence[str]) -> None:
     first, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
         if first in COMMANDS:
-            if os.environ.get("RANK", "0") == "0":  # once, however many processes
+            if os.environ.get("RANK", "0") == "0":  # once, however many processes a launcher starts
                 getattr(import_module(f"mimo_benchmarks.cli.{first}"), f"execute_{first}")(rest)
             return
         from mimo_benchmarks.cli.train import execute_train

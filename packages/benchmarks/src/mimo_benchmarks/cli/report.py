@@ -1,4 +1,4 @@
-"""`mimonets report`: finished runs as tables, figures and one HTML page."""
+"""`mimonets report`: compare finished runs in tables, figures and one HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from mimo_benchmarks.report.runs import find_runs
 
 
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path = Path("report")) -> None:
-    """Compare finished runs: report.md, report.html, which needs no other file, and pictures.
+    """Compare finished runs: write report.md, its pictures, and report.html, which needs no other file.
 
     Args:
         runs: run directories, or folders with run directories anywhere below.
-        out: where the report is written.
+        out: folder that the report is written to.
     """
     print(write_report(*find_runs(runs), out, "Report"))
     print(f"{out}: report.md, report.html and their pictures")
@@ -25,7 +25,7 @@ def execute_report(arguments: Sequence[str]) -> None:
     """Run `report` with these arguments.
 
     Raises:
-        ConfigError: no finished run, a damaged one, or a folder that cannot be written.
+        ConfigError: no run is finished, a file of one is damaged, or the folder cannot be written.
         SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
     """
     tyro.cli(report, args=arguments, prog="mimonets report")

@@ -1,4 +1,4 @@
-"""`mimonets throughput`: how fast the network of a preset is on the device in hand, and how many times faster than before."""
+"""`mimonets throughput`: measure how fast the network of a preset is on this device, and how many times faster than before."""
 
 import json
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from mimo_benchmarks.settings import require
 from vsa_core.hub.markdown import markdown_table
 
 Settings = dict[str, Any]
-"""Preset, network and the like: two files can be compared where all of them are the same."""
-Before = dict[int, dict[str, float]]
+"""Preset, network and the like; two files can be compared if all of these are the same."""
+EarlierMedians = dict[int, dict[str, float]]
 """Median seconds of "latency" and "batch" for each n of an earlier file."""
 
 
@@ -52,10 +52,10 @@ def throughput(
     """Measure how fast a preset's network is, untrained and on random inputs: print a table and write a JSON file.
 
     Args:
-        preset: whose network it is.
-        n: inputs a pass, or the side of a MIMOFormer's grid; the preset's unless given. A plain network has 1 only.
-        passes: in the batch that throughput is measured with; latency is that of one pass.
-        rounds: calls that are timed for each number of the table, after others to warm up.
+        preset: the preset whose network is measured.
+        n: inputs per pass, or the side of a MIMOFormer's grid; the preset's unless given. A plain network has 1 only.
+        passes: passes in the batch that throughput is measured with; latency is that of one pass.
+        rounds: calls that are timed for each number of the table, after some to warm up.
         precision: of the pass, by autocast; fp16 on GPUs only.
         compile: compile the network with torch.compile.
         device: where to run; a GPU if there is one, unless given.
@@ -66,11 +66,11 @@ def throughput(
     config = find_preset(preset)
     known = describe(config.model)
     if n:
-        config = replace(config, n=n, n_odds=(1,) * len(n), curriculum=(), curriculum_share=0)  # which checks it
+        config = replace(config, n=n, n_odds=(1,) * len(n), curriculum=(), curriculum_share=0)  # the dataclass checks n
         require(not known.plain or n == (1,), f"n = {n}, but the network of {preset} takes its inputs one by one")
     for name, value in (("passes", passes), ("rounds", rounds)):
         require(1 <= value < 2**31, f"{name} must be from 1 to 2^31 - 1, got {value}")
-    place = choose(device, threads, precision)
+    place = prepare_device(device, threads, precision)
     where = environment(place)
     settings = {
         "preset": preset,
@@ -79,7 +79,7 @@ def throughput(
         "precision": precision,
         "device": where["device"] if place.type == "cuda" else f"cpu (threads = {where['threads']})",
     }
-    before = earlier(compare, settings) if compare else {}
+    before = read_earlier(compare, settings) if compare else {}
     path = new_file(out, preset)
     module = build(config.model).to(place).eval()
     peak = device_peak(place, DTYPES[precision])
@@ -88,9 +88,9 @@ def throughput(
             measure(known, module, each, passes, peak=peak, rounds=rounds, precision=precision, compiled=compile)
             for each in known.evaluated_n(config.n)
         ]
-    except ValueError as error:  # DataMUX refuses all n but its own
+    except ValueError as error:  # DataMUX accepts its own n only
         raise ConfigError(str(error)) from error
-    print(f"{known.config.label} on {settings['device']}\n\n{table(rows, passes, before)}")
+    print(f"{known.config.label} on {settings['device']}\n\n{measurement_table(rows, passes, before)}")
     content = {**settings, "compile": compile, "rounds": rounds, "peak": peak, "rows": [asdict(row) for row in rows]}
     try:
         with path.open("x") as file:
@@ -100,8 +100,8 @@ def throughput(
     print(path)
 
 
-def choose(device: str | None, threads: int | None, precision: str) -> torch.device:
-    """The device, with this many threads set; ConfigError where there is no such device, or it cannot do that."""
+def prepare_device(device: str | None, threads: int | None, precision: str) -> torch.device:
+    """Set the number of CPU threads and return the device; ConfigError if this machine has no such device or threads."""
     gpu = torch.cuda.is_available()
     require(device != "cuda" or gpu, "device = cuda, but torch finds no GPU: choose --device cpu")
     place = torch.device(device or ("cuda" if gpu else "cpu"))
@@ -114,7 +114,7 @@ def choose(device: str | None, threads: int | None, precision: str) -> torch.dev
 
 
 def new_file(given: Path | None, preset: str) -> Path:
-    """Where to write: the given file, else the first free runs/throughput-PRESET-001.json, -002, .. below the current folder.
+    """Return the file to write: the given one, else the first of runs/throughput-PRESET-001.json, -002, .. that does not exist.
 
     Raises:
         ConfigError: it exists already, or its folder cannot be made.
@@ -129,11 +129,11 @@ def new_file(given: Path | None, preset: str) -> Path:
     return path
 
 
-def earlier(path: Path, settings: Settings) -> Before:
-    """What an earlier file measured.
+def read_earlier(path: Path, settings: Settings) -> EarlierMedians:
+    """Read what an earlier file measured.
 
     Raises:
-        ConfigError: there is none, or it was measured with other settings; names both values.
+        ConfigError: it is not such a file, or was measured with other settings; the message names both values.
     """
     try:
         content = json.loads(path.read_text())
@@ -143,27 +143,34 @@ def earlier(path: Path, settings: Settings) -> Before:
         )
         rows = {int(row["n"]): {name: float(row[name]["median"]) for name in ("latency", "batch")} for row in content["rows"]}
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is no file of `mimonets throughput` ({error})") from error
+        raise ConfigError(f"{path} is not a file of `mimonets throughput` ({error}): name one that it wrote") from error
     for name in [*new, *old]:
         there, here = old.get(name), new.get(name)
         require(there == here, f"{path} cannot be compared: its {name} is {there}, and here it is {here}")
     return rows
 
 
-def table(rows: list[Measurement], passes: int, before: Before) -> str:
-    """In Markdown, a line for each n; with ratios old / new of the medians where there are old ones."""
+def measurement_table(rows: list[Measurement], passes: int, before: EarlierMedians) -> str:
+    """Write a Markdown table with a line for each n, and with the ratios old / new of the medians where there are old ones."""
     columns = ["n", "one pass, ms (5 to 95 %)", f"{passes} passes, ms (5 to 95 %)", "inputs/s", "of peak", "memory, MB"]
     columns += ["one pass, old/new", f"{passes} passes, old/new"] * bool(before)
     lines = []
     for row in rows:
         memory = "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f}"
-        line = [str(row.n), spread(row.latency), spread(row.batch), f"{row.inputs_per_second:,.0f}", f"{row.share:.1%}", memory]
+        line = [
+            str(row.n),
+            in_milliseconds(row.latency),
+            in_milliseconds(row.batch),
+            f"{row.inputs_per_second:,.0f}",
+            f"{row.share:.1%}",
+            memory,
+        ]
         old = before.get(row.n)
         ratios = [f"{old['latency'] / row.latency.median:.2f}x", f"{old['batch'] / row.batch.median:.2f}x"] if old else ["-", "-"]
         lines.append(line + ratios * bool(before))
     return markdown_table(columns, lines)
 
 
-def spread(timing: Timing) -> str:
-    """The median in milliseconds, and the two percentiles."""
+def in_milliseconds(timing: Timing) -> str:
+    """Write the median in milliseconds, and the two percentiles."""
     return f"{1e3 * timing.median:.3g} ({1e3 * timing.low:.3g} to {1e3 * timing.high:.3g})"

@@ -1,4 +1,4 @@
-"""`mimonets [train] [PRESET] [--flags]`: train the network of a preset and report what came out."""
+"""`mimonets [train] [PRESET] [--flags]`: train the network of a preset, evaluate it and write a report."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ from mimo_benchmarks.run_directory import read_settings
 from mimo_benchmarks.settings import RunConfig, require
 
 FIRST = ("quickstart", "mnist", "cifar10")
-"""Presets that `--help` names."""
+"""Presets that `--help` lists."""
 
 
 def execute_train(arguments: Sequence[str], other: Sequence[str] = ()) -> None:
@@ -37,7 +37,7 @@ def execute_train(arguments: Sequence[str], other: Sequence[str] = ()) -> None:
     """
     preset, config = parse_settings(arguments, other)
     accelerator = prepare_machine(config)
-    # with the precision that the launcher was told, so that a resumed run keeps it
+    # the precision may come from the launcher, and a resumed run must keep it
     run_experiment(replace(config, precision=accelerator.mixed_precision), preset, accelerator)
     accelerator.end_training()
 
@@ -91,7 +91,7 @@ def parse_settings(arguments: Sequence[str], other: Sequence[str] = ()) -> tuple
 
 
 def prepare_machine(config: RunConfig) -> Accelerator:
-    """Return device, precision and processes, and share the cores between the processes: a launcher leaves each one thread.
+    """Return device, precision and processes, and share the cores between the processes; launchers set one thread for each.
 
     Raises:
         ConfigError: settings that this machine cannot follow.

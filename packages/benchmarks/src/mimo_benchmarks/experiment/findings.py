@@ -93,7 +93,7 @@ def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, float
         seed=one.config.seed,
         paper=reported_by_paper(one.config, one.name),
         rows=tuple(replace(row, inputs_per_second=rates[row.n]) for row in one.rows),
-        guesses=task.guess_accuracies(),
+        guesses=task.guesses,
         crosstalk=one.crosstalk,
         steps=one.progress.step,
         inputs_seen=one.inputs_seen,

@@ -1,1 +1,1 @@
-"""What the program can train."""
+"""Networks that the program can train."""

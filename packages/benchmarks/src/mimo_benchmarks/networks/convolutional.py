@@ -1,4 +1,4 @@
-"""MIMOConv and the plain wide ResNets."""
+"""What the program knows of MIMOConv and of plain wide ResNets."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -25,16 +25,20 @@ class ImageNetwork(Network):
         config = self.config
         return torch.randn(count, config.in_channels, config.image_size, config.image_size, device=device)
 
+    def predict(
+        self, module: nn.Module, inputs: Shaped[Tensor, "count c h w"], n: int, mask: Bool[Tensor, " count"] | None = None
+    ) -> Float[Tensor, "count classes"]:
+        """Return the logits of a flat batch of images in eval mode; uint8 images are normalised as the configuration says."""
+        if inputs.dtype == torch.uint8:
+            inputs = mimoconv.normalize(inputs, self.config.mean, self.config.std)
+        return super().predict(module, inputs, n)
+
 
 class WideResNetNetwork(ImageNetwork):
     """A plain wide ResNet."""
 
     settings: ClassVar[type[Any]] = WideResNetConfig
     library = LIBRARY
-
-    def build(self) -> nn.Module:
-        """Make the network with fresh weights."""
-        return mimoconv.WideResNet(self.config)
 
     def predict(
         self, module: Any, inputs: Shaped[Tensor, "count c h w"], n: int, mask: Bool[Tensor, " count"] | None = None
@@ -48,7 +52,7 @@ class WideResNetNetwork(ImageNetwork):
 
     @property
     def penalties(self) -> Mapping[str, Callable[[Any], Float[Tensor, ""]]]:
-        """The distance of the convolutions from isometries."""
+        """Return the penalty on the distance of convolutions from isometries."""
         return {"isometry": mimoconv.isometry_penalty}
 
     def recalibrate(self, module: Any, batches: Iterable[Tensor], n: int) -> None:
@@ -61,18 +65,14 @@ class MIMOConvNetwork(WideResNetNetwork):
 
     settings = MIMOConvConfig
 
-    def build(self) -> nn.Module:
-        """Make the network with fresh weights."""
-        return mimoconv.MIMOConv(self.config)
-
     @property
     def penalties(self) -> Mapping[str, Callable[[Any], Float[Tensor, ""]]]:
-        """The distance of the convolutions from isometries, and of trained keys from orthonormal ones."""
+        """Return the penalties on the distance of convolutions from isometries, and of trained keys from orthonormal ones."""
         keys = {"key_penalty": lambda module: key_orthonormality(module.binding.keys)} if self.config.trainable_keys else {}
         return {**super().penalties, **keys}
 
     def crosstalk_places(self, module: Any) -> Mapping[str, Place]:
-        """Return the superposition, the stages of the body, and the first slot after unbinding."""
+        """Return the superposition, the stages of the body, and the first slot after unbinding, as places of crosstalk."""
         stages = {f"stage {i}": module.body.get_submodule(f"module.stage{i}") for i in (1, 2, 3)}
         return {
             "superposed": (module.body, "input"),

@@ -1,4 +1,4 @@
-"""DataMUX's CNN (Murahari et al., 2022), written from the paper: N images always share a pass."""
+"""DataMUX's CNN (Murahari et al., 2022), written from the paper; N images always share a pass."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from vsa_core.hub import Pretrained
 
 @dataclass(frozen=True, kw_only=True)
 class DataMUXConvConfig:
-    """DataMUX's CNN for images (b n c h w), in 0 to 1 in the published runs."""
+    """Configuration of DataMUX's CNN."""
 
     capacity: int = 4
-    """N: the images that share a pass, always as many."""
+    """N: the number of images that share every pass."""
     in_channels: int = 1
     """Channels of an image."""
     image_size: int = 20
@@ -23,36 +23,38 @@ class DataMUXConvConfig:
     num_classes: int = 10
     """Number of classes."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel over the training images, from 0 to 1: what is subtracted from uint8 images."""
+    """Mean of each channel over the training images, from 0 to 1; `predict` normalises uint8 images by it."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, which uint8 images are divided by."""
+    """Standard deviation of each channel over the training images; `predict` normalises uint8 images by it."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of the answers."""
+    """Names of the classes, in the order of the logits."""
 
     def __post_init__(self) -> None:
         sizes = ("capacity", "in_channels", "image_size", "num_classes")
         checks.positive(**{name: getattr(self, name) for name in sizes})
         if self.image_size < 20:
-            raise ValueError(f"image_size must be at least 20, of which the last convolution sees 3 x 3, got {self.image_size}")
+            raise ValueError(
+                f"image_size must be at least 20, so that the last convolution sees 3 x 3 pixels, got {self.image_size}"
+            )
 
     @property
     def label(self) -> str:
-        """What tables call the network."""
+        """Return the name of the network in tables."""
         return "DataMUXConv"
 
     @property
     def last_size(self) -> int:
-        """Height and width of the last feature maps: two convolutions, each with a pool behind it, and a third; none padded."""
+        """Return height and width of the last feature maps, after three convolutions without padding and two pools."""
         return ((self.image_size - 2) // 2 - 3) // 2 - 2
 
 
 class DataMUXConv(Pretrained):
     """A LeNet on the sum of N images, each of which has gone through two convolutions of its own.
 
-    From the published account: all sizes, tanh everywhere, answers trained towards 1 for the class and -1 for the others. That
-    only the first two convolutions are padded follows from its 0.88 and 0.55 million multiply-adds an image with N = 1 and 16.
-    Where it is silent: pools are means, as in LeNet-5; all weights are trained, and start with variance 1 / fan-in and biases
-    of 0, as LeCun et al. (1998, Efficient BackProp) advise for tanh: from torch's own start signals fade on the way up.
+    From the paper: all sizes, tanh everywhere, answers trained towards 1 for the class and -1 for the others. That only the
+    first two convolutions are padded follows from its 0.88 and 0.55 million multiply-adds per image with N = 1 and 16. Chosen
+    here: pools are means, as in LeNet-5; all weights are trained, and start with variance 1 / fan-in and biases of 0, as LeCun
+    et al. (1998, Efficient BackProp) advise for tanh, because signals fade with torch's default start.
 
     >>> network = DataMUXConv(DataMUXConvConfig(capacity=4))
     >>> network(torch.rand(8, 4, 1, 20, 20)).shape
@@ -82,10 +84,10 @@ class DataMUXConv(Pretrained):
             nn.init.zeros_(weight) if weight.dim() == 1 else nn.init.kaiming_normal_(weight, nonlinearity="linear")
 
     def forward(self, images: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n classes"]:
-        """Answers from -1 to 1, the highest for the class.
+        """Compute answers from -1 to 1, the highest for the class.
 
         Raises:
-            ValueError: not N images a pass, or images of another size.
+            ValueError: there are not N images per pass, or images have another size.
         """
         config = self.config
         size = (config.capacity, config.in_channels, config.image_size, config.image_size)

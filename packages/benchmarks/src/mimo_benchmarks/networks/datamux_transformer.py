@@ -1,4 +1,4 @@
-"""DataMUX's Transformer (Murahari et al., 2022), written from the paper: N sequences always share a pass."""
+"""DataMUX's Transformer (Murahari et al., 2022), written from the paper; N sequences always share a pass."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,36 +20,36 @@ from vsa_core.hub import Pretrained
 
 @dataclass(frozen=True, kw_only=True)
 class DataMUXConfig:
-    """DataMUX's Transformer; what has the name of a field of `MIMOFormerConfig` means the same."""
+    """Configuration of DataMUX's Transformer; fields named as in `MIMOFormerConfig` mean the same."""
 
     capacity: int = 2
-    """N: the sequences that share a pass, always as many."""
+    """N: the number of sequences that share every pass."""
     vocab_size: int = 512
-    """Token ids run from 0 to below this."""
+    """Number of token ids, which run from 0."""
     max_length: int = 2048
-    """Positions: the longest sequence, its prefix not counted."""
+    """Most tokens of a sequence, without its prefix."""
     layers: int = 6
-    """Blocks."""
+    """Number of Transformer blocks."""
     embed_dim: int = 512
-    """Dimension of a token."""
+    """Dimension of a token's embedding."""
     heads: int = 8
-    """Attention heads of a block, of embed_dim / heads dimensions each."""
+    """Number of attention heads of a block, of embed_dim / heads dimensions each."""
     mlp_dim: int = 2048
     """Hidden dimension of the blocks' MLPs and of the classifier."""
     activation: Activation = "relu"
-    """Of the MLPs."""
+    """Activation of the MLPs."""
     dropout: float = 0.1
-    """Of the mixed embeddings, and of what attention and MLP add."""
+    """Dropout rate of the mixed embeddings, and of what attention and MLP add to them."""
     head: Literal["classes", "tokens"] = "classes"
-    """Classes of a sequence, or the next token everywhere (causal)."""
+    """What the network predicts: classes of a sequence (classes), or the next token at every position (tokens, causal)."""
     num_classes: int = 10
-    """Classes of the head classes; tokens predicts one of vocab_size tokens."""
+    """Number of classes of the head classes; the head tokens predicts one of vocab_size tokens."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes, in the order of the logits."""
     tokenizer: Tokenizer | None = None
-    """How texts become tokens: see `mimoformer.tokenize`."""
+    """How texts become tokens, as in `mimoformer.tokenize`."""
     words: tuple[str, ...] | None = None
-    """The words of the tokenizer "words", in the order of their ids from 1."""
+    """Vocabulary of the tokenizer words; the first word has id 1."""
 
     def __post_init__(self) -> None:
         checks.positive(capacity=self.capacity)
@@ -59,12 +59,12 @@ class DataMUXConfig:
 
     @property
     def label(self) -> str:
-        """What tables call the network."""
+        """Return the name of the network in tables."""
         return "DataMUX"
 
     @property
     def transformer(self) -> MIMOFormerConfig:
-        """The plain Transformer of this size, whose blocks and head these are."""
+        """Return the configuration of the plain Transformer whose blocks and head are used."""
         shared = {name: value for name, value in vars(self).items() if name != "capacity"}
         return MIMOFormerConfig(m=1, n=1, attention="softmax", **shared)
 
@@ -81,11 +81,11 @@ class DataMUX(Pretrained):
       which would leave embeddings of 0.02 below the epsilon of the first LayerNorm.
     - Blocks, head and initialisation are those of the plain Transformer beside MIMOFormer, not BERT's. There is no class token;
       the head classes averages the real tokens of each sequence.
-    - A token that is not real counts as 0 in the mean over the pass; positions where no sequence has a real one are not seen.
+    - A padding token counts as 0 in the mean over the pass; positions at which no sequence has a real token are masked.
     - For the head tokens attention is causal, so that p_i, of the prefix that all see, is the same for all sequences.
-    - There is no warm-up by retrieving tokens.
+    - There is no warm-up on retrieving tokens.
 
-    Sequences of a pass do not leave each other alone: one set of attention weights serves all of them.
+    The sequences of a pass influence each other: one set of attention weights serves all of them.
 
     >>> network = DataMUX(DataMUXConfig(capacity=2, vocab_size=16, max_length=50, layers=1, embed_dim=32, heads=2, mlp_dim=64))
     >>> network(torch.randint(16, (8, 2, 50))).shape
@@ -100,33 +100,33 @@ class DataMUX(Pretrained):
         self.config, n, dim = config, config.capacity, config.embed_dim
         self.register_buffer("keys", F.normalize(torch.randn(n, dim), dim=-1) * dim**0.5)
         self.embedding = nn.Embedding(config.vocab_size, dim)
-        self.markers = nn.Embedding(n + 1, dim)  # the last is the one of padding
+        self.markers = nn.Embedding(n + 1, dim)  # the last one marks padding
         self.positions = nn.Parameter(torch.empty(n + config.max_length, dim))
         for table in (self.embedding.weight, self.markers.weight, self.positions):
             nn.init.normal_(table, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config.transformer) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim)
-        # one matrix on [p; h], in halves: each is applied once to what it sees, not to every pair of them
+        # one matrix on [p; h] in two halves, so that each half is applied once per vector and not once per pair
         self.of_index, self.of_token = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
         self.demux = nn.Sequential(nn.GELU(), nn.LayerNorm(dim))
         self.head: Any = build_head(config.transformer)
 
     def forward(self, tokens: Integer[Tensor, "b n l"], mask: Bool[Tensor, "b n l"] | None = None) -> Float[Tensor, "b n *out"]:
-        """Logits of N sequences a pass: (b n classes), or (b n l vocab) for the head tokens.
+        """Compute logits of N sequences per pass: (b n classes), or (b n l vocab) for the head tokens.
 
         Args:
-            tokens: ids; what they are where not real changes nothing.
+            tokens: token ids; those of padding do not matter.
             mask: True where a token is real; all are unless given.
 
         Raises:
-            ValueError: not N sequences a pass, more tokens than positions or none, or a mask of another shape.
+            ValueError: there are not N sequences per pass, no tokens or more than max_length, or the mask has another shape.
             TypeError: the mask is not boolean.
         """
         config, n = self.config, self.config.capacity
         if tokens.dim() != 3 or tokens.shape[1] != n or not 1 <= tokens.shape[2] <= config.max_length:
             raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}; DataMUX always needs (b, n, l) with n = {n} sequences a pass "
+                f"tokens have shape {tuple(tokens.shape)}; DataMUX always needs (b, n, l) with n = {n} sequences per pass "
                 f"and l from 1 to {config.max_length}"
             )
         seen = None
@@ -147,11 +147,11 @@ class DataMUX(Pretrained):
         return logits
 
     def prefix(self) -> Float[Tensor, "1 n e"]:
-        """The N tokens before every mixture: N prefixes, of one marker each, mixed as sequences are."""
+        """Return the N tokens before every mixture: N prefixes, each with one marker, mixed as sequences are."""
         place = torch.arange(self.config.capacity, device=self.keys.device)
         marker = torch.where(place == place[:, None], place, self.config.capacity)
         return self.multiplex(self.markers(marker)[None] + self.positions[: self.config.capacity])
 
     def multiplex(self, x: Float[Tensor, "b n l e"]) -> Float[Tensor, "b l e"]:
-        """Mean over the pass, after multiplication with the keys."""
+        """Multiply with the keys, and average over the pass."""
         return (x * rearrange(self.keys, "n e -> n 1 e")).mean(1)

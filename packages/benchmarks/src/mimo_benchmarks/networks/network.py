@@ -1,49 +1,57 @@
-"""What the program asks of a network: one protocol, which a file of this folder answers for each kind."""
+"""The protocol by which the program knows networks; a file of this folder implements it for each kind of network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from vsa_core import slots
 from vsa_core.hub import Library
+from vsa_core.modules import evaluating
 
+PASSES_AT_ONCE = 512
+"""Passes in one batch of `Network.predict`, which bounds memory."""
 Inputs = Literal["images", "tokens"]
 Place = tuple[nn.Module, Literal["input", "output", "first slot"]]
-"""A module, and what of it is looked at: its input, its output, or the first slot of its output (b slots ...)."""
+"""A module, and what is measured there: its input, its output, or the first slot of its output (b slots ...)."""
 
 
 class ModelSettings(Protocol):
-    """What the configuration of every network has."""
+    """What the configurations of all networks have in common: frozen dataclasses with a capacity and a label."""
 
     @property
     def capacity(self) -> int:
-        """The most inputs that a pass can hold; 1 for a plain network."""
+        """Return the most inputs that a pass can hold; 1 for a plain network."""
 
     @property
     def label(self) -> str:
-        """What tables call the network."""
+        """Return the name of the network in tables."""
 
     def __hash__(self) -> int: ...
 
 
-class Network(Protocol):
-    """A network as the program knows it: by its configuration before it is built, and by what can be done with its module.
+class Network:
+    """What the program knows of a network: its configuration, and what can be done with the module that is built from it.
 
-    Each kind is a subclass, with one line in `registry.NETWORKS`. `n` is counted as in the paper: inputs per pass, or the side
-    of a MIMOFormer's grid.
+    A kind of network is a subclass, with one line in `registry.NETWORKS`; it must give
+    `settings` and `library`, and what it does not inherit from the class for its inputs, such as `ImageNetwork`. `n` is
+    counted as in the paper: inputs per pass, or the side of a MIMOFormer's grid.
     """
 
     config: Any
+    """The configuration, an instance of `settings`."""
     settings: ClassVar[type[Any]]
-    """The class of the configuration, a frozen dataclass."""
+    """Class of the configuration."""
     takes: ClassVar[Inputs]
+    """What the inputs are."""
     library: ClassVar[Library[Any]]
-    """What saves and loads the finished network."""
-    layouts: ClassVar[Sequence[torch.memory_format]]
-    """Memory layouts of the weights that may differ in speed; the usual one comes last."""
+    """Saves and loads the finished network."""
+    layouts: ClassVar[Sequence[torch.memory_format]] = (torch.contiguous_format,)
+    """Memory layouts of the weights whose speed may differ; the usual one comes last."""
     fixed_n: ClassVar[bool] = False
     """Whether every pass must hold as many inputs as the capacity."""
 
@@ -52,48 +60,62 @@ class Network(Protocol):
 
     @property
     def capacity(self) -> int:
-        """The most inputs that a pass can hold."""
+        """Return the most inputs that a pass can hold."""
         return int(self.config.capacity)
 
     @property
     def plain(self) -> bool:
-        """Whether the network takes its inputs one by one, whatever n is."""
+        """Return whether the network takes its inputs one by one, whatever n is."""
         return self.capacity == 1
 
     @property
     def largest_n(self) -> int:
-        """The largest n that a superposed network has room for."""
+        """Return the largest n that a superposed network has room for."""
         return self.capacity
 
     def axes(self, n: int) -> tuple[int, ...]:
-        """The axes of the inputs that share a pass; all 1 for a plain network."""
+        """Return the axes of the inputs that share a pass; all 1 for a plain network."""
         return (1 if self.plain else n,)
 
     def inputs(self, n: int) -> int:
-        """Inputs per superposition. A plain network sees as many one by one."""
+        """Return the inputs per superposition; a plain network sees as many one by one."""
         return int(n ** len(self.axes(n)))
 
     def inputs_per_pass(self, n: int) -> int:
-        """How many inputs share a pass; 1 for a plain network."""
+        """Return how many inputs share a pass; 1 for a plain network."""
         return prod(self.axes(n))
 
     def evaluated_n(self, ns: Sequence[int]) -> list[int]:
-        """Each n that the network is evaluated with, of those it is trained with."""
+        """Return each n that the network is evaluated with, of those it is trained with."""
         return [1] if self.plain else sorted(ns)
+
+    def accuracy_key(self, n: int) -> int | tuple[int, ...]:
+        """Return the key of n among the accuracies that a network is saved with: n itself, or a grid."""
+        axes = self.axes(n)
+        return axes if len(axes) > 1 else axes[0]
 
     def build(self) -> nn.Module:
         """Make the network with fresh weights."""
-        raise NotImplementedError
+        make: Any = next(kind for kind, settings in self.library.models.items() if settings is self.settings)
+        module: nn.Module = make(self.config)
+        return module
 
     def predict(
         self, module: nn.Module, inputs: Shaped[Tensor, "count *item"], n: int, mask: Bool[Tensor, "count *real"] | None = None
     ) -> Float[Tensor, "count *out"]:
         """Return the logits of a flat batch in eval mode; the last group is filled by repeating inputs."""
-        raise NotImplementedError
+        axes, parts = self.axes(n), (inputs,) if mask is None else (inputs, mask)
+        groups = [slots.group(part, prod(axes)).unflatten(1, axes).split(PASSES_AT_ONCE) for part in parts]
+        with torch.no_grad(), evaluating(module):
+            logits = torch.cat([module(*batch) for batch in zip(*groups, strict=True)])
+        return slots.ungroup(logits.flatten(1, len(axes)), len(inputs))
 
     def count_macs(self, module: nn.Module, n: int) -> float:
-        """Count multiply-adds per input, at the network's own image size or its longest sequence."""
-        raise NotImplementedError
+        """Count multiply-adds per input, at the network's own image size or its longest sequence, by torch's flop counter."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, torch.device("meta"):
+            one_pass = self.example(self.inputs_per_pass(n), torch.device("meta")).unflatten(0, (1, *self.axes(n)))
+            self.build().eval()(one_pass)
+        return float(counter.get_total_flops() / 2 / self.inputs_per_pass(n))
 
     def example(self, count: int, device: torch.device) -> Shaped[Tensor, "count *item"]:
         """Draw random inputs of the network's own size."""
@@ -101,12 +123,40 @@ class Network(Protocol):
 
     @property
     def penalties(self) -> Mapping[str, Callable[[nn.Module], Float[Tensor, ""]]]:
-        """What can be added to the loss, by the name of its factor in `OptimConfig`."""
+        """Return the penalties that can be added to the loss, by the names of their factors in `OptimConfig`."""
         return {}
 
     def recalibrate(self, module: nn.Module, batches: Any, n: int) -> None:
-        """Estimate the BatchNorm statistics for n afresh on batches of inputs; without BatchNorm there is nothing to do."""
+        """Estimate the BatchNorm statistics for n again on batches of inputs; a network without BatchNorm does nothing."""
 
     def crosstalk_places(self, module: nn.Module) -> Mapping[str, Place]:
-        """Return where crosstalk is measured on the way from the superposition to the answers; nowhere unless overridden."""
+        """Return the places where crosstalk is measured, from the superposition to the answers; empty unless overridden."""
         return {}
+
+    @property
+    def takes_texts(self) -> bool:
+        """Return whether `tokenize` makes the inputs from texts."""
+        return False
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Return whether an input is a pair of texts."""
+        return False
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Return whether the network answers with the next token instead of a class."""
+        return False
+
+    def tokenize(self, texts: Sequence[Any]) -> tuple[Integer[Tensor, "count *pair l"], Bool[Tensor, "count *pair l"]]:
+        """Turn whole texts, or pairs of them, into tokens as the configuration says, and say which tokens are real.
+
+        Raises:
+            ValueError: the configuration does not say how, or it does not know a word.
+        """
+        raise NotImplementedError
+
+    def answer_name(self, place: int) -> str:
+        """Return the name of the class, or of the token, with this place among the logits."""
+        names = getattr(self.config, "class_names", None) or ()
+        return str(names[place]) if place < len(names) else str(place)

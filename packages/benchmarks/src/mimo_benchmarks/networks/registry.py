@@ -1,8 +1,9 @@
-"""The networks that the program trains, each with one line here."""
+"""The networks that the program can train: each has one line in NETWORKS."""
 
 from functools import reduce
 from operator import or_
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from mimo_benchmarks.networks.convolutional import MIMOConvNetwork, WideResNetNe
 from mimo_benchmarks.networks.datamux import DataMUXConvNetwork, DataMUXNetwork
 from mimo_benchmarks.networks.network import ModelSettings, Network
 from mimo_benchmarks.networks.transformers import MIMOFormerNetwork
-from vsa_core.hub.library import class_name, resolve
+from vsa_core.hub.library import WEIGHTS, class_name, resolve
 
 NETWORKS: tuple[type[Network], ...] = (
     MIMOConvNetwork,
@@ -25,12 +26,12 @@ NETWORKS: tuple[type[Network], ...] = (
 
 if TYPE_CHECKING:
     ModelConfig = ModelSettings
-else:  # what the command line chooses from
+else:  # the union that the command line chooses from
     ModelConfig = reduce(or_, (network.settings for network in NETWORKS))
 
 
 def describe(config: ModelConfig) -> Network:
-    """Return what the program knows of the network with this configuration."""
+    """Return the `Network` with this configuration."""
     return next(network for network in NETWORKS if network.settings is type(config))(config)
 
 
@@ -38,32 +39,42 @@ def build(config: ModelConfig) -> nn.Module:
     """Make a network with fresh weights.
 
     Raises:
-        ConfigError: its sizes are beyond the machine.
+        ConfigError: the network is too large for this machine.
     """
     try:
         return describe(config).build()
-    except (RuntimeError, TypeError, MemoryError, OverflowError) as error:  # the allocator's errors, and sizes beyond 64 bits
-        raise ConfigError(f"this network is too large to be built ({first_line(error)}): give smaller --model sizes") from error
+    except (RuntimeError, TypeError, MemoryError, OverflowError) as error:  # from the allocator, and from sizes beyond 64 bits
+        raise ConfigError(f"the network is too large to be built ({first_line(error)}): give smaller --model sizes") from error
 
 
 def load_finished(source: str | PathLike[str], device: torch.device) -> tuple[Network, Any]:
-    """Load a finished network of any kind: a run directory, a folder that save_pretrained wrote, or an id on the hub.
+    """Load a finished network of any kind.
+
+    Args:
+        source: a run directory, a folder that save_pretrained wrote, or the id of a repository on the Hugging Face Hub.
+        device: where the weights go.
 
     Returns:
-        What the program knows of the network, and the network in eval mode.
+        The `Network`, and its module in eval mode.
 
     Raises:
-        ConfigError: there is none, or its files are missing or damaged.
+        ConfigError: there is no such network, or its files are missing or damaged.
     """
+    path = Path(source)
+    is_path = path.exists() or path.is_absolute() or (path.parent != Path() and path.parent.exists())
+    what = "name a finished run, a folder that save_pretrained wrote, or a repository on the Hugging Face Hub"
+    if is_path and not path.is_dir():
+        raise ConfigError(f"{source} is not a folder: {what}")
+    if path.is_dir() and not any((folder / WEIGHTS).is_file() for folder in (path, path / "model")):
+        raise ConfigError(f"{source} holds no {WEIGHTS}, nor does its folder model: {what}")
+    libraries = {kind.__name__: network.library for network in NETWORKS for kind in network.library.models}
     try:
         folder = resolve(source)
         name = class_name(folder)
-        libraries = {kind.__name__: network.library for network in NETWORKS for kind in network.library.models}
         if name not in libraries:
-            raise ConfigError(f"{source} holds a {name}, expected one of {', '.join(libraries)}")
+            raise ValueError(f"it holds a {name}; expected one of {', '.join(libraries)}")
         module = libraries[name].load(folder, device=device)
-    except ConfigError:
-        raise
-    except Exception as error:  # huggingface_hub names no common type
-        raise ConfigError(f"{source} holds no finished network that can be read ({first_line(error)})") from error
+    except Exception as error:  # huggingface_hub has no common type of error
+        where = "" if is_path else ", which is not a folder here and was looked up on the Hugging Face Hub,"
+        raise ConfigError(f"no network can be read from {source}{where} ({first_line(error)}): {what}") from error
     return describe(module.config), module

@@ -1,1 +1,1 @@
-"""Every experiment by name."""
+"""Presets: the settings of every experiment, by name."""

@@ -1,4 +1,4 @@
-"""The controls of a superposed network, plain ones of the same kind: derived, never typed in."""
+"""Derive the controls of a superposed network: plain networks of the same kind that are trained for comparison."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -13,46 +13,47 @@ from mimoconv import MIMOConvConfig, WideResNetConfig
 from mimoformer import MIMOFormerConfig
 
 STEP = 8
-"""Channels come in multiples of this: odd counts waste the machine's vector lanes, which would flatter superposition."""
+"""Channels of controls are multiples of this, because other counts waste vector lanes, which would flatter superposition."""
 
 TOLERANCE = 0.1
-"""A network whose multiply-adds are further off, as a share of those asked for, is not called one of equal cost."""
+"""Largest relative deviation of multiply-adds at which a network still counts as one of equal cost."""
 
 SCALES = 64
-"""Steps of a MIMOFormer's own widths, up to twice, among which a Performer of equal cost is found."""
+"""Steps between zero and a MIMOFormer's own widths; a Performer of equal cost has up to twice as many."""
 
 
 def controls(config: ModelConfig, ns: Sequence[int]) -> dict[str, ModelConfig]:
-    """Return the plain networks to be trained beside one that was trained with these n, by name.
+    """Return the controls of a network that is trained with these n, by name.
 
-    They are equal_cost_nN for the largest and the smallest n, and thin; of equal ones only the first. A plain network and DataMUX
-    have none.
+    They are equal_cost_nN for the largest and the smallest n, and thin; of equal networks only the first. Plain networks and
+    DataMUX have none.
     """
-    if type(config) not in PLAIN or describe(config).plain:
+    if type(config) not in CONTROL_RULES or describe(config).plain:
         return {}
-    plain = PLAIN[type(config)]
-    chosen = {f"equal_cost_n{n}": plain.equal_cost(config, cost(config, n)) for n in (max(ns), min(ns))}
-    chosen["thin"] = plain.thin(config)
+    rules = CONTROL_RULES[type(config)]
+    chosen = {f"equal_cost_n{n}": rules.equal_cost(config, cost(config, n)) for n in (max(ns), min(ns))}
+    chosen["thin"] = rules.thin(config)
     return {name: control for name, control in chosen.items() if name == next(n for n, c in chosen.items() if c == control)}
 
 
 @cache
 def cost(config: Any, n: int = 1) -> float:
-    """Multiply-adds per input of a network that is not there yet, at that n."""
+    """Count the multiply-adds per input of a network at that n, without memory for its weights."""
     with torch.device("meta"):
         module = build(config)
     return describe(config).count_macs(module, n)
 
 
 def cost_ratio(config: ModelConfig, control: ModelConfig, n: int) -> float:
-    """Multiply-adds of a control as a share of those that the superposed network needs with that n."""
+    """Return the multiply-adds of a control over those of the superposed network at that n."""
     return cost(control) / cost(config, n)
 
 
 def equal_wide_resnet(like: MIMOConvConfig, macs: float) -> WideResNetConfig:
-    """The widest one that a stem of 16 maps leaves affordable; then the stem, in which cost is linear, grows until it fits.
+    """Return the plain wide ResNet whose multiply-adds per input come closest to `macs`.
 
-    The narrowest has STEP channels in its first stage.
+    It is the widest that is affordable with a stem of 16 feature maps; then the stem, in which cost is linear, grows to fill the
+    rest. The narrowest has STEP channels in its first stage.
     """
 
     def candidate(steps: int, stem: int = 16) -> WideResNetConfig:
@@ -65,9 +66,10 @@ def equal_wide_resnet(like: MIMOConvConfig, macs: float) -> WideResNetConfig:
 
 
 def equal_performer(like: MIMOFormerConfig, macs: float) -> MIMOFormerConfig:
-    """All widths scaled by one factor; then mlp_dim, in which cost is linear, makes up for the rest, from half to twice its size.
+    """Return the Performer whose multiply-adds per input come closest to `macs`.
 
-    Dimensions of tokens and MLPs come in multiples of STEP, those of a head, which are fewer, in multiples of STEP / 2.
+    All widths are scaled by one factor; then mlp_dim, in which cost is linear, makes up for the rest, from half to twice its
+    size. Dimensions of tokens and MLPs are multiples of STEP, those of heads, which are smaller, of STEP / 2.
     """
 
     def scaled(size: int, scale: float, step: int = STEP) -> int:
@@ -85,53 +87,55 @@ def equal_performer(like: MIMOFormerConfig, macs: float) -> MIMOFormerConfig:
         return replace(config, mlp_dim=scaled(mlp_dim, needed))
 
     sizes = [candidate(steps) for steps in range(1, 2 * SCALES + 1)]
-    over = bisect_right(sizes, macs, key=cost)  # the first that costs more
+    over = bisect_right(sizes, macs, key=cost)  # index of the first that costs more
     around = map(fitted, sizes[max(0, over - 1) : over + 1])
     return min(around, key=lambda config: abs(cost(config) - macs))
 
 
 def thin_wide_resnet(like: MIMOConvConfig) -> WideResNetConfig:
-    """Return the plain network that one slot would be if the channels were split evenly between the slots."""
+    """Return the plain network that a single slot would be if channels were split evenly between the slots."""
     return wide_resnet(like, width=max(1 / 16, like.width / like.capacity))
 
 
 def thin_performer(like: MIMOFormerConfig) -> MIMOFormerConfig:
-    """Return the plain network that one slot would be if all that slots share were split evenly between them.
+    """Return the plain network that a single slot would be if shared dimensions were split evenly between the slots.
 
     m x n slots share the dimension of a head; with att+mlp, m slots share the dimensions of tokens and MLP.
     """
     shared = like.m if like.variant == "att+mlp" else 1
-    return performer(like, share(like.embed_dim, shared), share(like.dim, like.m * like.n), share(like.mlp_dim, shared))
+    return performer(
+        like, slot_share(like.embed_dim, shared), slot_share(like.dim, like.m * like.n), slot_share(like.mlp_dim, shared)
+    )
 
 
-def share(width: int, slots: int) -> int:
-    """What each slot has of a width, rounded; at least 1."""
+def slot_share(width: int, slots: int) -> int:
+    """Return the part of a width that each slot has, rounded; at least 1."""
     return max(1, round(width / slots))
 
 
 def wide_resnet(like: MIMOConvConfig, *, width: float, stem_channels: int = 16) -> WideResNetConfig:
-    """A plain wide ResNet for the same images and classes, and of the same depth."""
+    """Return a plain wide ResNet of the same depth, for the same images and classes."""
     shared = {name: getattr(like, name) for name in ("num_classes", "depth", "in_channels", "image_size")}
     return WideResNetConfig(**shared, width=width, stem_channels=stem_channels)
 
 
 def performer(like: MIMOFormerConfig, embed_dim: int, head_dim: int, mlp_dim: int) -> MIMOFormerConfig:
-    """The same network for one sequence a pass, of other widths."""
+    """Return the network for one sequence per pass, with other widths."""
     plain = replace(like, m=1, n=1, variant="att", trainable_keys=False)
     return replace(plain, embed_dim=embed_dim, head_dim=head_dim, mlp_dim=mlp_dim)
 
 
 @dataclass(frozen=True)
-class PlainNetworks:
-    """How the controls of a kind of network are derived from its configuration."""
+class ControlRules:
+    """Functions that derive the controls of one kind of network from its configuration."""
 
     equal_cost: Callable[[Any, float], ModelConfig]
-    """The plain network whose multiply-adds per input come closest to a number; the smallest if all cost more."""
+    """Returns the plain network whose multiply-adds per input come closest to a number; the smallest if all cost more."""
     thin: Callable[[Any], ModelConfig]
-    """The plain network that one slot would be by itself."""
+    """Returns the plain network that a single slot would be."""
 
 
-PLAIN: dict[type[ModelConfig], PlainNetworks] = {
-    MIMOConvConfig: PlainNetworks(equal_wide_resnet, thin_wide_resnet),
-    MIMOFormerConfig: PlainNetworks(equal_performer, thin_performer),
+CONTROL_RULES: dict[type[ModelConfig], ControlRules] = {
+    MIMOConvConfig: ControlRules(equal_wide_resnet, thin_wide_resnet),
+    MIMOFormerConfig: ControlRules(equal_performer, thin_performer),
 }

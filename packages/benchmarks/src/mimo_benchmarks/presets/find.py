@@ -1,4 +1,4 @@
-"""Every experiment as a function; its docstring is the evidence: what was reported, and what was measured here."""
+"""Find a preset by name. A preset is a function that returns settings; its docstring says what was reported and measured."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +12,13 @@ from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimoconv import MIMOConvConfig
 
 SHORT = 20
-"""A `short` preset takes one in so many of the steps."""
+"""Factor by which the form `short` of a preset has fewer steps."""
 
 
 def quickstart() -> RunConfig:
     """scikit-learn's handwritten digits, 8 x 8 pixels: no download, a minute and a half on two CPU cores.
 
-    The README has what was measured; the paper has no such run.
+    The README has the measured numbers; the paper has no such run.
     """
     digits = MIMOConvConfig(capacity=4, depth=10, width=2, stem_channels=32, in_channels=1, image_size=8)
     return RunConfig(task="digits", model=digits, controls=True)
@@ -49,19 +49,26 @@ def cifar10_fast_n4() -> RunConfig:
 
 
 def cifar10_muon_n4() -> RunConfig:
-    """The same with Muon for the weights of the body. Measured: 78.1 % (seed 0, H200, commit e924f82)."""
+    """cifar10_fast_n4 with Muon for the weights of the body. Measured: 78.1 % (seed 0, H200, commit e924f82)."""
     base = cifar10_fast_n4()
     return replace(base, optim=replace(base.optim, optimizer="muon", lr=0.02, momentum=(0.95, 0.95)))
 
 
-def documented(name: str, about: str, make: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
-    """One of a family, its docstring filled in."""
+def with_docstring(name: str, about: str, make: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
+    """Return a preset of a family with its docstring: what it is, and what the paper reports."""
     reported = [f"{mean} ± {std} %" if std is not None else f"{mean} %" for mean, std in PAPER.get(name, {}).values()]
     make.__doc__ = f"{about}: {', '.join(reported) or 'no figure'} in Menet et al. (2023); not run to the end here."
     return make
 
 
-OWN = (quickstart, mnist, cifar10, cifar10_fast_n4, cifar10_muon_n4)
+OWN: tuple[Callable[[], RunConfig], ...] = (
+    quickstart,
+    mnist,
+    cifar10,
+    cifar10_fast_n4,
+    cifar10_muon_n4,
+)
+"""Presets that are not from the paper."""
 FAMILIES = (
     published.table1,
     published.figure4,
@@ -72,15 +79,15 @@ FAMILIES = (
 )
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     **{make.__name__: make for make in OWN},
-    **{name: documented(name, about, make) for family in FAMILIES for name, about, make in family()},
+    **{name: with_docstring(name, about, make) for family in FAMILIES for name, about, make in family()},
 }
 
 
 def find_preset(name: str) -> RunConfig:
-    """The preset of that name, or a form of it: NAME.short, or NAME.thin and other controls, or NAME.short.thin.
+    """Return the settings of a preset, or of a form of it: NAME.short, NAME.thin and other controls, NAME.short.thin.
 
     Raises:
-        ConfigError: there is none; the nearest names are suggested.
+        ConfigError: there is no such preset or form; the message suggests names that are close.
     """
     base, *forms = name.split(".")
     if base not in PRESETS:

@@ -1,7 +1,7 @@
-"""The experiments of the paper and those it leans on, as settings: families of presets with their names and what they are.
+"""Define the experiments of the paper, and those that it builds on, as families of presets.
 
-Recipes are the published code's, apart from what docs/running.md lists; where neither it nor the paper gives a number, the words
-of the preset say what was taken.
+Recipes follow the published code, with the exceptions that docs/running.md lists. Where neither the code nor the paper gives a
+number, the description of the preset says what was chosen.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,8 +20,8 @@ from mimoconv import MIMOConvConfig, WideResNetConfig
 from mimoformer import MIMOFormerConfig
 from mimoformer.zoo import FAMILIES, TASKS
 
-Entry = tuple[str, str, Callable[[], RunConfig]]
-"""Name, a sentence, and the settings."""
+NamedPreset = tuple[str, str, Callable[[], RunConfig]]
+"""Name of a preset, its description, and a function that returns its settings."""
 NO_CONTROLS = "a baseline, which has no controls"
 
 CONV = OptimConfig(
@@ -37,41 +37,43 @@ CONV = OptimConfig(
     isometry=1e-4,
     key_penalty=0.1,
 )
-"""How Menet et al. (2023) train MIMOConv: 1,200 epochs of N passes over the set."""
+"""Recipe of Menet et al. (2023) for MIMOConv: 1,200 epochs, each of N passes over the training set."""
 
 
-def images(task: str, model: ModelConfig, n: tuple[int, ...] = (1,), odds: tuple[float, ...] = (1,), **optim: Any) -> RunConfig:
-    """A published run on images: mixup with a share for each image, and no digit mirrored."""
-    steps = 1200 * (388 if 4 in n else 390)  # an epoch leaves out what does not fill a step of N passes
+def image_run(
+    task: str, model: ModelConfig, n: tuple[int, ...] = (1,), odds: tuple[float, ...] = (1,), **optim: Any
+) -> RunConfig:
+    """Return a published run on images, with the augmentation of the task."""
+    steps = 1200 * (388 if 4 in n else 390)  # an epoch drops the images that do not fill its last step
     settings = replace(CONV, **{"steps": steps} | optim)
     return RunConfig(task=task, model=model, n=n, n_odds=odds, optim=settings, augment=CORRECTED[task])
 
 
-def mimoconv(classes: int, capacity: int, **options: Any) -> MIMOConvConfig:
-    """The published MIMOConv-28-10."""
+def published_mimoconv(classes: int, capacity: int, **options: Any) -> MIMOConvConfig:
+    """Return the published MIMOConv-28-10, with fields replaced by `options`."""
     return replace(MIMOConvConfig(num_classes=classes, capacity=capacity, stem="conv-norm-relu"), **options)
 
 
-def table1() -> Iterator[Entry]:
-    """CIFAR-10 and -100, and SVHN, which the text has."""
+def table1() -> Iterator[NamedPreset]:
+    """Yield the runs of Table 1, on CIFAR-10 and CIFAR-100, and those on SVHN, which the paper reports in its text."""
     for task, classes in (("cifar10", 10), ("cifar100", 100), ("svhn", 10)):
         source = "the steps are those of CIFAR" if task == "svhn" else "Table 1"
         for n in (1, 2, 4):
-            make = partial(images, task, mimoconv(classes, n), (n,))
+            make = partial(image_run, task, published_mimoconv(classes, n), (n,))
             yield f"{task}_mimoconv_n{n}", f"MIMOConv-28-10 with N = {n}; {source}", make
         if task == "svhn":
             continue
-        words = "one MIMOConv-28-10 for one, two (never trained) and four images a pass; Table 1"
-        passes = f"{words}; where one image a pass is trained, 128 of them make a step, not 512 as published"
-        yield f"{task}_mimoconv_dynamic", passes, partial(images, task, mimoconv(classes, 4), (1, 2, 4), (1, 0, 4))
+        words = "one MIMOConv-28-10 for one, two (never trained) and four images per pass; Table 1"
+        passes = f"{words}; steps with one image per pass hold 128 images, not 512 as published"
+        yield f"{task}_mimoconv_dynamic", passes, partial(image_run, task, published_mimoconv(classes, 4), (1, 2, 4), (1, 0, 4))
         iso = WideResNetConfig(num_classes=classes, stem="conv-norm-relu", activation="prelu", final_norm=False)
-        yield f"{task}_wide_isonet", "WideIsoNet-28-10; Table 1", partial(images, task, iso)
-        make = partial(images, task, replace(iso, activation="relu"), steps=78_000, isometry=0.0)
+        yield f"{task}_wide_isonet", "WideIsoNet-28-10; Table 1", partial(image_run, task, iso)
+        make = partial(image_run, task, replace(iso, activation="relu"), steps=78_000, isometry=0.0)
         yield f"{task}_wide_resnet", "WideResNet-28-10 without isometry; Table 1", make
 
 
-def ablations() -> Iterator[Entry]:
-    """What the paper's appendix varies, of which its text gives no figure."""
+def ablations() -> Iterator[NamedPreset]:
+    """Yield the ablations of the paper's appendix, for which its text gives no figure."""
     changes: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
         **{f"n{n}_no_isometry": ("without isometry", n, {}, {"isometry": 0.0}) for n in (1, 2, 4)},
         **{f"n4_d{d}": (f"with D = {d} feature maps of the stem", 4, {"stem_channels": d}, {}) for d in (16, 32, 128)},
@@ -79,16 +81,16 @@ def ablations() -> Iterator[Entry]:
         **{f"n4_{epochs}_epochs": (f"for {epochs} epochs", 4, {}, {"steps": 388 * epochs}) for epochs in (200, 600)},
     }
     for name, (words, n, options, optim) in changes.items():
-        make = partial(images, "cifar10", mimoconv(10, n, **options), (n,), **optim)
+        make = partial(image_run, "cifar10", published_mimoconv(10, n, **options), (n,), **optim)
         yield f"cifar10_mimoconv_{name}", f"MIMOConv-28-10 with N = {n} {words}; ablation", make
 
 
-def figure4() -> Iterator[Entry]:
-    """MNIST's inner 20 x 20 pixels, MIMOConv beside DataMUX."""
+def figure4() -> Iterator[NamedPreset]:
+    """Yield the runs of Figure 4: MIMOConv and DataMUX on the inner 20 x 20 pixels of MNIST."""
     for n in (1, 2, 4, 8, 16):
         sizes: dict[str, Any] = {"depth": 10, "width": 1, "stem_channels": 16, "in_channels": 1, "image_size": 20}
-        make = partial(images, "mnist20", mimoconv(10, n, **sizes), (n,), steps=28_125)
-        yield f"mnist_mimoconv_n{n}", f"MIMOConv-10-1 with N = {n}; Figure 4, the steps are those of DataMUX", make
+        make = partial(image_run, "mnist20", published_mimoconv(10, n, **sizes), (n,), steps=28_125)
+        yield f"mnist_mimoconv_n{n}", f"MIMOConv-10-1 with N = {n}; Figure 4, with the steps of DataMUX", make
         yield (
             f"mnist_datamux_n{n}",
             f"DataMUX's CNN with N = {n} on normalised pixels; Figure 4; {NO_CONTROLS}",
@@ -97,11 +99,18 @@ def figure4() -> Iterator[Entry]:
 
 
 def datamux_cnn(n: int) -> RunConfig:
-    """As DataMUX's authors train it: plain SGD at 0.1 on squared errors, 15 epochs in batches of 32 N images."""
+    """Return the run of DataMUX's authors: plain SGD at 0.1 on squared errors, 15 epochs in batches of 32 N images."""
     rates: dict[str, Any] = {"lr": 0.1, "start": 1.0, "end": 1.0, "momentum": (0.0, 0.0), "weight_decay": 0.0}
     optim = OptimConfig(steps=28_125, groups=32, optimizer="sgd", loss="squared", label_smoothing=0.0, max_grad_norm=inf, **rates)
     return RunConfig(task="mnist20", model=DataMUXConvConfig(capacity=n), n=(n,), n_odds=(1,), optim=optim, augment=NONE)
 
+
+BLURRY: tuple[str, int, dict[str, Any]] = (
+    "MIMOFormer with N = 2, blurry att.: one set of attention weights for all sequences of a pass, which saves N^2 instead of N",
+    2,
+    {"m": 2, "n": 2, "variant": "blurry"},
+)
+"""A row beside those of the paper: description, n, and fields of the configuration."""
 
 LRA = OptimConfig(eps=1e-6, lr=1e-4, weight_decay=0.0, schedule="linear", label_smoothing=0.0, max_grad_norm=inf)
 RECIPES = {
@@ -111,11 +120,11 @@ RECIPES = {
     "image": (256, 70_000, 175, 10_000),
     "pathfinder": (256, 124_800, 312, 20_800),
 }
-"""Sequences a step, steps, those of warm-up and of the curriculum."""
+"""For each task: sequences per step, steps, steps of warm-up, steps of the curriculum."""
 
 
-def lra(task: str, model: ModelConfig, n: int, curriculum: tuple[int, ...] = ()) -> RunConfig:
-    """A run on the long range arena: as many sequences a step whatever N is; the weights of the best dev accuracy are tested."""
+def lra_run(task: str, model: ModelConfig, n: int, curriculum: tuple[int, ...] = ()) -> RunConfig:
+    """Return a run on the Long Range Arena; sequences per step do not depend on N, and the weights of best dev accuracy count."""
     batch, steps, warmup, first = RECIPES[task]
     share = first / steps if curriculum else 0.0
     return RunConfig(
@@ -131,8 +140,8 @@ def lra(task: str, model: ModelConfig, n: int, curriculum: tuple[int, ...] = ())
     )
 
 
-def table2() -> Iterator[Entry]:
-    """The long range arena, its starred rows too, and what the text has of DataMUX."""
+def table2() -> Iterator[NamedPreset]:
+    """Yield the runs of Table 2 (Long Range Arena), the blurry variant on ListOps, and the DataMUX run of the paper's text."""
     rows: dict[str, tuple[str, int, dict[str, Any]]] = {
         "transformer": ("Transformer with softmax attention", 1, FAMILIES["transformer"]),
         "performer": ("Performer", 1, FAMILIES["performer"]),
@@ -145,11 +154,18 @@ def table2() -> Iterator[Entry]:
     for task, network in TASKS.items():
         for size in ("deep", "wide"):
             for row, (words, n, options) in rows.items():
-                make = partial(lra, task, network(size, **options), n, (2,) if row.endswith("curriculum") else ())
+                make = partial(lra_run, task, network(size, **options), n, (2,) if row.endswith("curriculum") else ())
                 yield f"{task}_{size}_{row}", f"{size} {words}; Table 2", make
+            if task == "listops":
+                words, n, options = BLURRY
+                yield (
+                    f"{task}_{size}_n2_blurry",
+                    f"{size} {words}",
+                    partial(lra_run, task, network(size, **options), n),
+                )
     sizes: dict[str, Any] = {"layers": 6, "embed_dim": 512, "heads": 8, "mlp_dim": 2048, "num_classes": 10}
     mux = DataMUXConfig(capacity=2, vocab_size=32, max_length=2048, **sizes)
-    yield "listops_deep_datamux_n2", f"DataMUX's Transformer with N = 2; {NO_CONTROLS}", partial(lra, "listops", mux, 2)
+    yield "listops_deep_datamux_n2", f"DataMUX's Transformer with N = 2; {NO_CONTROLS}", partial(lra_run, "listops", mux, 2)
 
 
 TOKENS = OptimConfig(
@@ -163,7 +179,7 @@ TOKENS = OptimConfig(
     label_smoothing=0.0,
     max_grad_norm=inf,
 )
-"""H3's for associative recall: 400 epochs in batches of 32."""
+"""H3's recipe for associative recall: 400 epochs in batches of 32."""
 CAUSAL: dict[str, tuple[str, int, dict[str, Any]]] = {
     "transformer": ("Transformer with softmax attention", 1, FAMILIES["transformer"]),
     "performer": ("Performer", 1, FAMILIES["performer"]),
@@ -172,27 +188,27 @@ CAUSAL: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
-def tokens(task: str, model: ModelConfig, n: int, batch: int, optim: OptimConfig) -> RunConfig:
-    """A run that predicts tokens causally: as many sequences a step whatever N is."""
+def token_run(task: str, model: ModelConfig, n: int, batch: int, optim: OptimConfig) -> RunConfig:
+    """Return a run that predicts tokens causally; sequences per step do not depend on N."""
     return RunConfig(task=task, model=model, n=(n,), n_odds=(1,), optim=replace(optim, groups=batch // describe(model).inputs(n)))
 
 
-def table3() -> Iterator[Entry]:
-    """H3's synthetic tasks."""
+def table3() -> Iterator[NamedPreset]:
+    """Yield the runs of Table 3, on H3's synthetic tasks, and the blurry variant beside them."""
     induction = replace(TOKENS, schedule="cosine", end=0.1)
     for task, length, optim in (("recall", 42, TOKENS), ("induction", 31, induction)):
         shape: dict[str, Any] = {"layers": 2, "embed_dim": 32, "heads": 1, "mlp_dim": 128, "activation": "gelu", "head": "tokens"}
         shape |= {"vocab_size": 20, "max_length": length}
-        for row, (words, n, options) in CAUSAL.items():
-            make = partial(tokens, task, MIMOFormerConfig(tied=True, **shape, **options), n, 32, optim)
-            yield f"{task}_{row}", f"{words}, causal; Table 3", make
-        make = partial(tokens, task, DataMUXConfig(capacity=2, **shape), 2, 32, optim)
+        for row, (words, n, options) in {**CAUSAL, "n2_blurry": BLURRY}.items():
+            make = partial(token_run, task, MIMOFormerConfig(tied=True, **shape, **options), n, 32, optim)
+            yield f"{task}_{row}", f"{words}, causal{'; Table 3' * (row in CAUSAL)}", make
+        make = partial(token_run, task, DataMUXConfig(capacity=2, **shape), 2, 32, optim)
         yield f"{task}_datamux_n2", f"DataMUX's Transformer with N = 2, causal, untied; Table 3; {NO_CONTROLS}", make
 
 
-def mqar() -> Iterator[Entry]:
-    """Zoology's multi-query recall."""
-    zoology = "at the third of Zoology's four rates, never stopped early, with an MLP of one width where it has none"
+def mqar() -> Iterator[NamedPreset]:
+    """Yield the runs on Zoology's multi-query recall."""
+    zoology = "at the third of Zoology's four learning rates, without early stopping, with an MLP of one width where it has none"
     for length in MQAR:
         batch = {64: 512, 128: 512, 256: 256, 512: 128}[length]
         optim = replace(TOKENS, steps=64 * 100_000 // batch, lr=10 ** (-8 / 3), schedule="cosine")
@@ -205,5 +221,5 @@ def mqar() -> Iterator[Entry]:
             "mlp_dim": 64,
         }
         for row, (words, n, options) in CAUSAL.items():
-            make = partial(tokens, f"mqar_{length}", MIMOFormerConfig(head="tokens", **shape, **options), n, batch, optim)
+            make = partial(token_run, f"mqar_{length}", MIMOFormerConfig(head="tokens", **shape, **options), n, batch, optim)
             yield f"mqar_{length}_{row}", f"{words}, {length} tokens, causal; {zoology}", make

@@ -1,1 +1,1 @@
-"""Finished runs as tables, figures and pages."""
+"""Reports that compare finished runs: tables, figures, verdicts, and an HTML page."""

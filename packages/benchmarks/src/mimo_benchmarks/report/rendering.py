@@ -1,4 +1,4 @@
-"""A report as Markdown and as one HTML file that loads nothing; whatever it is given is escaped."""
+"""Render a report as Markdown and as one HTML file that loads nothing; all text is escaped."""
 
 import html
 import re
@@ -40,24 +40,25 @@ details details { margin: .5rem 0 .5rem 1rem }
   td:first-child::before { content: none }
 }
 """
-NAMES = {"preset", "model", "control", "device"}
-"""Columns of words, set to the left; the others hold numbers."""
-KIND = ' class="name"'
+TEXT_COLUMNS = {"preset", "model", "control", "device"}
+"""Columns that hold words and are aligned left; the others hold numbers."""
+TEXT_CLASS = ' class="name"'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG."""
+    """A figure of the report, as PNG."""
 
     file: str
-    """Its name beside report.md."""
+    """File name, in the folder of report.md."""
     caption: str
     content: bytes
+    """The PNG file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """All about one task."""
+    """One task of the report: its table, the notes below it, and its figures."""
 
     heading: str
     columns: Sequence[str]
@@ -66,26 +67,30 @@ class Section:
     pictures: Sequence[Picture]
 
 
-def escape(text: str) -> str:
-    """Text as Markdown shows it as it stands; underscores within a word mean nothing there."""
+def escape_markdown(text: str) -> str:
+    """Escape text so that Markdown shows it unchanged; underscores within a word need no escape."""
     return re.sub(r"([\\`*\[\]<>|&#$~])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], text)
 
 
-def markdown(head: Sequence[str], sections: Sequence[Section], *, pictures: bool) -> str:
-    """The body of report.md, or without pictures what is printed."""
-    parts = ["\n".join(f"{escape(line)}\n" for line in head)]
+def markdown_body(head: Sequence[str], sections: Sequence[Section], *, pictures: bool) -> str:
+    """Render the report below its title in Markdown: with pictures for report.md, without for the terminal."""
+    parts = ["\n".join(f"{escape_markdown(line)}\n" for line in head)]
     for section in sections:
         parts += [
-            f"## {escape(section.heading)}\n",
-            markdown_table(list(map(escape, section.columns)), [list(map(escape, row)) for row in section.rows], left=NAMES),
-            "\n".join(f"- {escape(note)}" for note in section.notes) + "\n",
+            f"## {escape_markdown(section.heading)}\n",
+            markdown_table(
+                list(map(escape_markdown, section.columns)),
+                [list(map(escape_markdown, row)) for row in section.rows],
+                left=TEXT_COLUMNS,
+            ),
+            "\n".join(f"- {escape_markdown(note)}" for note in section.notes) + "\n",
         ]
-        parts += [f"![{escape(picture.caption)}]({picture.file})\n" for picture in section.pictures if pictures]
+        parts += [f"![{escape_markdown(picture.caption)}]({picture.file})\n" for picture in section.pictures if pictures]
     return "\n".join(parts)
 
 
-def page(title: str, head: Sequence[str], sections: Sequence[Section], facts: Mapping[str, Mapping[str, str]]) -> str:
-    """The HTML file. The facts are what else there is to say of each run, folded away."""
+def html_page(title: str, head: Sequence[str], sections: Sequence[Section], facts: Mapping[str, Mapping[str, str]]) -> str:
+    """Render the HTML file; the facts of each run (settings, cost, versions) are folded away at its end."""
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -94,19 +99,19 @@ def page(title: str, head: Sequence[str], sections: Sequence[Section], facts: Ma
 <style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
 {"".join(f"<p>{html.escape(line)}</p>" for line in head)}
-{"".join(map(part, sections))}
+{"".join(map(html_section, sections))}
 <details><summary>Settings of each run</summary>
-{"".join(folded(run, found) for run, found in facts.items())}
+{"".join(html_facts(run, found) for run, found in facts.items())}
 </details>
 </html>
 """
 
 
-def part(section: Section) -> str:
-    """Heading, table with the presets between the rows, notes and pictures."""
+def html_section(section: Section) -> str:
+    """Render one task in HTML: heading, table with a heading row for each preset, notes and pictures."""
 
     def cell(name: str, value: str) -> str:
-        return f'<td data-label="{html.escape(name)}"{KIND * (name in NAMES)}>{html.escape(value)}</td>'
+        return f'<td data-label="{html.escape(name)}"{TEXT_CLASS * (name in TEXT_COLUMNS)}>{html.escape(value)}</td>'
 
     def pictured(picture: Picture) -> str:
         caption, data = html.escape(picture.caption), b64encode(picture.content).decode()
@@ -118,7 +123,7 @@ def part(section: Section) -> str:
     for preset, members in groupby(section.rows, key=lambda row: row[0] if grouped else ""):
         heading = f'<tr><th class="name" colspan="{len(columns)}">{html.escape(preset)}</th></tr>\n'
         rows += [heading] * grouped + ["<tr>" + "".join(map(cell, columns, row[grouped:])) + "</tr>\n" for row in members]
-    names = [f"<th{KIND * (name in NAMES)}>{html.escape(name)}</th>" for name in columns]
+    names = [f"<th{TEXT_CLASS * (name in TEXT_COLUMNS)}>{html.escape(name)}</th>" for name in columns]
     return f"""<h2>{html.escape(section.heading)}</h2>
 <div class="scroll"><table><thead><tr>{"".join(names)}</tr></thead><tbody>
 {"".join(rows)}</tbody></table></div>
@@ -127,7 +132,7 @@ def part(section: Section) -> str:
 """
 
 
-def folded(run: str, facts: Mapping[str, str]) -> str:
-    """A run's facts under its name."""
+def html_facts(run: str, facts: Mapping[str, str]) -> str:
+    """Render the facts of one run in HTML, folded away under its name."""
     told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
     return f"<details><summary>{html.escape(run)}</summary><dl>{told}</dl></details>\n"

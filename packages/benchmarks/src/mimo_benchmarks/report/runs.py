@@ -1,4 +1,4 @@
-"""Finished runs as a report sees them: results with the settings that they belong to."""
+"""Read finished runs for a report: each result with the settings that it belongs to."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,18 +29,21 @@ class Run:
     """A network that was trained and evaluated."""
 
     path: Path
+    """The run directory."""
     root: Path
-    """The directory of the experiment: the run's own, or the one around that of a control."""
+    """Directory of the experiment: that of the run itself, or for a control the one that holds it."""
     result: Result
     settings: Settings
-    """The settings that decide what is learnt, but for the seed, and the number of processes."""
+    """Settings that decide what is learnt, except the seed; and the number of processes."""
     experiment: Settings
-    """The same settings of the network at the root of the experiment."""
+    """The same settings of the experiment's own network, which the run may be a control of."""
     train_curves: Sequence[Curve]
+    """Steps, and accuracy on their training inputs; empty if it was never logged."""
     dev_curves: Sequence[Curve]
+    """Steps, and accuracy on the dev split, for each n."""
 
     def facts(self) -> dict[str, str]:
-        """Return how the run went, for people to read; what is not known is left out."""
+        """Return how the run went, as text for people to read; unknown facts are left out."""
         result = self.result
         known = {
             "command": result.command,
@@ -65,23 +68,23 @@ class Run:
 def make_run(
     path: Path, root: Path, result: Result, settings: Mapping[str, Any], around: Mapping[str, Any], metrics: list[dict[str, Any]]
 ) -> Run:
-    """Return a run with these settings, in an experiment whose own network has the settings `around`."""
+    """Make a run from its result, its settings, the settings `around` of the experiment's own network, and its metrics."""
     train, dev = learning_curves(metrics)
     both = [relevant_settings(each) | {"processes": str(result.processes)} for each in (settings, around)]
     return Run(path=path, root=root, result=result, settings=both[0], experiment=both[1], train_curves=train, dev_curves=dev)
 
 
 def relevant_settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings that decide what is learnt, but for the seed, as text by their names on the command line."""
+    """Return the settings that decide what is learnt, except the seed, as JSON text by their names on the command line."""
     asked = flatten_settings({name: value for name, value in config.items() if name not in UNRELATED_TO_LEARNING | {"seed"}})
     return {one_line(name): one_line(json.dumps(value)) for name, value in asked.items()}
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
-    """Return the finished runs in these folders and all below them, and the directories of those that are not finished.
+    """Return the finished runs in these folders and all folders below them, and the directories of unfinished runs.
 
     Raises:
-        ConfigError: there is none, or a file of one is damaged.
+        ConfigError: a folder does not exist, no run is finished, or a file of a run is damaged.
     """
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         raise ConfigError(f"no such folder: {', '.join(missing)}; name run directories, or a folder that holds some")
@@ -95,18 +98,18 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder has the settings of a run, rather than of a saved network or nothing."""
+    """Say whether a folder holds the settings of a run; a saved network has a config.json too."""
     return (path / CONFIG).exists() and not (path / "model.safetensors").exists()
 
 
 def read_run(path: Path) -> Run:
-    """Return one run; ConfigError where its result.json or its config.json is damaged."""
+    """Read a finished run; ConfigError if its result.json or config.json is damaged."""
     result, around = read_result(path), path.resolve().parent
     root = around if result.control is not None and (around / CONFIG).exists() else path.resolve()
     settings = [read_json(folder / CONFIG, dict).get("config") for folder in (path, root)]
     for folder, found in zip((path, root), settings, strict=True):
         if not isinstance(found, dict):
-            raise ConfigError(f"{folder / CONFIG} holds no settings: leave this run out")
+            raise ConfigError(f"{folder / CONFIG} holds no settings: it is damaged, so leave this run out")
     return make_run(path, root, result, settings[0], settings[1], read_metrics(path))
 
 

@@ -1,1 +1,1 @@
-"""What networks are trained on."""
+"""Tasks that networks are trained on."""

@@ -1,9 +1,9 @@
-"""Images to classify."""
+"""Tasks of classifying images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -19,42 +19,43 @@ from mimoconv import normalization_gain_offset, normalize
 
 @cache
 def compiled_augmentation(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return `varied_batch` as one compiled function on a GPU; as it stands on a CPU, where it is fast enough."""
+    """Return `varied_batch`, compiled into one function on a GPU; on a CPU it is fast enough as it is."""
     return torch.compile(varied_batch) if device == "cuda" else varied_batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTask(Task):
-    """Images to classify, kept as uint8; a network sees them normalised."""
+    """Images to classify: kept as uint8, normalised for the network."""
 
     takes: ClassVar[Inputs] = "images"
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
     scale: float = 255
     """The value of a white pixel."""
     mean: tuple[float, ...] = (0,)
-    """Mean of each channel, on a scale from 0 to 1, which is subtracted."""
+    """Mean of each channel, from 0 to 1, which is subtracted from images."""
     std: tuple[float, ...] = (1,)
-    """Standard deviation of each channel, on that scale, which images are divided by."""
+    """Standard deviation of each channel, which images are divided by."""
 
     @property
     def saved(self) -> dict[str, Any]:
-        """Mean, standard deviation and class names."""
+        """Return mean, standard deviation and class names."""
         return {"mean": self.mean, "std": self.std, "class_names": self.class_names}
 
     def pixels(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return what a network sees of these images."""
+        """Return images normalised, as a network takes them."""
         return normalize(images, self.mean, self.std, scale=self.scale)
 
     def items(self, split: Split, index: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b c h w"], None]:
-        """Return images, normalised."""
+        """Return images, normalised, and no mask."""
         return self.pixels(split.images[index.to(split.images.device)]), None
 
     def training_batch(
         self, index: Int[Tensor, " size"], inputs: int, share: tuple[int, int], augment: AugmentConfig, key: Int[Tensor, "2"]
     ) -> Batch:
-        """Return images, varied, and their classes' shares: 1 for the label, less where another image is mixed in."""
+        """Return augmented images, and the share of each class in them: 1 for the label, less where another image is mixed in."""
         device = self.train.images.device
         images, shares = compiled_augmentation(device.type)(
             self.train.images,
@@ -77,18 +78,18 @@ class ImageTask(Task):
         channels, size = self.train.images.shape[1:3]
         self.require_model(config, in_channels=channels, image_size=size, num_classes=len(self.class_names))
         crop = config.augment.crop
-        require(crop < size, f"augment.crop = {crop}, but the images of {self.name} have {size} pixels: give less")
+        require(crop < size, f"augment.crop = {crop}, but the images of {self.name} are {size} x {size} pixels: give less")
 
     def describe(self) -> str:
-        """Say how large the images are and how many each class has."""
+        """Describe how large the images are, and how many each class has."""
         c, h, w = self.train.images.shape[1:]
         splits = (("train", self.train), ("test", self.test))
         lines = [class_counts(name, split.labels, len(self.class_names)) for name, split in splits]
         return "\n".join([f"images {c} x {h} x {w}", *lines])
 
     @classmethod
-    def random(cls, network: Network, count: int) -> Self:
-        """Return random images of the network's size, in as many classes as it has."""
+    def random(cls, network: Network, count: int) -> "ImageTask":
+        """Return a task of random images of the network's size and number of classes."""
         model, generator = network.config, torch.Generator().manual_seed(0)
         shape = (count, model.in_channels, model.image_size, model.image_size)
         images = torch.randint(256, shape, generator=generator).to(torch.uint8)
@@ -97,5 +98,5 @@ class ImageTask(Task):
 
 
 def numbered(classes: int) -> tuple[str, ...]:
-    """Return 0, 1, .. as names of classes."""
+    """Return the names 0, 1, .. of so many classes."""
     return tuple(map(str, range(classes)))

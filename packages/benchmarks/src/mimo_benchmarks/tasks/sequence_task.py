@@ -1,7 +1,7 @@
-"""Sequences of unequal length to classify, or pairs of them."""
+"""Tasks of classifying sequences of unequal length, or pairs of them."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,9 +17,9 @@ from mimo_benchmarks.tasks.token_task import check_token_network
 from mimoformer.config import Tokenizer
 
 TOKENS_AT_ONCE = 2**19
-"""Tokens of sequences that are evaluated at a time, to bound memory."""
-BATCH = 32
-"""Sequences per batch whose padding `describe` tells."""
+"""Tokens that are evaluated at a time, which bounds memory."""
+DESCRIBED_BATCH = 32
+"""Sequences in the batches whose padding `describe` reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +32,31 @@ class SequenceTask(Task):
     test: Sequences
     class_names: tuple[str, ...]
     vocab_size: int
-    """Token ids are below this; 0 is padding."""
+    """Token ids are below this; id 0 is padding."""
     max_length: int
-    """No sequence is longer."""
+    """Most tokens of a sequence."""
     tokenizer: Tokenizer | None = None
-    """How texts become tokens (`mimoformer.tokenize`); None where no rule of that function does it."""
+    """Tokenizer of `mimoformer.tokenize` that gives these tokens; None if there is none."""
     words: tuple[str, ...] | None = None
-    """The words of the tokenizer "words"."""
+    """Vocabulary of the tokenizer words."""
 
     @property
     def saved(self) -> dict[str, Any]:
-        """Class names and how texts become tokens."""
+        """Return class names, tokenizer and vocabulary."""
         return {"class_names": self.class_names, "tokenizer": self.tokenizer, "words": self.words}
 
     def lengths(self, split: Sequences) -> Int[Tensor, " count"]:
-        """Tokens of each item, of the longer one of a pair, on the CPU."""
+        """Return the tokens of each item, or of the longer one of a pair, on the CPU."""
         return split.lengths
 
     def items(self, split: Sequences, index: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b *pair l"], Bool[Tensor, "b *pair l"]]:
-        """Return tokens, padded to the longest of these items, and where they are real."""
+        """Return tokens, padded to the longest of these items, and a mask of real tokens."""
         return split.tokens(index.to(split.values.device, non_blocking=True), max(1, int(split.lengths[index].max())))
 
     def evaluation_batches(
         self, split: Sequences, inputs: int, passes: int | None, shuffle: torch.Generator | None
     ) -> list[Int[Tensor, " size"]]:
-        """Return the index of all items once, in batches of like length; `shuffle` mixes each batch."""
+        """Return the indices of all items, in batches of similar length; `shuffle` mixes the items of each batch."""
         size = inputs * (passes or max(1, TOKENS_AT_ONCE // max(1, int(split.lengths.max())) // inputs))
         batches = by_length(split.lengths, size)
         return [batch[torch.randperm(len(batch), generator=shuffle)] for batch in batches] if shuffle else batches
@@ -69,7 +69,7 @@ class SequenceTask(Task):
         self.require_model(config, num_classes=len(self.class_names), head=head)
 
     def describe(self) -> str:
-        """Say how long the sequences are, and how many each class has."""
+        """Describe how long the sequences are, and how many each class has."""
         splits = {"train": self.train, "dev": self.dev, "test": self.test}
         lines = [
             f"{class_counts(name, split.labels, len(self.class_names))}; {length_statistics(split)}"
@@ -78,7 +78,7 @@ class SequenceTask(Task):
         return "\n".join([f"sequences of up to {self.max_length} tokens, ids below {self.vocab_size}", *lines])
 
     @classmethod
-    def random(cls, network: Network, count: int) -> Self:
+    def random(cls, network: Network, count: int) -> "SequenceTask":
         """Return random sequences of the network's greatest length, or pairs of them."""
         model, generator = network.config, torch.Generator().manual_seed(0)
         parts = 2 if model.head == "pair" else 1
@@ -92,14 +92,14 @@ class SequenceTask(Task):
 
 
 def length_statistics(split: Sequences) -> str:
-    """Say how long sequences are, and how much padding they cost in training's batches and in random ones."""
+    """Describe how long sequences are, and how much padding they need in batches of training and in random ones."""
     lengths = split.lengths
-    sizes = [BATCH] * max(len(lengths) // BATCH, 1)
+    sizes = [DESCRIBED_BATCH] * max(len(lengths) // DESCRIBED_BATCH, 1)
     like, chance = (Batches(len(lengths), sizes, 0, lengths=sort) for sort in (lengths, None))
     like_share, chance_share = (
         padding(split.part_lengths, [batches.at(step + 1) for step in range(len(sizes))]) for batches in (like, chance)
     )
     return (
-        f"{lengths.double().mean():.0f} tokens on average; {like_share:.1%} padding in batches of {BATCH} of like length, "
-        f"{chance_share:.1%} at random"
+        f"{lengths.double().mean():.0f} tokens on average; {like_share:.1%} padding in batches of {DESCRIBED_BATCH} "
+        f"of similar length, {chance_share:.1%} at random"
     )

@@ -1,8 +1,8 @@
-"""Sequences of which some tokens are to be predicted from those before."""
+"""Tasks of predicting tokens of sequences from the tokens before them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -14,35 +14,37 @@ from mimo_benchmarks.settings import RunConfig, require
 from mimo_benchmarks.tasks.protocol import Task
 
 LOGITS_AT_ONCE = 2**27
-"""Logits that are computed at a time, to bound memory."""
+"""Logits that are computed at a time, which bounds memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTask(Task):
-    """Sequences of which some tokens are to be predicted from those before."""
+    """Sequences in which some tokens are to be predicted from the tokens before them."""
 
     takes: ClassVar[Inputs] = "tokens"
     train: TokenSplit
     test: TokenSplit
     vocab_size: int
-    guesses: Mapping[str, float] = field(default_factory=dict)
-    """Shares of the test tokens that guesses get right which need no look at the question."""
+    """Token ids are below this."""
+    blind_guesses: Mapping[str, float] = field(default_factory=dict)
+    """Share of the test tokens that each guess gets right which does not look at the question."""
+
+    @property
+    def guesses(self) -> Mapping[str, float]:
+        """Return the share of the test tokens that each guess gets right which does not look at the question."""
+        return self.blind_guesses
 
     @property
     def saved(self) -> dict[str, Any]:
-        """How texts become tokens: as the numbers that they are."""
+        """Return the tokenizer of the finished network: texts hold token ids as numbers."""
         return {"tokenizer": "ids"}
-
-    def guess_accuracies(self) -> Mapping[str, float]:
-        """Return the share of the test tokens that each guess gets right which does not look at the question."""
-        return self.guesses
 
     def items(self, split: TokenSplit, index: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b l"], None]:
         """Return token ids, all of one length."""
         return split.inputs[index.to(split.inputs.device, non_blocking=True)], None
 
     def passes_at_once(self, split: TokenSplit, inputs: int) -> int:
-        """How many passes are evaluated at a time: each token has a logit for every other."""
+        """Return how many passes are evaluated at a time; a larger vocabulary means fewer, with a logit per token and id."""
         return max(1, LOGITS_AT_ONCE // (split.inputs.shape[1] * self.vocab_size * inputs))
 
     def check(self, config: RunConfig, network: Network) -> None:
@@ -54,11 +56,11 @@ class TokenTask(Task):
     def describe(self) -> str:
         """Say how many sequences there are, and what guesses get right."""
         counts = f"{len(self.train):,} + {len(self.test):,} sequences of {self.train.inputs.shape[1]} tokens"
-        head = f"{counts}, ids below {self.vocab_size}; right without a look at the question:"
+        head = f"{counts}, ids below {self.vocab_size}; right without looking at the question:"
         return "\n".join([head, *(f"    {guess}: {share:.2%}" for guess, share in self.guesses.items())])
 
     @classmethod
-    def random(cls, network: Network, count: int) -> Self:
+    def random(cls, network: Network, count: int) -> "TokenTask":
         """Return random sequences of the network's greatest length."""
         model, generator = network.config, torch.Generator().manual_seed(0)
         shape = (count, model.max_length)
@@ -68,7 +70,7 @@ class TokenTask(Task):
 
 
 def check_token_network(task: Task, config: RunConfig, **least: int) -> None:
-    """Raise ConfigError unless these sizes of the network are large enough, and the loss is one of tokens."""
+    """Raise ConfigError unless the network has at least these sizes, and the loss is one for tokens."""
     squared = f"optim.loss squared is for images, and task {task.name} has tokens: leave it out"
     require(config.optim.loss == "cross_entropy", squared)
     for name, size in least.items():

@@ -1,0 +1,178 @@
+"""Speed is computed from durations; these tests bring their own, and no clock."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+import mimoconv
+from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.evaluation import rates
+from mimo_benchmarks.networks.datamux import DataMUXConfig
+from mimo_benchmarks.networks.registry import describe
+from mimoconv import MIMOConv, MIMOConvConfig
+from mimoformer import MIMOFormer, MIMOFormerConfig
+
+CPU = torch.device("cpu")
+CONV = MIMOConvConfig(capacity=4, depth=10, width=0.25, stem_channels=8, in_channels=2, image_size=8)
+FORMER = MIMOFormerConfig(vocab_size=7, max_length=6, layers=1, embed_dim=8, heads=2, mlp_dim=8, features=4)
+
+
+class Sleeper(MIMOConv):
+    """A network whose pass takes a fixed time on a clock of its own, but twice that in the usual layout or as warm-up."""
+
+    def __init__(self, clock, seconds):
+        super().__init__(CONV)
+        self.clock, self.seconds, self.shapes = clock, seconds, []
+
+    def forward(self, x):
+        usual = self.stem[0].weight.is_contiguous()
+        warm_up = len(self.shapes) % 2 == 0
+        outlier = 50 if len(self.shapes) == 5 else 1
+        self.shapes.append(tuple(x.shape))
+        self.clock[0] += self.seconds * (1 + usual) * (1 + warm_up) * outlier
+        return super().forward(x)
+
+
+def test_rate_is_inputs_over_the_median_time_in_the_faster_layout(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: clock[0])
+    one, four = Sleeper(clock, 0.5).eval(), Sleeper(clock, 0.25).eval()
+    candidates = [(describe(CONV), one, 1), (describe(CONV), four, 4)]
+    assert rates.inputs_per_second(candidates, torch.zeros(8, 2, 8, 8), rounds=3) == [16, 32]
+    assert one.shapes == [(8, 1, 2, 8, 8)] * 12  # each of 3 rounds, both layouts, warm-up
+    assert four.shapes == [(2, 4, 2, 8, 8)] * 12
+    assert one.stem[0].weight.is_contiguous()  # as it was
+
+
+def test_a_grid_of_sequences_has_one_layout(monkeypatch):
+    seen = []
+
+    def durations(call, device, rounds, warmup):
+        seen.append((tuple(call().shape), rounds, warmup))
+        return [0.5]
+
+    monkeypatch.setattr(rates, "durations", durations)
+    network = MIMOFormer(FORMER).eval()
+    candidates = [(describe(FORMER), network, 2), (describe(FORMER), network, 1)]
+    assert rates.inputs_per_second(candidates, torch.zeros(10, 6, dtype=torch.long), rounds=2) == [20, 20]
+    assert seen == [((3, 2, 2, 10), 1, 1), ((10, 1, 1, 10), 1, 1)] * 2
+
+
+def test_durations_are_those_of_the_calls_after_the_warm_up(monkeypatch):
+    clock, calls = [0.0], []
+
+    def call():
+        calls.append(torch.is_inference_mode_enabled())
+        clock[0] += len(calls)
+
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: clock[0])
+    assert rates.durations(call, CPU, rounds=3, warmup=2) == [3, 4, 5]
+    assert calls == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (CONV, (5, 2, 8, 8)),
+        (FORMER, (5, 6)),
+        (MIMOFormerConfig(head="pair", vocab_size=7, max_length=6), (5, 2, 6)),
+        (DataMUXConfig(vocab_size=7, max_length=6), (5, 6)),
+    ],
+)
+def test_example_has_the_shape_that_a_network_takes(config, shape):
+    inputs = describe(config).example(5, CPU)
+    assert inputs.shape == shape
+    assert inputs.is_floating_point() == (config is CONV)
+    if config is not CONV:
+        assert set(inputs.unique().tolist()) <= set(range(7))
+        assert len(inputs.unique()) > 1
+
+
+def test_device_peak_is_the_operations_of_the_product_over_its_best_time(monkeypatch):
+    counted = []
+
+    def durations(call, device, rounds, warmup):
+        with FlopCounterMode(display=False) as counter:
+            assert call().dtype == torch.bfloat16
+        counted.append(counter.get_total_flops())
+        return [4.0, 2.0, 8.0]
+
+    monkeypatch.setattr(rates, "durations", durations)
+    assert rates.device_peak(torch.device("meta"), torch.bfloat16) == counted[0] / 2
+    assert counted == [2 * 1024**3]
+
+
+def canned(monkeypatch, *records):
+    """Durations in the order that they are asked for, over again; returns what each is asked of."""
+    asked = []
+
+    def durations(call, device, rounds, warmup):
+        asked.append((tuple(call().shape), rounds, warmup))
+        return records[(len(asked) - 1) % len(records)]
+
+    monkeypatch.setattr(rates, "durations", durations)
+    return asked
+
+
+def test_measure_tells_percentiles_rate_and_share(monkeypatch):
+    slow, fast = [float(second) for second in range(100, 0, -5)], [float(second) for second in range(41)]
+    asked = canned(monkeypatch, slow, fast, fast, slow)
+    network = MIMOConv(CONV).eval()
+    found = rates.measure(describe(CONV), network, 2, 5, peak=1000, rounds=7)
+    assert asked == [((1, 2, 10), 7, rates.WARMUP)] * 2 + [((5, 2, 10), 7, rates.WARMUP)] * 2
+    assert (found.latency.low, found.latency.median, found.latency.high) == (2, 20, 38)
+    assert (found.latency.layout, found.batch.layout) == ("contiguous", "channels last")
+    assert found.inputs_per_second == 10 / 20
+    assert found.macs == mimoconv.count_macs(network, 2)
+    assert_close(found.share, 2 * found.macs * 0.5 / 1000)
+    assert (found.n, found.peak_bytes) == (2, None)
+
+
+def test_measure_fills_a_grid(monkeypatch):
+    asked = canned(monkeypatch, [2.0])
+    found = rates.measure(describe(FORMER), MIMOFormer(FORMER).eval(), 2, 3, peak=1, rounds=1)
+    assert [shape for shape, *_ in asked] == [(1, 2, 2, 10), (3, 2, 2, 10)]
+    assert found.inputs_per_second == 12 / 2
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_is_that_of_the_pass(precision, dtype, monkeypatch):
+    seen = []
+
+    def durations(call, device, rounds, warmup):
+        seen.append(call().dtype)
+        return [1.0]
+
+    monkeypatch.setattr(rates, "durations", durations)
+    rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 3, peak=1, precision=precision)
+    assert seen == [dtype] * 4
+
+
+def test_each_shape_and_layout_is_compiled_afresh(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("reset"))
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: done.append(dynamic) or network)
+    canned(monkeypatch, [1.0])
+    rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 3, peak=1, compiled=True)
+    assert done == ["reset", False] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), ConfigError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), ConfigError),
+        (RuntimeError("another"), RuntimeError),
+    ],
+)
+def test_passes_that_do_not_fit_are_refused(error, refused, monkeypatch):
+    def durations(call, device, rounds, warmup):
+        if call().shape[0] == 9:
+            raise error
+        return [1.0]
+
+    monkeypatch.setattr(rates, "durations", durations)
+    told = "9 passes with n = 2 do not fit into memory: give fewer --passes" if refused is ConfigError else "another"
+    with pytest.raises(refused, match=told):
+        rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 9, peak=1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -15,6 +15,7 @@ Place = tuple[nn.Module, Literal["input", "output", "first slot"]]
 """A module, and what of it is looked at: its input, its output, or the first slot of its output (b slots ...)."""
 
 
+@runtime_checkable
 class ModelSettings(Protocol):
     """What the configuration of every network has."""
 
@@ -29,6 +30,7 @@ class ModelSettings(Protocol):
     def __hash__(self) -> int: ...
 
 
+@runtime_checkable
 class Network(Protocol):
     """A network as the program knows it: by its configuration before it is built, and by what can be done with its module.
 

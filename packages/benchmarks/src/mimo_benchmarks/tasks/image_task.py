@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -87,7 +87,7 @@ class ImageTask(Task):
         return "\n".join([f"images {c} x {h} x {w}", *lines])
 
     @classmethod
-    def random(cls, network: Network, count: int) -> Self:
+    def random(cls, network: Network, count: int) -> "ImageTask":
         """Return random images of the network's size, in as many classes as it has."""
         model, generator = network.config, torch.Generator().manual_seed(0)
         shape = (count, model.in_channels, model.image_size, model.image_size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -13,6 +13,7 @@ from mimo_benchmarks.settings import AugmentConfig, RunConfig, require
 from vsa_core.slots import group
 
 
+@runtime_checkable
 class DataSplit(Protocol):
     """Items and what is asked about them, all on one device."""
 
@@ -31,7 +32,7 @@ Batch = tuple[Tensor, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Protocol):
+class Task:
     """A data set as networks see it. Each kind is a subclass, whose loaders have one line each in `registry.TASKS`."""
 
     takes: ClassVar[Inputs]
@@ -58,7 +59,7 @@ class Task(Protocol):
         """Fields of a network's configuration that its finished form takes from the task, for `predict` without the task."""
         return {}
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "Task":
         """Return the whole set on another device."""
         splits = {name: getattr(self, name) for name in ("train", "dev", "test")}
         return replace(self, **{name: split.to(device) for name, split in splits.items() if split is not None})
@@ -130,7 +131,7 @@ class Task(Protocol):
         raise NotImplementedError
 
     @classmethod
-    def random(cls, network: Network, count: int) -> Self:
+    def random(cls, network: Network, count: int) -> "Task":
         """Return a task of random items of the shape that a network takes, to try it without data."""
         raise NotImplementedError
 

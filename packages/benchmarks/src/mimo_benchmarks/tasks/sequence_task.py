@@ -1,7 +1,7 @@
 """Sequences of unequal length to classify, or pairs of them."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -78,7 +78,7 @@ class SequenceTask(Task):
         return "\n".join([f"sequences of up to {self.max_length} tokens, ids below {self.vocab_size}", *lines])
 
     @classmethod
-    def random(cls, network: Network, count: int) -> Self:
+    def random(cls, network: Network, count: int) -> "SequenceTask":
         """Return random sequences of the network's greatest length, or pairs of them."""
         model, generator = network.config, torch.Generator().manual_seed(0)
         parts = 2 if model.head == "pair" else 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -58,7 +58,7 @@ class TokenTask(Task):
         return "\n".join([head, *(f"    {guess}: {share:.2%}" for guess, share in self.guesses.items())])
 
     @classmethod
-    def random(cls, network: Network, count: int) -> Self:
+    def random(cls, network: Network, count: int) -> "TokenTask":
         """Return random sequences of the network's greatest length."""
         model, generator = network.config, torch.Generator().manual_seed(0)
         shape = (count, model.max_length)

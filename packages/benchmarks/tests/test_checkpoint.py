@@ -458,7 +458,7 @@ def test_pickles_are_not_executed(tmp_path, name, protocol):
     if isinstance(protocol, int):
         pickled.write_bytes(pickle.dumps(Malicious(sign), protocol))
     else:
-        torch.save_checkpoint(Malicious(sign), pickled, _use_new_zipfile_serialization=protocol == "zip")
+        torch.save(Malicious(sign), pickled, _use_new_zipfile_serialization=protocol == "zip")
     for fitting in (False, True):
         folder = tmp_path / str(fitting)
         path = save_checkpoint(folder, 1, *content(1))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
@@ -20,6 +20,7 @@ Place = tuple[nn.Module, Literal["input", "output", "first slot"]]
 """A module, and what is measured there: its input, its output, or the first slot of its output (b slots ...)."""
 
 
+@runtime_checkable
 class ModelSettings(Protocol):
     """What the configurations of all networks have in common: frozen dataclasses with a capacity and a label."""
 

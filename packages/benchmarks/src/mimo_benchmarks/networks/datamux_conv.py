@@ -56,6 +56,7 @@ class DataMUXConv(Pretrained):
     here: pools are means, as in LeNet-5; all weights are trained, and start with variance 1 / fan-in and biases of 0, as LeCun
     et al. (1998, Efficient BackProp) advise for tanh, because signals fade with torch's default start.
 
+    >>> import torch
     >>> network = DataMUXConv(DataMUXConvConfig(capacity=4))
     >>> network(torch.rand(8, 4, 1, 20, 20)).shape
     torch.Size([8, 4, 10])

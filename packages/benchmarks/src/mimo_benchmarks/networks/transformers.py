@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -52,12 +51,7 @@ class TokenNetwork(Network):
         Raises:
             ValueError: the configuration does not say how, or it does not know a word.
         """
-        tokens, mask = mimoformer.tokenize(replace(self.token_settings, max_length=sys.maxsize), texts)
-        if self.config.tokenizer == "ids":  # where id 0 is a token like any other, and not padding
-            flat = chain(*texts) if self.takes_pairs else texts
-            lengths = torch.tensor([len(text.split()) for text in flat]).reshape(mask.shape[:-1])
-            mask = torch.arange(mask.shape[-1]) < lengths[..., None]
-        return tokens, mask
+        return mimoformer.tokenize(replace(self.token_settings, max_length=sys.maxsize), texts)
 
     def answer_name(self, place: int) -> str:
         """Return the name of the class, or of the token: its word or byte if it has one, else its id."""

@@ -193,7 +193,9 @@ CIRCLE = []
 CIRCLE.append(CIRCLE)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {1}, torch.ones(1), object(), CIRCLE], ids=str)
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {1: 2}, {1}, torch.ones(1), object(), CIRCLE], ids=lambda value: type(value).__name__
+)
 def test_state_that_json_does_not_have_is_refused(tmp_path, value):
     save_checkpoint(tmp_path, 1, *content(1))
     with pytest.raises(CheckpointError, match=r"step-00000002.* leave only dicts"):

@@ -19,8 +19,11 @@ def refused(capsys, *arguments):
     return printed.err + printed.out
 
 
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
 @pytest.mark.unchecked
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@WITHOUT_GPU
 def test_a_gpu_where_there_is_none(capsys):
     assert "device = cuda, but there is no GPU that torch can use" in refused(capsys, "--device", "cuda")
 
@@ -98,8 +101,8 @@ def test_a_gpu_where_there_is_none(capsys):
         (["--optim.average", "1"], "optim.average must be from 0 to below 1, got 1"),
         (["--best"], "best needs dev accuracies to choose by: give dev_every"),
         (["--dev-every", "5"], "task digits has no dev split"),
-        (["--sync-batch-norm"], "sync_batch_norm is for several GPUs"),
-        (["--precision", "fp16"], "precision = fp16 is for GPUs"),
+        pytest.param(["--sync-batch-norm"], "sync_batch_norm is for several GPUs", marks=WITHOUT_GPU),
+        pytest.param(["--precision", "fp16"], "precision = fp16 is for GPUs", marks=WITHOUT_GPU),
         (["--tracker", "nothing"], "tracker 'nothing' is not installed, only"),
         (["--resume", "/nonexistent"], "is /nonexistent a run directory?"),
         (["--resume=/nonexistent"], "is /nonexistent a run directory?"),

@@ -187,7 +187,7 @@ def recalibrate(config: RunConfig, module: nn.Module, task: Task) -> None:
 def save_network(config: RunConfig, module: Any, task: Task, rows: Sequence[Row], directory: RunDirectory) -> None:
     """Write the finished network to model/, with all that `predict` needs from the task in its configuration."""
     network = describe(config.model)
-    accuracy = {axes if len(axes := network.axes(row.n)) > 1 else axes[0]: row.accuracy for row in rows}
+    accuracy = {network.accuracy_key(row.n): row.accuracy for row in rows}
     module.config = replace(module.config, **task.saved)
     command = directory.starts[0]["command"]
     try:

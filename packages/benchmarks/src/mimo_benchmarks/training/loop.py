@@ -8,13 +8,12 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from mimo_benchmarks.data.batching import seed_sequence
 from mimo_benchmarks.data.synthetic.tokens import UNSCORED
-from mimo_benchmarks.networks.network import Network
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training import optimizers
 from mimo_benchmarks.training.feed import Feed
@@ -54,6 +53,8 @@ def train(
     quiet = not accelerator.is_main_process
     bar = tqdm(steps, name, optim.steps, mininterval=0.5, initial=first - 1, disable=quiet)
     inputs, seconds = feed.inputs(first - 1), progress.seconds
+    weighted = ((getattr(optim, name), measure) for name, measure in feed.network.penalties.items())
+    penalties = [(factor, measure) for factor, measure in weighted if factor]
     for step in bar:
         start = time.perf_counter()
         torch.manual_seed(int(seed_sequence(config.seed, step, "dropout", feed.rank).generate_state(1)[0]))
@@ -64,7 +65,8 @@ def train(
             with accelerator.no_sync(model) if part + 1 < optim.accumulate else nullcontext():
                 logits = model(x) if mask is None else model(x, mask)
                 loss = objective(logits, y, optim)
-                accelerator.backward((loss + weighted_penalties(training.network, feed.network, optim)) / optim.accumulate)
+                penalty = sum((factor * measure(training.network) for factor, measure in penalties), 0.0)
+                accelerator.backward((loss + penalty) / optim.accumulate)
                 if log_now:
                     total += torch.stack([loss.detach(), batch_accuracy(logits, y)]) / optim.accumulate
         norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
@@ -119,12 +121,6 @@ def batch_accuracy(logits: Float[Tensor, "*b classes"], targets: Tensor) -> Floa
     classes = targets.argmax(-1) if targets.is_floating_point() else targets
     right, scored = logits.argmax(-1) == classes, classes != UNSCORED
     return (right & scored).sum() / scored.sum()
-
-
-def weighted_penalties(module: nn.Module, network: Network, optim: OptimConfig) -> Float[Tensor, ""] | float:
-    """Return the sum of the network's penalties, each times its factor in the settings, which is added to the loss."""
-    weighted = ((getattr(optim, name), penalty) for name, penalty in network.penalties.items())
-    return sum((factor * penalty(module) for factor, penalty in weighted if factor), 0.0)
 
 
 def accept_update(norm: Float[Tensor, ""], counts: dict[str, Tensor], optim: OptimConfig, *, new_epoch: bool) -> Bool[Tensor, ""]:

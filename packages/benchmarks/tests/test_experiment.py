@@ -21,6 +21,7 @@ from mimo_benchmarks.experiment.experiment import run_experiment
 from mimo_benchmarks.networks.convolutional import MIMOConvNetwork, WideResNetNetwork
 from mimo_benchmarks.networks.datamux_conv import DataMUXConv, DataMUXConvConfig
 from mimo_benchmarks.networks.registry import build, describe, load_finished
+from mimo_benchmarks.report import composition
 from mimo_benchmarks.run_directory import RunDirectory, read_result
 from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks import registry as tasks
@@ -57,7 +58,7 @@ def quick():
 def offer(monkeypatch, task, **changes):
     """Offer a task with some changes under the name "tiny"."""
     task = replace(task, name="tiny", **changes)
-    monkeypatch.setitem(tasks.TASKS, "tiny", tasks.Entry(load=lambda folder: task, kind=type(task)))
+    monkeypatch.setitem(tasks.TASKS, "tiny", tasks.TaskEntry(load=lambda folder: task, kind=type(task)))
     return task
 
 
@@ -175,12 +176,12 @@ def test_a_checkpoint_of_another_network(tmp_path):
 def test_a_network_that_is_not_finished(tmp_path):
     """Or is there no longer: its weights are not those that were saved."""
     RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
-    with pytest.raises(ConfigError, match="holds no finished network that can be read"):
+    with pytest.raises(ConfigError, match=r"holds no model\.safetensors, nor does its folder model"):
         load_finished(tmp_path, CPU)
     build(SMALL).save_pretrained(tmp_path / "model")
     build(replace(SMALL, width=1)).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model" / "model.safetensors")
-    with pytest.raises(ConfigError, match="holds no finished network that can be read"):
+    with pytest.raises(ConfigError, match="a file was changed or damaged"):
         load_finished(tmp_path, CPU)
 
 
@@ -247,8 +248,8 @@ def test_the_report_is_made_from_results_in_memory(monkeypatch, tmp_path, capsys
         shown.extend(runs)
         return really(runs, begun, out, title)
 
-    really = experiment.write_report
-    monkeypatch.setattr(experiment, "write_report", write)
+    really = composition.write_report
+    monkeypatch.setattr(composition, "write_report", write)
     run(replace(CONFIG, out=tmp_path / "run", log_every=1))
     (one,) = shown
     assert SMALL.label in (tmp_path / "run" / "report.md").read_text()

@@ -23,7 +23,6 @@ from mimo_benchmarks.experiment.compatibility import check_compatible, check_sam
 from mimo_benchmarks.experiment.findings import Trained, crosstalk_of, evaluate_network, write_result
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.controls import controls
-from mimo_benchmarks.report.composition import write_report
 from mimo_benchmarks.result import Row
 from mimo_benchmarks.run_directory import RunDirectory, make_run_directory, settings_as_json
 from mimo_benchmarks.settings import RunConfig
@@ -93,6 +92,8 @@ def run_experiment(
     for one in finished:
         own = {row.n: next(rates) for row in one.rows}
         runs.append(write_result(one, finished[0], task, own, time.perf_counter() - start))
+    from mimo_benchmarks.report.composition import write_report  # here, because the import takes a second
+
     table = write_report(runs, [], path, f"{preset}: {task.name}, seed {config.seed}")
     print(f"\n{table}\n\n{path}: result.json, report.md, report.html and their pictures")
 

@@ -18,12 +18,12 @@ from mimo_benchmarks.run_directory import RunDirectory, read_result
 from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks.image_task import ImageTask, numbered
 from mimo_benchmarks.training.state import Training
-from mimoconv import MIMOConvConfig, WideResNet, count_macs
+from mimoconv import MIMOConvConfig, WideResNet, WideResNetConfig, count_macs
 
 CPU = torch.device("cpu")
 SMALL = MIMOConvConfig(depth=10, width=0.5, stem_channels=8, in_channels=1, image_size=8)
 CONFIG = RunConfig(model=SMALL, optim=OptimConfig(steps=2, groups=4), threads=1)
-THIN = replace(CONFIG, model=find_preset("quickstart.thin").model)
+THIN = replace(CONFIG, model=WideResNetConfig(depth=10, width=0.5, in_channels=1, image_size=8))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
-from mimo_benchmarks.data.synthetic.tokens import TokenSplit
+from mimo_benchmarks.data.synthetic.token_splits import TokenSplit
 from mimo_benchmarks.data.vision.images import Split
 from mimo_benchmarks.evaluation.answers import batch_statistics, changed_by_regrouping, classify
 from mimo_benchmarks.networks.network import Network

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mimo_benchmarks.data.synthetic.induction import induction_guesses, induction_head, induction_splits
-from mimo_benchmarks.data.synthetic.tokens import UNSCORED
+from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
 FULL = {"vocab_size": 20, "length": 30}

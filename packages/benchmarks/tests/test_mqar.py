@@ -17,7 +17,7 @@ from mimo_benchmarks.data.synthetic.mqar import (
     mqar_splits,
     multi_query_recall,
 )
-from mimo_benchmarks.data.synthetic.tokens import UNSCORED
+from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
 TINY = {"length": 14, "pairs": 3, "vocab_size": 12}

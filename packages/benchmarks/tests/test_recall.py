@@ -15,7 +15,7 @@ from mimo_benchmarks.data.synthetic.recall import (
     recall_guesses,
     recall_splits,
 )
-from mimo_benchmarks.data.synthetic.tokens import UNSCORED
+from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
 from mimo_benchmarks.errors import ConfigError
 
 FULL = {"vocab_size": 20, "pairs": 20}

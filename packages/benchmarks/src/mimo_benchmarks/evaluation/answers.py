@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mimo_benchmarks.data.synthetic.tokens import UNSCORED
+from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
 from mimo_benchmarks.networks.network import Network
 from mimo_benchmarks.tasks.protocol import DataSplit, Task
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mimo_benchmarks.data.synthetic.tokens import TokenSplit
+from mimo_benchmarks.data.synthetic.token_splits import TokenSplit
 from mimo_benchmarks.networks.network import Inputs, Network
 from mimo_benchmarks.settings import RunConfig, require
 from mimo_benchmarks.tasks.protocol import Task

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mimo_benchmarks.data.batching import seed_sequence
-from mimo_benchmarks.data.synthetic.tokens import UNSCORED
+from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training import optimizers
 from mimo_benchmarks.training.feed import Feed

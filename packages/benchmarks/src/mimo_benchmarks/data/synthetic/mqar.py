@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mimo_benchmarks.data.synthetic.tokens import UNSCORED, TokenSplit
+from mimo_benchmarks.data.synthetic.token_splits import UNSCORED, TokenSplit
 from mimo_benchmarks.errors import ConfigError
 
 

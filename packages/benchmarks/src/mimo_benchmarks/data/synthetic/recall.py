@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mimo_benchmarks.data.synthetic.tokens import TokenSplit, draw_different, expected_accuracy, next_token_splits
+from mimo_benchmarks.data.synthetic.token_splits import TokenSplit, draw_different, expected_accuracy, next_token_splits
 from mimo_benchmarks.errors import ConfigError
 
 VS10 = {"vocab_size": 10, "pairs": 10}

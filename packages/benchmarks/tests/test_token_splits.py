@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mimo_benchmarks.data.synthetic import induction, mqar, recall
-from mimo_benchmarks.data.synthetic.tokens import UNSCORED, TokenSplit, draw_different, expected_accuracy, next_token_splits
+from mimo_benchmarks.data.synthetic.token_splits import UNSCORED, TokenSplit, draw_different, expected_accuracy, next_token_splits
 
 
 def seeded_generator(device="cpu", seed=0):

@@ -45,8 +45,8 @@ def broadcastable(x: Tensor, key: Tensor, key_axes: int = 1) -> None:
         raise ValueError(f"x of shape {tuple(x.shape)} and key of shape {tuple(key.shape)}: both need a last axis dim")
     if x.shape[-1] != key.shape[-1] or x.shape[-1] < 1:
         raise ValueError(f"x has dim {x.shape[-1]} and key has dim {key.shape[-1]}: their last axes must be equal and at least 1")
-    shared = zip(reversed(x.shape[:-1]), reversed(key.shape[:-key_axes]), strict=False)
-    if any(a not in (b, 1) and b != 1 for a, b in shared):
+    shared = range(min(x.dim() - 1, key.dim() - key_axes))  # torch 2.6 cannot compile a zip of unequal lengths
+    if any(x.shape[-2 - i] not in (key.shape[-1 - key_axes - i], 1) and key.shape[-1 - key_axes - i] != 1 for i in shared):
         raise ValueError(
             f"the leading axes of x {tuple(x.shape[:-1])} and key {tuple(key.shape[:-key_axes])} do not broadcast: "
             "aligned from the right, each pair must be equal or contain a 1"

@@ -1,4 +1,4 @@
-"""Train a network in superposition and show what it bought: `accelerate launch benchmarks/run.py [PRESET] [--flags]`."""
+"""The command mimonets from a checkout: `accelerate launch benchmarks/run.py [PRESET] [--flags]`."""
 
 from mimo_benchmarks.__main__ import main
 

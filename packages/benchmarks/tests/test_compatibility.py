@@ -1,6 +1,7 @@
 """Settings that do not go with the task, the network or the run to be resumed are refused by name."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.experiment.compatibility import check_compatible, check_same_run
+from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.presets.find import find_preset
 from mimo_benchmarks.run_directory import RunDirectory
 from mimo_benchmarks.settings import OptimConfig, RunConfig
@@ -71,3 +73,22 @@ SQUARED = OptimConfig(loss="squared", label_smoothing=0)
 def test_what_does_not_fit_the_task(name, changes, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         check_compatible(replace(CONFIG, task=name, **changes), load(name, tmp_path), Accelerator(cpu=True))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(("missing", "task"), [("class_names", "digits"), ("image_size", "digits"), ("tokenizer", "recall")])
+def test_a_configuration_without_the_fields_that_a_task_needs(missing, task, tmp_path):
+    """A network of one's own is refused before it is trained rather than when it is saved."""
+    model = CONFIG.model if task == "digits" else find_preset("recall_n2_att").model
+    fields = {name: value for name, value in vars(model).items() if name != missing}
+    settings = SimpleNamespace(model=SimpleNamespace(**fields), optim=CONFIG.optim, augment=CONFIG.augment)
+    with pytest.raises(ConfigError, match=f"SimpleNamespace has no {missing}, and task {task} needs fields of these names"):
+        load(task, tmp_path).check(settings, describe(model))
+
+
+@pytest.mark.parametrize("content", ["[1]", "[{}]", '[{"command": "x"}]'])
+def test_a_damaged_record_of_starts_is_refused_before_training(content, tmp_path):
+    RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
+    (tmp_path / "environment.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"environment\.json does not say where the run was started"):
+        RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)

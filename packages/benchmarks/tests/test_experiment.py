@@ -158,7 +158,7 @@ def test_networks_are_built_once_and_calibrated_on_training_images(images, monke
 def test_controls_that_a_resumed_run_has_added_stay_asked_for(tmp_path):
     """In what is said where it is interrupted among them."""
     run(replace(CONFIG, out=tmp_path / "run"))
-    with pytest.raises(Stopped, match=r"^stopped after step 1; resume with --resume \S*/run --controls$") as stopped:
+    with pytest.raises(Stopped, match=r"^stopped after step 1; resume with mimonets --resume \S*/run --controls$") as stopped:
         run(replace(CONFIG, resume=tmp_path / "run", controls=True), listen=lambda: nullcontext(SimpleNamespace(signal=2)))
     assert stopped.value.code == 130
 

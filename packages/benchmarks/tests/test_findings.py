@@ -158,10 +158,10 @@ def test_throughput_is_measured_in_one_go(monkeypatch):
 
     both = candidates(CONFIG, THIN)
     monkeypatch.setattr(rates, "inputs_per_second", inputs_per_second)
-    assert rates.throughput(both, CPU) == [1.0, 2.0, 3.0, 4.0]
+    assert rates.measure_throughput(both, CPU) == [1.0, 2.0, 3.0, 4.0]
     monkeypatch.setitem(rates.BUDGET, "cpu", 1.0)
     monkeypatch.setattr(rates, "inputs_per_second", lambda candidates, inputs: [float(len(inputs))] * len(candidates))
-    assert rates.throughput(both, CPU)[-1] == 4
+    assert rates.measure_throughput(both, CPU)[-1] == 4
 
 
 @pytest.mark.unchecked
@@ -172,4 +172,4 @@ def test_fewer_inputs_where_memory_does_not_hold_them(monkeypatch):
         return [len(inputs)] * len(candidates)
 
     monkeypatch.setattr(rates, "inputs_per_second", inputs_per_second)
-    assert rates.throughput(candidates(CONFIG), CPU) == [60, 60, 60]
+    assert rates.measure_throughput(candidates(CONFIG), CPU) == [60, 60, 60]

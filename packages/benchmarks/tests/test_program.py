@@ -145,7 +145,7 @@ def test_an_interrupted_experiment_goes_on_as_if_it_had_not_been(step, runs, tmp
     preset, config = parse_settings([*SHORT, "--seed", "7", "--out", str(run)])
     accelerator = prepare_machine(config)
     config = replace(config, precision=accelerator.mixed_precision)
-    with pytest.raises(Stopped, match=f"resume with --resume {run}$") as stopped:
+    with pytest.raises(Stopped, match=f"resume with mimonets --resume {run}$") as stopped:
         run_experiment(config, preset, accelerator, listen=lambda: nullcontext(request))
     assert stopped.value.code == 143
     main(["--resume", str(run), "--threads", "1"])

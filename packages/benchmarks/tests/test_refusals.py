@@ -39,7 +39,7 @@ def test_a_gpu_where_there_is_none(capsys):
         (["cifar10_mimoconv_n3"], "did you mean cifar10_mimoconv_n"),
         (["list", "zzz"], "no preset 'zzz'"),
         (["list", "zzz*"], "no preset has a name like 'zzz*'"),
-        (["report"], "no finished run"),
+        (["report"], "no folder was named"),
         (["report", "/nonexistent"], "/nonexistent"),
         (["predict", "/nonexistent", "image.png"], "/nonexistent"),
         (["throughput", "quikstart"], "did you mean quickstart"),
@@ -66,7 +66,7 @@ def test_a_gpu_where_there_is_none(capsys):
         (["--model.stem-channels", "100000000000000000000"], "the network is too large to be built"),
         (["--threads", "100000"], "threads = 100000, but this process may use"),
         (["--model.image-size", "32"], "task digits needs --model.image-size 8, got 32"),
-        (["--task", "imagenet"], "no task 'imagenet': choose one of digits, mnist, mnist20, cifar10"),
+        (["--task", "imagenet"], "no task 'imagenet': did you mean image"),
         (["--seed", "-3"], "seed must be from 0 to 2^32 - 1, got -3"),
         (["--seed", "4294967296"], "seed must be from 0 to 2^32 - 1, got 4294967296"),
         (["mnist", "--data-dir", "/nonexistent"], "train-images-idx3-ubyte is missing"),
@@ -158,7 +158,7 @@ def test_help_explains_presets_and_flags(capsys):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     for words in (
-        "usage: mimonets [train] [PRESET]",
+        "mimonets [train] [PRESET] [--flags]",
         "mimonets list | report | throughput | predict | data",
         "quickstart:",
         "mnist:",

@@ -30,7 +30,7 @@ def present(name) -> Task:
 
 
 def test_unknown_task():
-    with pytest.raises(ConfigError, match="no task 'cifar': choose one of digits, mnist"):
+    with pytest.raises(ConfigError, match="no task 'cifar': did you mean cifar10"):
         load("cifar", Path())
 
 

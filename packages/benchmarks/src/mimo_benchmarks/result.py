@@ -50,7 +50,7 @@ class Result:
     """What the paper reports, if the settings match the paper's."""
     rows: tuple[Row, ...]
     guesses: Mapping[str, float]
-    """Share of the test set that each guess gets right which does not look at the question."""
+    """Accuracy of guesses that ignore the question, such as the most frequent class."""
     crosstalk: Mapping[str, Crosstalk] | None
     """Crosstalk "before" and "after" training; None where it is not measured."""
     steps: int
@@ -58,7 +58,7 @@ class Result:
     skipped_updates: int
     train_seconds: float
     wall_seconds: float
-    """Seconds of the whole experiment in its last start, up to this result."""
+    """Seconds from the last start of the experiment to this result."""
     peak_memory_bytes: int | None
     """Most memory in use during training; on a CPU, in the whole process so far. None if not known."""
     command: str

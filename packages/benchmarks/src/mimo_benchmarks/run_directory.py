@@ -59,8 +59,11 @@ class RunDirectory:
         """
         if not (self.path / CONFIG).exists():
             self.write(CONFIG, {"preset": preset, "config": settings_as_json(config)})
-        before = read_json(self.path / ENVIRONMENT, list) if (self.path / ENVIRONMENT).exists() else []
-        self.starts = [*before, environment(device)]
+        now, path = environment(device), self.path / ENVIRONMENT
+        before = read_json(path, list) if path.exists() else []
+        if not all(isinstance(start, dict) and start.keys() >= now.keys() for start in before):
+            raise ConfigError(f"{path} does not say where the run was started: it is damaged; move it away, then resume")
+        self.starts = [*before, now]
         self.write(ENVIRONMENT, self.starts)
         if (self.path / METRICS).exists():
             self.metrics = [line for line in read_metrics(self.path) if line["step"] <= step]

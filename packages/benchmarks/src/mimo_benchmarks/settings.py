@@ -9,6 +9,8 @@ from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.networks.registry import ModelConfig, describe
 from mimoconv import MIMOConvConfig
 
+SET_BY_TASK = {"mean", "std", "class_names", "tokenizer", "words"}
+"""Fields of a network's configuration that its finished form takes from the task."""
 UNRELATED_TO_LEARNING = {"out", "resume", "threads", "device", "tracker", "data_dir", "log_every", "save_every", "controls"}
 """Settings that do not change what is learnt: a resumed run may change them, and averaged runs may differ in them."""
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vsa_core import hrr, slots
+from vsa_core import checks, hrr, slots
 
 __all__ = ["PositionwiseHRR", "Unbinding", "slot_membership"]
 
@@ -49,6 +49,7 @@ class Unbinding(nn.Module):
 
     def __init__(self, capacity: int, dim: int, *, relu: bool = True) -> None:
         super().__init__()
+        checks.positive(capacity=capacity, dim=dim)
         std = (2 / (capacity * dim)) ** 0.5  # Kaiming, fan-out of one 1x1 convolution to all slots, as published
         self.weight = nn.Parameter(torch.randn(capacity, dim, dim) * std)
         self.bias = nn.Parameter(torch.zeros(capacity, dim)) if relu else None

@@ -33,10 +33,10 @@ class StatisticsPerN(nn.Module):
 
     def __init__(self, module: nn.Module, capacity: int) -> None:
         super().__init__()
+        checks.positive(capacity=capacity)
+        require_own_statistics(module)
         self.module, self.capacity = module, capacity
         for norm in self.norms():
-            if norm.running_mean is not None and norm.running_mean.dim() > 1:
-                raise ValueError("this module keeps its statistics per n already: give each network a body of its own")
             for name, buffer in list(norm.named_buffers(recurse=False)):
                 norm.register_buffer(name, buffer.expand(capacity, *buffer.shape).clone())
             if norm.num_batches_tracked is not None:
@@ -110,6 +110,7 @@ class Superposed(Pretrained):
         unbinding_relu: bool = True,
     ) -> None:
         super().__init__()
+        require_own_statistics(body)
         features = count_features(body, dim) if features is None else features
         self.config = SuperposedConfig(
             capacity=capacity, dim=dim, features=features, trainable_keys=trainable_keys, unbinding_relu=unbinding_relu
@@ -138,7 +139,7 @@ class Superposed(Pretrained):
 
         Args:
             source: what `save_pretrained` wrote or `push_to_hub` uploaded.
-            stem, body, head: modules like those of the saved network; they become parts of the loaded one, with its weights.
+            stem, body, head: modules like those of the saved network; copies of them become the parts of the loaded one.
             revision: branch, tag or commit of a repository.
             device: where the weights go.
 
@@ -148,7 +149,7 @@ class Superposed(Pretrained):
         model: Superposed = library_of(cls).load(
             source,
             kind=cls,
-            build=lambda config: cls(stem, body, head, **asdict(config)),
+            build=lambda config: cls(*copy.deepcopy((stem, body, head)), **asdict(config)),
             revision=revision,
             device=device,
         )
@@ -181,6 +182,13 @@ class Superposed(Pretrained):
             raise ValueError(f"the stem returns maps of shape {tuple(maps.shape)}; expected (b {dim} h w), as dim = {dim}")
         bound: Tensor = self.binding(rearrange(maps, "(b n) dim h w -> b n dim h w", n=x.shape[1]))
         return bound
+
+
+def require_own_statistics(module: nn.Module) -> None:
+    """Raise ValueError if a BatchNorm layer of the module keeps its statistics per n already, as a part of another network."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_mean.dim() > 1:
+            raise ValueError("this module keeps its statistics per n already: give each network a body of its own")
 
 
 def pool_features(x: Float[Tensor, "b dim ..."]) -> Float[Tensor, "b dim"]:

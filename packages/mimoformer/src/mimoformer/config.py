@@ -89,7 +89,9 @@ class MIMOFormerConfig:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not divisible by heads {self.heads}; change either, or give head_dim"
             )
-        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, Real):
+            raise TypeError(f"dropout is {self.dropout!r}; expected a number from 0 to below 1")
+        if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}; expected a number from 0 to below 1")
         if self.attention == "softmax" and (self.m, self.n, self.variant) != (1, 1, "att"):
             raise ValueError(

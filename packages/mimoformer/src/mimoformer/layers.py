@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mimoformer import attention
+from mimoformer.bundles import check_mask
 from mimoformer.causal import AttentionState
 from mimoformer.features import AnyFeatureMap, DPFPFeatures, PositiveFeatures, ReLUFeatures
 from vsa_core import checks, hadamard
@@ -43,18 +44,31 @@ class SoftmaxAttention(nn.Module):
         projections: tuple[nn.Linear, nn.Linear] | None = None,
     ) -> None:
         super().__init__()
+        checks.booleans(causal=causal)
+        inner = heads * head_dimension(embed_dim, heads, head_dim)
         self.heads, self.causal = heads, causal
         self.qkv, self.out = projections or make_projections(embed_dim, heads, head_dim)
+        found = [(layer.in_features, layer.out_features) for layer in (self.qkv, self.out)]
+        if found != [(embed_dim, 3 * inner), (inner, embed_dim)]:
+            raise ValueError(f"projections map {found}; expected {embed_dim} to {3 * inner}, and {inner} to {embed_dim}")
 
     def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
         """Attend within every sequence; padding contributes nothing, and its own output is of no use."""
-        attended = attention.softmax_attention(*self.project(x), mask, causal=self.causal)
+        attended = attention.softmax_attention(*self.project(x, mask), mask, causal=self.causal)
         return self.merge_heads(attended)
 
     def project(
-        self, x: Float[Tensor, "b m n l e"]
+        self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None
     ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"]]:
         """Queries, keys and values of every head, the first two divided by sqrt(m n), as published."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x is {found}; it must be a tensor of floating-point embeddings")
+        if x.dim() != 5 or x.shape[-1] != self.qkv.in_features:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected embeddings (b, m, n, l, {self.qkv.in_features})")
+        if mask is not None:  # padding may hold anything, and NaN times no gradient is NaN in the gradient of the weights
+            check_mask(mask, tuple(x.shape[:-1]), "b, m, n, l")
+            x = x.masked_fill(~mask[..., None], 0)
         q, k, v = rearrange(self.qkv(x), "b m n l (qkv h d) -> qkv b m n h l d", qkv=3, h=self.heads)
         scale = (x.shape[1] * x.shape[2]) ** -0.5
         return q * scale, k * scale, v
@@ -122,7 +136,8 @@ class SuperposedAttention(SoftmaxAttention):
         trainable_keys: bool = False,
         projections: tuple[nn.Linear, nn.Linear] | None = None,
     ) -> None:
-        checks.positive(m=m, n=n)
+        checks.positive(m=m, n=n, features=features, nu=nu)
+        checks.booleans(trainable_keys=trainable_keys)
         super().__init__(embed_dim, heads, head_dim=head_dim, causal=causal, projections=projections)
         dim = self.out.in_features // heads
         self.keys = slot_keys(m, n, dim, trainable=trainable_keys)
@@ -130,6 +145,8 @@ class SuperposedAttention(SoftmaxAttention):
             if feature_map not in FEATURE_MAPS:
                 raise ValueError(f"feature_map is {feature_map!r}; expected {', '.join(FEATURE_MAPS)}, a function or a module")
             feature_map = FEATURE_MAPS[feature_map](dim, features, nu)
+        if not callable(feature_map):
+            raise TypeError(f"feature_map is {feature_map!r}; expected a name, a function or a module")
         self.feature_map = feature_map
 
     def forward(
@@ -148,7 +165,7 @@ class SuperposedAttention(SoftmaxAttention):
             ValueError: the grid is larger than the layer's, or a shape does not fit.
             TypeError: x is not floating point, or the mask is not boolean.
         """
-        return self.merge_heads(self.attend(*self.operands(x), self.feature_map, mask, causal=self.causal))
+        return self.merge_heads(self.attend(*self.operands(x, mask), self.feature_map, mask, causal=self.causal))
 
     def step(
         self,
@@ -156,18 +173,22 @@ class SuperposedAttention(SoftmaxAttention):
         state: AttentionState | None = None,
         mask: Bool[Tensor, "b m n l"] | None = None,
     ) -> tuple[Float[Tensor, "b *slots l e"], AttentionState]:
-        """Attend from the next tokens of causal attention, and return the state after them: `attention.favor_s_step`."""
-        attended, state = self.attend_next(*self.operands(x), self.feature_map, state, mask)
+        """Attend from the next tokens of causal attention, and return the state after them: `attention.favor_s_step`.
+
+        Raises:
+            ValueError: the layer is not causal, or for the reasons of `forward` and `attention.favor_s_step`.
+            TypeError: for the reasons of `forward` and `attention.favor_s_step`.
+        """
+        if not self.causal:
+            raise ValueError("steps are possible with causal attention only; make the layer with causal=True")
+        attended, state = self.attend_next(*self.operands(x, mask), self.feature_map, state, mask)
         return self.merge_heads(attended), state
 
     def operands(
-        self, x: Float[Tensor, "b m n l e"]
+        self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None
     ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "m n d"]]:
         """Queries, keys and values of every head, and the binding keys of the grid in use."""
-        e = self.qkv.in_features
-        if x.dim() != 5 or x.shape[-1] != e:
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected embeddings (b, m, n, l, {e})")
-        return *self.project(x), keys_of_grid(self.keys, x)
+        return *self.project(x, mask), keys_of_grid(self.keys, x)
 
 
 class SharedAttention(SuperposedAttention):
@@ -186,12 +207,16 @@ class BlurryAttention(SuperposedAttention):
 
 def make_projections(embed_dim: int, heads: int, head_dim: int | None = None) -> tuple[nn.Linear, nn.Linear]:
     """New projections: to queries, keys and values side by side, and from all heads back to embeddings."""
-    checks.positive(embed_dim=embed_dim, heads=heads)
+    inner = heads * head_dimension(embed_dim, heads, head_dim)
+    return nn.Linear(embed_dim, 3 * inner), nn.Linear(inner, embed_dim)
+
+
+def head_dimension(embed_dim: int, heads: int, head_dim: int | None) -> int:
+    """The dimension of a head, by default embed_dim / heads, if all three sizes can be."""
+    checks.positive(embed_dim=embed_dim, heads=heads, **({} if head_dim is None else {"head_dim": head_dim}))
     if head_dim is None and embed_dim % heads:
         raise ValueError(f"embed_dim {embed_dim} is not divisible by heads {heads}; change either, or give head_dim")
-    head_dim = embed_dim // heads if head_dim is None else head_dim
-    checks.positive(head_dim=head_dim)
-    return nn.Linear(embed_dim, 3 * heads * head_dim), nn.Linear(heads * head_dim, embed_dim)
+    return embed_dim // heads if head_dim is None else head_dim
 
 
 def slot_keys(m: int, n: int, dim: int, *, trainable: bool = False) -> nn.Parameter:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.networks.network import Network
@@ -28,7 +29,7 @@ FORMATS = {
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for an image with this number of channels."""
 Text = tuple[str, bytes]
-"""What the answers call a text, and the text."""
+"""A text, after the name that answers give it."""
 
 
 def collect_images(paths: Iterable[str]) -> list[str]:
@@ -120,6 +121,10 @@ def text_batches(
         for place, (name, _) in enumerate(part):
             require(bool(lengths[place] > 0), f"text {start + place + 1} ({name!r}) has no tokens: leave it out")
         cut += int((lengths > config.max_length).sum())
+        if network.predicts_tokens and lengths.max() > config.max_length:  # what comes next follows from the end
+            ends = [row[max(0, n - config.max_length) : n] for row, n in zip(tokens, lengths.tolist(), strict=True)]
+            tokens = pad_sequence(ends, batch_first=True)
+            mask = torch.arange(tokens.shape[1]) < lengths.clamp(max=config.max_length)[:, None]
         yield tokens[..., : config.max_length], mask[..., : config.max_length]
     if cut:
         print(f"cut to {config.max_length} tokens: {cut} of {len(texts)} texts", file=sys.stderr)

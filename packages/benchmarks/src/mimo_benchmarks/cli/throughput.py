@@ -56,7 +56,7 @@ def throughput(
         n: inputs per pass, or the side of a MIMOFormer's grid; the preset's unless given. A plain network has 1 only.
         passes: passes in the batch that throughput is measured with; latency is that of one pass.
         rounds: calls that are timed for each number of the table, after some to warm up.
-        precision: of the pass, by autocast; fp16 on GPUs only.
+        precision: precision of the passes, by autocast; fp16 needs a GPU.
         compile: compile the network with torch.compile.
         device: where to run; a GPU if there is one, unless given.
         threads: CPU threads; as many as torch takes unless given.

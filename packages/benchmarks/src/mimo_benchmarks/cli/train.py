@@ -70,7 +70,7 @@ def parse_settings(arguments: Sequence[str], other: Sequence[str] = ()) -> tuple
     description = (
         "Train a network in superposition, and with --controls plain networks of equal cost on the same inputs; "
         "then compare accuracy and throughput."
-        f"\n\nusage: mimonets [train] [PRESET] [--flags]; a preset comes first, and flags change it:\n\n{presets}\n"
+        f"\n\nmimonets [train] [PRESET] [--flags]: a preset comes first, and flags change it. Presets:\n\n{presets}\n"
         f"  and {len(PRESETS) - len(FIRST)} more: `mimonets list` shows them\n\nPRESET.short takes a twentieth of the steps, "
         "PRESET.thin and PRESET.equal_cost_n4 are its controls alone.\n\n"
         f"Other commands: `mimonets {' | '.join(other)}`, each with --help.\n\nThe defaults below are those of {name}."

@@ -105,7 +105,7 @@ def inputs_per_second(candidates: Sequence[Candidate], inputs: Shaped[Tensor, "c
     return [len(inputs) / seconds for seconds in best]
 
 
-def throughput(candidates: Sequence[Candidate], device: torch.device) -> list[float]:
+def measure_throughput(candidates: Sequence[Candidate], device: torch.device) -> list[float]:
     """Return inputs per second of each candidate, measured in turn on the same random inputs; fewer if memory runs out."""
     whole = math.lcm(*(network.inputs_per_pass(n) for network, _, n in candidates))
     macs = max(network.count_macs(module, n) for network, module, n in candidates)

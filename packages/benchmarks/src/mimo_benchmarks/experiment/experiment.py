@@ -18,7 +18,7 @@ from mimo_benchmarks.data.storage.folder import data_folder
 from mimo_benchmarks.environment import peak_memory
 from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluation.answers import classify
-from mimo_benchmarks.evaluation.rates import throughput
+from mimo_benchmarks.evaluation.rates import measure_throughput
 from mimo_benchmarks.experiment.compatibility import check_compatible, check_same_run
 from mimo_benchmarks.experiment.findings import Trained, crosstalk_of, evaluate_network, write_result
 from mimo_benchmarks.networks.registry import build, describe
@@ -83,11 +83,11 @@ def run_experiment(
                 raise Stopped(request.signal, "stopped after training")
         except Stopped as stopped:
             again = f"--resume {shlex.quote(str(path))}" + " --controls" * bool(config.resume and config.controls)
-            raise Stopped(stopped.number, f"{stopped}; resume with {again}") from None
+            raise Stopped(stopped.number, f"{stopped}; resume with mimonets {again}") from None
     if not accelerator.is_main_process:
         return
     candidates = [(one.network, one.module, row.n) for one in finished for row in one.rows]
-    rates = iter(throughput(candidates, accelerator.device))
+    rates = iter(measure_throughput(candidates, accelerator.device))
     runs = []
     for one in finished:
         own = {row.n: next(rates) for row in one.rows}

@@ -1,4 +1,4 @@
-"""Evaluate a trained network, and write the result: its answers, its cost, and its speed beside the experiment's others."""
+"""Measure a trained network: its answers, its cost, and its throughput beside the other networks of the experiment."""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -14,7 +14,7 @@ from mimo_benchmarks.networks.convolutional import MIMOConvNetwork, WideResNetNe
 from mimo_benchmarks.networks.datamux import DataMUXConvNetwork, DataMUXNetwork
 from mimo_benchmarks.networks.network import ModelSettings, Network
 from mimo_benchmarks.networks.transformers import MIMOFormerNetwork
-from vsa_core.hub.library import WEIGHTS, class_name, resolve
+from vsa_core.hub.library import class_name, resolve
 
 NETWORKS: tuple[type[Network], ...] = (
     MIMOConvNetwork,
@@ -65,8 +65,6 @@ def load_finished(source: str | PathLike[str], device: torch.device) -> tuple[Ne
     what = "name a finished run, a folder that save_pretrained wrote, or a repository on the Hugging Face Hub"
     if is_path and not path.is_dir():
         raise ConfigError(f"{source} is not a folder: {what}")
-    if path.is_dir() and not any((folder / WEIGHTS).is_file() for folder in (path, path / "model")):
-        raise ConfigError(f"{source} holds no {WEIGHTS}, nor does its folder model: {what}")
     libraries = {kind.__name__: network.library for network in NETWORKS for kind in network.library.models}
     try:
         folder = resolve(source)

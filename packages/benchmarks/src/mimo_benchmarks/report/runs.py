@@ -18,7 +18,7 @@ from mimo_benchmarks.run_directory import (
     read_metrics,
     read_result,
 )
-from mimo_benchmarks.settings import UNRELATED_TO_LEARNING
+from mimo_benchmarks.settings import SET_BY_TASK, UNRELATED_TO_LEARNING
 
 Settings = Mapping[str, str]
 """Settings in JSON, by their names on the command line."""
@@ -77,7 +77,8 @@ def make_run(
 def relevant_settings(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings that decide what is learnt, except the seed, as JSON text by their names on the command line."""
     asked = flatten_settings({name: value for name, value in config.items() if name not in UNRELATED_TO_LEARNING | {"seed"}})
-    return {one_line(name): one_line(json.dumps(value)) for name, value in asked.items()}
+    unset = {f"model.{name}" for name in SET_BY_TASK}
+    return {one_line(name): one_line(json.dumps(value)) for name, value in asked.items() if name not in unset}
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
@@ -86,19 +87,21 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
     Raises:
         ConfigError: a folder does not exist, no run is finished, or a file of a run is damaged.
     """
+    if not folders:
+        raise ConfigError("no folder was named: name run directories, or a folder that holds some")
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         raise ConfigError(f"no such folder: {', '.join(missing)}; name run directories, or a folder that holds some")
     found = {path.resolve(): path for folder in folders for path in sorted({p.parent for p in folder.rglob("*.json")})}
     runs = [read_run(path) for path in found.values() if (path / RESULT).exists()]
     if not runs:
-        named = ", ".join(map(str, folders)) or "nothing"
+        named = ", ".join(map(str, folders))
         raise ConfigError(f"no finished run in {named}: name run directories with a {RESULT}, or a folder that holds some")
     begun = [path for path in found.values() if is_run(path) and not (path / RESULT).exists()]
     return [with_experiment(run, runs) for run in runs], begun
 
 
 def is_run(path: Path) -> bool:
-    """Say whether a folder holds the settings of a run; a saved network has a config.json too."""
+    """Return whether a folder is a run directory, rather than a saved network, which has a config.json too."""
     return (path / CONFIG).exists() and not (path / "model.safetensors").exists()
 
 

@@ -1,6 +1,6 @@
 """The protocol by which the program knows tasks; a file of this folder implements it for each kind of data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -58,7 +58,7 @@ class Task:
 
     @property
     def guesses(self) -> Mapping[str, float]:
-        """Return the share of the test set that each guess gets right which does not look at the input."""
+        """Return the accuracy of guesses that ignore the input, by the name of the guess."""
         return self.most_frequent
 
     @property
@@ -74,15 +74,22 @@ class Task:
     def check(self, config: RunConfig, network: Network) -> None:
         """Raise ConfigError unless network and settings fit the task."""
         require(network.takes == self.takes, f"task {self.name} has {self.takes}, and the network takes {network.takes}")
+        self.require_fields(config, self.saved)
         for name in self.saved:
-            given = getattr(config.model, name, None)
-            require(given is None, f"--model.{name.replace('_', '-')} is set by the task: leave it out")
+            require(getattr(config.model, name) is None, f"--model.{name.replace('_', '-')} is set by the task: leave it out")
 
     def require_model(self, config: RunConfig, **needed: object) -> None:
         """Raise ConfigError unless the network's configuration has these values."""
+        self.require_fields(config, needed)
         for name, value in needed.items():
             given = getattr(config.model, name)
             require(given == value, f"task {self.name} needs --model.{name.replace('_', '-')} {value}, got {given}")
+
+    def require_fields(self, config: RunConfig, names: Iterable[str]) -> None:
+        """Raise ConfigError unless the network's configuration has fields of these names."""
+        missing = [name for name in names if not hasattr(config.model, name)]
+        kind = type(config.model).__name__
+        require(not missing, f"{kind} has no {', '.join(missing)}, and task {self.name} needs fields of these names: add them")
 
     def lengths(self, split: Any) -> Int[Tensor, " count"] | None:
         """Return the tokens of each item of a split, on the CPU, for batches of similar length; None if all are as long."""

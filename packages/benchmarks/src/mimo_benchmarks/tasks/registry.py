@@ -14,7 +14,7 @@ from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.data.storage.files import exists
 from mimo_benchmarks.data.synthetic.recall import VS10
 from mimo_benchmarks.data.vision import images
-from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.errors import ConfigError, DatasetError, suggestion
 from mimo_benchmarks.tasks.catalogue import RELEASE, remedy, sets
 from mimo_benchmarks.tasks.image_task import ImageTask, numbered
 from mimo_benchmarks.tasks.protocol import Task
@@ -259,5 +259,5 @@ def load(name: str, folder: Path) -> Task:
         DatasetError: its files are missing or wrong.
     """
     if name not in TASKS:
-        raise ConfigError(f"there is no task {name!r}: choose one of {', '.join(TASKS)}")
+        raise ConfigError(f"there is no task {name!r}: {suggestion(name, TASKS)}")
     return TASKS[name].load(folder)

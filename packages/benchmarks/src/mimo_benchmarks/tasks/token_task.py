@@ -27,11 +27,11 @@ class TokenTask(Task):
     vocab_size: int
     """Token ids are below this."""
     blind_guesses: Mapping[str, float] = field(default_factory=dict)
-    """Share of the test tokens that each guess gets right which does not look at the question."""
+    """Accuracy of guesses that ignore the question, by the name of the guess."""
 
     @property
     def guesses(self) -> Mapping[str, float]:
-        """Return the share of the test tokens that each guess gets right which does not look at the question."""
+        """Return the accuracy of guesses that ignore the question, by the name of the guess."""
         return self.blind_guesses
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from mimoconv.config import NetworkConfig
 from mimoconv.model import WideResNet
 from mimoconv.superposed import Superposed
+from vsa_core import checks
 from vsa_core.hub import card
 
 __all__ = ["model_card"]
@@ -55,6 +56,7 @@ logits = predict(model, images, n={model.capacity})  # {images}
 def sort_accuracy(accuracy: Mapping[int, float], capacity: int) -> dict[str, float]:
     """Sort accuracies by n; ValueError unless every n is from 1 to capacity."""
     for n in accuracy:
+        checks.whole_numbers(n=n)
         if n not in range(1, capacity + 1):
             raise ValueError(f"accuracy is given for {n!r} images per pass, expected a whole number from 1 to {capacity}")
     return {str(n): share for n, share in sorted(accuracy.items())}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from mimoformer.config import MIMOFormerConfig
 from mimoformer.model import MIMOFormer
+from vsa_core import checks
 from vsa_core.hub import card
 
 __all__ = ["model_card"]
@@ -62,7 +63,8 @@ def usage(config: MIMOFormerConfig, name: str) -> str:
         what = "grey levels + 1, row by row" if config.tokenizer == "pixels" else f"integers below {config.vocab_size}"
         predict = f"logits = predict(model, tokens)  # {what}: {shape}, length to {config.max_length}"
         return f"from mimoformer import MIMOFormer, predict\n\n{load}\n{predict}"
-    what = "pairs of texts" if config.head == "pair" else "texts"
+    what = "texts of ids such as '3 1 4'" if config.tokenizer == "ids" else "texts"
+    what = f"pairs of {what}" if config.head == "pair" else what
     predict = f"tokens, mask = tokenize(model, texts)  # a list of {what}\nlogits = predict(model, tokens, mask=mask)"
     return f"from mimoformer import MIMOFormer, predict, tokenize\n\n{load}\n{predict}"
 
@@ -71,6 +73,8 @@ def name_grids(accuracy: Mapping[tuple[int, int], float], config: MIMOFormerConf
     """Order accuracies by grid, and name the grids."""
     rows, columns = range(1, config.m + 1), range(1, config.n + 1)
     for grid in accuracy:
+        if isinstance(grid, tuple):
+            checks.whole_numbers(**dict(zip(("m", "n"), grid, strict=False)))
         if not isinstance(grid, tuple) or len(grid) != 2 or grid[0] not in rows or grid[1] not in columns:
             raise ValueError(f"accuracy is given for {grid!r}; expected a grid (m, n) from (1, 1) to ({config.m}, {config.n})")
     return {f"{m} x {n}": share for (m, n), share in sorted(accuracy.items())}

@@ -64,7 +64,8 @@ class Library(Generic[Network]):
             model: the network; it is not changed.
             folder: created if missing; files of these three names are replaced.
             accuracy: test accuracy from 0 to 1 for each n that was measured: inputs per pass, or a grid such as (2, 2).
-                `load` gives it back as `model.accuracy`.
+                `load` gives it back as `model.accuracy`, which is not saved again unless given here: after more training it
+                would no longer be true.
             command: command that trained the network, for the card.
 
         Raises:
@@ -75,6 +76,8 @@ class Library(Generic[Network]):
         """
         safetensors, folder = import_extra("safetensors.torch"), Path(folder)
         model = self.check_class(model)
+        path = folder.resolve()
+        name = path.parent.name if path.name == "model" else path.name  # a run's network is named after the run
         weights = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()
         }
@@ -92,7 +95,7 @@ class Library(Generic[Network]):
         settings["sha256"] = digest(settings, data)
         contents = {
             WEIGHTS: data,
-            CARD: self.card(model, folder.resolve().name, accuracy, command).encode(),
+            CARD: self.card(model, name, accuracy, command).encode(),
             CONFIG: (json.dumps(settings, indent=2) + "\n").encode(),
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ class Library(Generic[Network]):
             Exception: huggingface_hub cannot download the repository or its revision.
         """
         safetensors, folder = import_extra("safetensors.torch"), resolve(source, revision)
-        settings, data = read_settings(folder), (folder / WEIGHTS).read_bytes()
+        settings, data = read_network_settings(folder), (folder / WEIGHTS).read_bytes()
         expected, found = settings.pop("sha256"), settings["class"]
         if (actual := digest(settings, data)) != expected:
             raise ValueError(
@@ -228,7 +231,7 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
 
     Raises:
         ValueError: a folder is given a revision.
-        FileNotFoundError: there is no such folder, and `source` is not a repository id.
+        FileNotFoundError: there is no such folder and `source` is not a repository id, or the folder holds no saved network.
         ImportError: huggingface_hub is not installed.
         Exception: huggingface_hub cannot download the repository or its revision.
     """
@@ -236,8 +239,11 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"{source} is a folder, which has no revision; got {revision!r}")
-        is_run = not (folder / WEIGHTS).exists() and (folder / "model" / WEIGHTS).exists()
-        return folder / "model" if is_run else folder
+        for place in (folder, folder / "model"):
+            if (place / WEIGHTS).is_file():
+                return place
+        expected = "name a folder that save_pretrained wrote, or a finished run"
+        raise FileNotFoundError(f"{source} has no {WEIGHTS}, nor does its folder model: {expected}")
     if not isinstance(source, str) or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source):
         raise FileNotFoundError(f"no such folder: {source}; nor is it a repository id, name or user/name")
     download = import_extra("huggingface_hub").snapshot_download
@@ -255,10 +261,10 @@ def class_name(folder: str | os.PathLike[str]) -> str:
         FileNotFoundError: the folder has no config.json.
         ValueError: config.json is not one that `Library.save` wrote.
     """
-    return str(read_settings(Path(folder))["class"])
+    return str(read_network_settings(Path(folder))["class"])
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_network_settings(folder: Path) -> dict[str, Any]:
     """Read config.json; ValueError unless it has a class, a configuration and a checksum."""
     text = (folder / CONFIG).read_bytes()
     try:

@@ -1,6 +1,6 @@
 """Measure augmented CIFAR-10 images per second on this machine's GPU or CPU: the median of timed rounds, after a check.
 
-python packages/benchmarks/benchmarks/augment.py [FOLDER]
+python packages/benchmarks/benchmarks/augmentation_speed.py [FOLDER]
 
 It times everything that a training step does for its images: order, draws, crop, mirror, mixup, normalisation, targets.
 Without CIFAR-10 in the data folder, it uses random images, which cost the same.

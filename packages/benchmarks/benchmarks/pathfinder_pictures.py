@@ -1,6 +1,6 @@
 """Generate Pathfinder: measure how long it takes, report what is in the pictures, and draw sixteen of them.
 
-usage: python packages/benchmarks/benchmarks/pathfinder.py [--count 200000] [--workers 2] [--out docs/pathfinder.png]
+usage: python packages/benchmarks/benchmarks/pathfinder_pictures.py [--count 200000] [--workers 2] [--out docs/pathfinder.png]
 
 Prints the time for a whole set and the SHA-256 of its pictures and labels, then shares among the first 3,000 pictures and the
 time per picture on one core.

@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_network(tmp_path):
 def test_a_network_that_is_not_finished(tmp_path):
     """Or is there no longer: its weights are not those that were saved."""
     RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
-    with pytest.raises(ConfigError, match=r"holds no model\.safetensors, nor does its folder model"):
+    with pytest.raises(ConfigError, match=r"has no model\.safetensors, nor does its folder model"):
         load_finished(tmp_path, CPU)
     build(SMALL).save_pretrained(tmp_path / "model")
     build(replace(SMALL, width=1)).save_pretrained(tmp_path / "other")

@@ -374,8 +374,9 @@ def test_no_command_ends_its_block(command, fence):
     [
         ({0: 0.5}, "for 0 images per pass, expected a whole number from 1 to 4"),
         ({1: 0.5, 5: 0.5}, "for 5 images per pass, expected a whole number from 1 to 4"),
-        ({1.5: 0.5}, r"for 1\.5 images per pass"),
-        ({"1": 0.5}, "for '1' images per pass"),
+        ({1.5: 0.5}, r"n must be a whole number, got 1\.5"),
+        ({2.0: 0.5}, r"n must be a whole number, got 2\.0"),
+        ({"1": 0.5}, "n must be a whole number, got '1'"),
         ({2: 91.23}, r"for 2 images per pass is 91\.23, expected a share from 0 to 1"),
         ({2: -0.1}, r"is -0\.1, expected"),
         ({2: float("nan")}, "is nan, expected"),
@@ -383,7 +384,7 @@ def test_no_command_ends_its_block(command, fence):
     ],
 )
 def test_accuracies_that_cannot_be(accuracy, named, tmp_path):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(TypeError if "whole number, got" in named else ValueError, match=named):
         hub.save_pretrained(small(4), tmp_path / "none", accuracy=accuracy)
     assert not (tmp_path / "none").exists()
 
@@ -502,6 +503,7 @@ def test_a_run_directory_is_its_model_folder(tmp_path):
     for source in (tmp_path / "run", str(tmp_path / "run"), tmp_path / "run" / "model"):
         assert resolve(source) == tmp_path / "run" / "model"
         assert torch.equal(MIMOConv.from_pretrained(source).head.weight, model.head.weight)
+    assert 'MIMOConv.from_pretrained("run")' in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     hub.save_pretrained(small(3), tmp_path / "run")  # a network in the folder itself comes first
     assert hub.from_pretrained(tmp_path / "run").capacity == 3
 
@@ -532,7 +534,9 @@ def test_a_network_put_together_by_hand_comes_back(options, dtype, tmp_path):
     stem, body, head = parts()
     loaded = Superposed.from_pretrained(tmp_path / "net", stem, body, head)
     assert type(loaded) is Superposed
-    assert loaded.stem is stem
+    with pytest.raises(ValueError, match="does not hold a network that fits"):
+        Superposed.from_pretrained(tmp_path / "net", stem, body, nn.Linear(5, 9))
+    assert torch.equal(Superposed.from_pretrained(tmp_path / "net", stem, body, head).head.weight, loaded.head.weight)
     assert loaded.config == model.config
     assert (loaded.config.capacity, loaded.config.dim, loaded.config.features) == (3, 8, 5)
     assert loaded.accuracy == {3: 0.5}

@@ -72,6 +72,9 @@ def test_projections_of_a_trained_network_are_taken_over():
     assert (attention(x) - trained(x)).norm() < 0.05 * trained(x).norm()  # so many features are close to softmax
 
 
+PROJECTIONS = nn.Linear(12, 24), nn.Linear(8, 12)
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("options", "error", "named"),
@@ -81,6 +84,13 @@ def test_projections_of_a_trained_network_are_taken_over():
         ({"heads": 0}, ValueError, "heads must be at least 1, got 0"),
         ({"heads": 5}, ValueError, "embed_dim 12 is not divisible by heads 5; change either, or give head_dim"),
         ({"head_dim": 0}, ValueError, "head_dim must be at least 1, got 0"),
+        ({"features": 2.0, "feature_map": "dpfp"}, TypeError, r"features must be a whole number, got 2\.0"),
+        ({"nu": 0}, ValueError, "nu must be at least 1, got 0"),
+        ({"causal": 1}, TypeError, "causal"),
+        ({"trainable_keys": None}, TypeError, "trainable_keys"),
+        ({"feature_map": 3}, TypeError, "feature_map is 3; expected a name, a function or a module"),
+        ({"projections": PROJECTIONS, "heads": True}, TypeError, "heads must be a whole number, got True"),
+        ({"projections": PROJECTIONS, "heads": 3}, ValueError, r"projections map \[\(12, 24\), \(8, 12\)\]; expected 12 to 36"),
         (
             {"feature_map": "softmax"},
             ValueError,
@@ -104,3 +114,29 @@ def test_embeddings_that_do_not_fit(kind):
         attention(torch.zeros(2, 3, 3, 5, 12).double())
     with pytest.raises(ValueError, match=r"mask has shape \(2, 2, 3, 4\)"):
         attention(torch.zeros(2, 2, 3, 5, 12).double(), torch.ones(2, 2, 3, 4).bool())
+    for x, found in ((torch.zeros(2, 2, 3, 5, 12).long(), "int64"), ([1.0], "list")):
+        with pytest.raises(TypeError, match=f"x is .*{found}; it must be a tensor of floating-point embeddings"):
+            attention(x)
+
+
+@every_layer
+def test_steps_need_causal_attention(kind):
+    with pytest.raises(ValueError, match="make the layer with causal=True"):
+        layer(kind, causal=False).step(torch.zeros(2, 2, 3, 1, 12).double())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@every_layer
+def test_padding_of_nan_leaves_gradients_alone(kind, causal):
+    """They are those with padding of 0."""
+    attention = layer(kind, causal=causal)
+    mask = torch.rand(2, 2, 3, 5) < 0.7
+    mask[..., 0] = True
+    x, gradients = torch.randn(2, 2, 3, 5, 12).double(), []
+    for padding in (float("nan"), 0.0):
+        attention.zero_grad()
+        out = attention(x.masked_fill(~mask[..., None], padding), mask)
+        out[mask.any(1) if out.dim() == 4 else mask].square().sum().backward()
+        gradients.append([parameter.grad for parameter in attention.parameters() if parameter.grad is not None])
+    for with_nan, with_zeros in zip(*gradients, strict=True):
+        assert_close(with_nan, with_zeros)

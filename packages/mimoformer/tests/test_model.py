@@ -354,7 +354,7 @@ def test_any_integers(dtype):
         ({"pool": "max"}, ValueError, "pool is 'max'; expected one of real, all"),
         ({"activation": "tanh"}, ValueError, "activation is 'tanh'; expected one of relu, gelu"),
         ({"dropout": 1.0}, ValueError, r"dropout is 1\.0; expected a number from 0 to below 1"),
-        ({"dropout": "0.1"}, ValueError, "dropout is '0.1'; expected"),
+        ({"dropout": "0.1"}, TypeError, "dropout is '0.1'; expected"),
         ({"dropout": float("nan")}, ValueError, "dropout is nan; expected"),
         (
             {"attention": "softmax"},

@@ -111,12 +111,15 @@ def make_mlp(config: MIMOFormerConfig) -> nn.Sequential:
 def make_attention(config: MIMOFormerConfig, projections: tuple[nn.Linear, nn.Linear]) -> SoftmaxAttention:
     """The attention of the configured kind."""
     if config.attention == "softmax":
-        return SoftmaxAttention(config.embed_dim, config.heads, causal=config.causal, projections=projections)
+        return SoftmaxAttention(
+            config.embed_dim, config.heads, head_dim=config.head_dim, causal=config.causal, projections=projections
+        )
     return ATTENTIONS[config.variant](
         config.embed_dim,
         config.heads,
         config.m,
         config.n,
+        head_dim=config.head_dim,
         feature_map=config.attention,
         features=config.features,
         nu=config.nu,

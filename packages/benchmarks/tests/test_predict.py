@@ -341,7 +341,7 @@ def test_long_texts_are_cut_and_that_is_told(capsys):
 
 def test_the_next_token_follows_from_the_end_of_a_long_text(capsys):
     saved(replace(BYTES, head="tokens", class_names=None), accuracy=None)
-    rows, said = predicted(capsys, "--text", "abcdefghi", "bcdefghi", "xyz", "--n", 1)
+    rows, said = predicted(capsys, "--text", "abcdefghi", "bcdefghi", "xyz", "--n", 1, answers="token")
     assert said == "cut to 8 tokens: 1 of 3 texts\n"
     assert rows[0][1:] == rows[1][1:] != rows[2][1:]
 
@@ -429,7 +429,7 @@ def test_a_network_comes_from_the_hub_where_no_folder_has_its_name(capsys, monke
             "ada/net",
             r"no network can be read from ada/net, which is not a folder here .* \(401 Client Error\.\): name a finished run",
         ),
-        ("begun", "no network can be read from begun (begun has no model.safetensors, nor does its folder model"),
+        ("begun", r"no network can be read from begun \(begun has no model\.safetensors, nor does its folder model"),
         ("file", "file is not a folder: name a finished run"),
         ("begun/more", "begun/more is not a folder: name a finished run"),
         ("damaged", r"no network can be read from damaged \(.*JSON"),

@@ -188,6 +188,19 @@ def test_gradient_reaches_every_parameter(head):
     assert all(p.grad.abs().max() > 0 for p in cnn.parameters())
 
 
+def test_dropout_and_initialisation_are_those_of_the_transformer():
+    torch.manual_seed(0)
+    config = replace(SMALL, embed_dim=64, mlp_dim=64, init="gpt2", dropout=0.1, residual_dropout=0.0, attention_dropout=0.2)
+    network = DataMUX(config)
+    assert network.dropout.p == 0.1
+    for block in network.blocks:
+        assert (block.dropout.p, block.attention.dropout) == (0.0, 0.2)
+        assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert block.mlp[3].weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert network.of_token.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not network.of_token.bias.any()
+
+
 def test_the_cnn_starts_with_the_spread_that_tanh_wants():
     network = DataMUXConv(DataMUXConvConfig(capacity=16))
     for weight in (network.mux[2].weight, network.demux[0].weight):  # whose fan-in is that of one image

@@ -35,7 +35,8 @@ def small(**options) -> MIMOFormer:
     """A network in float64 and eval mode, with weights large enough that a mistake shows."""
     model = MIMOFormer(MIMOFormerConfig(**{**SMALL, **options})).double().eval()
     nn.init.normal_(model.embedding.weight)
-    nn.init.normal_(model.positions)
+    if model.positions is not None:
+        nn.init.normal_(model.positions)
     return model
 
 
@@ -325,6 +326,59 @@ def test_starts_as_published():
         assert table.mean().abs() < 1e-3
 
 
+def test_starts_as_gpt2_does():
+    """Linear weights N(0, 0.02), of the layers that add to the residual stream N(0, 0.02 / sqrt(2 layers)), within 5 %."""
+    torch.manual_seed(0)
+    sizes = {"layers": 3, "embed_dim": 64, "heads": 4, "mlp_dim": 128, "vocab_size": 256, "max_length": 128}
+    model = MIMOFormer(MIMOFormerConfig(init="gpt2", head="tokens", variant="att+mlp", **sizes))
+    ends = [f"blocks.{block}.{layer}.weight" for block in range(3) for layer in ("attention.out", "mlp.3")]
+    linear = {name for name, value in model.named_parameters() if value.dim() == 2}
+    assert linear > set(ends)
+    for name, value in model.named_parameters():
+        if name in linear:
+            assert value.std().item() == pytest.approx(0.02 / 6**0.5 if name in ends else 0.02, rel=0.05), name
+        elif name.endswith("bias"):
+            assert not value.any(), name
+
+
+@pytest.mark.parametrize("attention", ["relu", "softmax"])
+def test_where_dropout_is(attention):
+    """`dropout` acts on embeddings, `residual_dropout` within blocks; they are equal by default."""
+    for dropout, residual, expected in [(0.1, None, 0.1), (0.1, 0.0, 0.0), (0.0, 0.3, 0.3)]:
+        model = small(m=1, n=1, attention=attention, dropout=dropout, residual_dropout=residual)
+        found = {name: layer.p for name, layer in model.named_modules() if isinstance(layer, nn.Dropout)}
+        blocks = [f"blocks.{block}.{layer}" for block in range(2) for layer in ("dropout", "mlp.2", "mlp.4")]
+        assert found == {"dropout": dropout, **dict.fromkeys(blocks, expected)}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_dropout_of_attention_weights(masked):
+    """With equal weights of 1/4 and distinct values: each is dropped or doubled at a rate of a half, in training alone."""
+    model = small(m=1, n=1, attention="softmax", dropout=0.0, attention_dropout=0.5, layers=1, heads=1, head_dim=4, embed_dim=4)
+    layer, x = model.blocks[0].attention, torch.eye(4, dtype=torch.float64).expand(500, 1, 1, 4, 4)
+    with torch.no_grad():
+        layer.qkv.weight.copy_(torch.cat([torch.zeros(8, 4), torch.eye(4)]))
+        layer.out.weight.copy_(torch.eye(4))
+        layer.qkv.bias.zero_()
+        layer.out.bias.zero_()
+    mask = torch.ones(500, 1, 1, 4, dtype=torch.bool) if masked else None
+    assert_close(layer(x, mask), torch.full_like(x, 0.25))
+    torch.manual_seed(0)
+    weights = layer.train()(x, mask)
+    assert set(weights.unique().tolist()) == {0.0, 0.5}
+    assert abs((weights == 0).double().mean() - 0.5) < 5 * 0.5 / weights.numel() ** 0.5
+    assert_close(layer.eval()(x, mask), torch.full_like(x, 0.25))
+
+
+def test_a_network_without_positions_adds_none():
+    model = small(positions=False)
+    assert "positions" not in model.state_dict()
+    tokens, mask = some_tokens(model)
+    assert torch.equal(model.embed(tokens, None, 0), model.embedding(tokens))
+    order = torch.randperm(7)
+    assert_close(model(tokens[..., order], mask[..., order]), model(tokens, mask), rtol=1e-9, atol=1e-9)
+
+
 def test_an_empty_batch():
     for head in HEADS:
         model = small(head=head)
@@ -356,6 +410,15 @@ def test_any_integers(dtype):
         ({"dropout": 1.0}, ValueError, r"dropout is 1\.0; expected a number from 0 to below 1"),
         ({"dropout": "0.1"}, TypeError, "dropout is '0.1'; expected"),
         ({"dropout": float("nan")}, ValueError, "dropout is nan; expected"),
+        ({"residual_dropout": 1.5}, ValueError, r"residual_dropout is 1\.5; expected a number from 0 to below 1"),
+        ({"attention_dropout": -0.1}, ValueError, r"attention_dropout is -0\.1; expected a number from 0 to below 1"),
+        (
+            {"attention_dropout": 0.1},
+            ValueError,
+            r"attention_dropout is 0\.1 with relu attention, which has no matrix of weights",
+        ),
+        ({"positions": 1}, TypeError, "positions is 1; expected True or False"),
+        ({"init": "bert"}, ValueError, "init is 'bert'; expected one of torch, gpt2"),
         (
             {"attention": "softmax"},
             ValueError,

@@ -198,10 +198,12 @@ def softmax_attention(
     mask: Bool[Tensor, "*b l"] | None = None,
     *,
     causal: bool = False,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "*b h l d"]:
     """Attend exactly, by softmax, within sequences that share nothing (Vaswani et al., 2017): the baseline.
 
-    Padding contributes nothing and gives 0, as in `favor_s`.
+    Padding contributes nothing and gives 0, as in `favor_s`. Weights are set to 0 with probability `dropout`, after the softmax;
+    the others are divided by 1 - dropout.
 
     Raises:
         ValueError: q, k and v differ in shape, or the mask does not fit them.
@@ -210,7 +212,7 @@ def softmax_attention(
     checks.floating(q=q, k=k, v=v)
     check_alike(q, k, v, q.dim() >= 3, "(..., h, l, d)")
     if mask is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
     check_mask(mask, (*q.shape[:-3], q.shape[-2]), "..., l")
     padding = ~mask[..., None, :, None]
     q, k, v = q.masked_fill(padding, 0), k.masked_fill(padding, 0), v.masked_fill(padding, 0)
@@ -219,4 +221,4 @@ def softmax_attention(
         seen = seen & torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
     # An all-masked row makes half-precision gradients NaN on CUDA; its output is 0 or discarded, so it may see everything.
     seen = seen | ~seen.any(-1, keepdim=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).masked_fill(padding, 0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout).masked_fill(padding, 0)

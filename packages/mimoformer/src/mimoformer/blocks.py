@@ -19,7 +19,7 @@ from mimoformer.layers import (
 )
 from vsa_core import hadamard
 
-__all__ = ["AttentionBlock", "AttentionMLPBlock", "TransformerBlock", "build_block"]
+__all__ = ["AttentionBlock", "AttentionMLPBlock", "TransformerBlock", "build_block", "init_as_gpt2"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 ATTENTIONS = {"att": SuperposedAttention, "att+mlp": SharedAttention, "blurry": BlurryAttention}
@@ -37,7 +37,7 @@ class TransformerBlock(nn.Module):
         # Draw projections before the MLP, and keys and features after it, so that a seed gives the weights it always gave.
         projections, mlp = make_projections(config.embed_dim, config.heads, config.dim), make_mlp(config)
         self.attention = make_attention(config, projections)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.residual_rate)
         self.mlp = mlp
 
     def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
@@ -102,9 +102,9 @@ def make_mlp(config: MIMOFormerConfig) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(config.embed_dim, config.mlp_dim),
         ACTIVATIONS[config.activation](),
-        nn.Dropout(config.dropout),
+        nn.Dropout(config.residual_rate),
         nn.Linear(config.mlp_dim, config.embed_dim),
-        nn.Dropout(config.dropout),
+        nn.Dropout(config.residual_rate),
     )
 
 
@@ -112,7 +112,12 @@ def make_attention(config: MIMOFormerConfig, projections: tuple[nn.Linear, nn.Li
     """The attention of the configured kind."""
     if config.attention == "softmax":
         return SoftmaxAttention(
-            config.embed_dim, config.heads, head_dim=config.head_dim, causal=config.causal, projections=projections
+            config.embed_dim,
+            config.heads,
+            head_dim=config.head_dim,
+            causal=config.causal,
+            dropout=config.attention_dropout,
+            projections=projections,
         )
     return ATTENTIONS[config.variant](
         config.embed_dim,
@@ -134,3 +139,17 @@ def build_block(config: MIMOFormerConfig) -> TransformerBlock:
     if config.attention == "softmax":
         return TransformerBlock(config)
     return AttentionMLPBlock(config) if config.variant == "att+mlp" else AttentionBlock(config)
+
+
+def init_as_gpt2(network: nn.Module) -> None:
+    """Draw the weights of linear layers as GPT-2 does (Radford et al., 2019), and so do H3 and Zoology; biases become 0.
+
+    Weights are N(0, 0.02), and those of the layers that add to the residual stream N(0, 0.02 / sqrt(2 layers)).
+    """
+    blocks = [part for part in network.modules() if isinstance(part, TransformerBlock)]
+    ends = {layer for block in blocks for layer in (block.attention.out, block.mlp[3])}
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02 / (2 * len(blocks)) ** 0.5 if layer in ends else 0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -6,13 +6,14 @@ from typing import Literal, get_args
 
 from vsa_core import checks
 
-__all__ = ["Activation", "Attention", "Head", "MIMOFormerConfig", "Pool", "Tokenizer", "Variant"]
+__all__ = ["Activation", "Attention", "Head", "Init", "MIMOFormerConfig", "Pool", "Tokenizer", "Variant"]
 
 Variant = Literal["att", "att+mlp", "blurry"]
 Attention = Literal["relu", "positive", "dpfp", "softmax"]
 Activation = Literal["relu", "gelu"]
 Head = Literal["classes", "pair", "tokens", "last"]
 Pool = Literal["real", "all"]
+Init = Literal["torch", "gpt2"]
 Tokenizer = Literal["bytes", "pixels", "words", "ids"]
 
 
@@ -53,7 +54,16 @@ class MIMOFormerConfig:
     activation: Activation = "relu"
     """Activation of the MLPs."""
     dropout: float = 0.1
-    """Dropout rate of embeddings and of what attention and MLP add to them."""
+    """Dropout rate of embeddings, and of the blocks unless `residual_dropout` is given."""
+    residual_dropout: float | None = None
+    """Dropout rate within MLPs and of what attention and MLPs add to the residual stream; `dropout` by default."""
+    attention_dropout: float = 0.0
+    """Dropout rate of the weights of softmax attention; linear attention has no such weights, and needs 0."""
+    positions: bool = True
+    """Whether learned embeddings of positions are added to those of tokens."""
+    init: Init = "torch"
+    """How weights start: as torch's layers do (torch); or with linear weights N(0, 0.02), those that add to the residual stream
+    N(0, 0.02 / sqrt(2 layers)), and biases 0 (gpt2). Embeddings start at N(0, 0.02) either way."""
     head: Head = "classes"
     """What the network predicts: classes of a sequence (classes) or of a pair of sequences (pair), the next token at every
     position (tokens, causal), or the token after the last real one (last)."""
@@ -77,7 +87,7 @@ class MIMOFormerConfig:
     def __post_init__(self) -> None:
         sizes = ("m", "n", "vocab_size", "max_length", "layers", "embed_dim", "heads", "mlp_dim", "features", "nu", "num_classes")
         checks.positive(**{name: getattr(self, name) for name in sizes})
-        choices = {"variant": Variant, "attention": Attention, "activation": Activation, "head": Head, "pool": Pool}
+        choices = {"variant": Variant, "attention": Attention, "activation": Activation, "head": Head, "pool": Pool, "init": Init}
         if self.tokenizer is not None:
             choices["tokenizer"] = Tokenizer
         for name, allowed in choices.items():
@@ -89,21 +99,32 @@ class MIMOFormerConfig:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not divisible by heads {self.heads}; change either, or give head_dim"
             )
-        if not isinstance(self.dropout, Real):
-            raise TypeError(f"dropout is {self.dropout!r}; expected a number from 0 to below 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout!r}; expected a number from 0 to below 1")
+        self.check_rates()
         if self.attention == "softmax" and (self.m, self.n, self.variant) != (1, 1, "att"):
             raise ValueError(
                 f"softmax attention cannot be shared by a grid of {self.m} x {self.n} in variant {self.variant}; "
                 "it needs m = n = 1 and variant att"
             )
-        for name in ("tied", "trainable_keys"):
+        for name in ("positions", "tied", "trainable_keys"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected True or False")
         if self.tied and self.head not in ("tokens", "last"):
             raise ValueError(f"tied embeddings cannot serve head {self.head!r}; expected head tokens or last")
         self.check_names()
+
+    def check_rates(self) -> None:
+        """Check dropout rates."""
+        rates = {"dropout": self.dropout, "residual_dropout": self.residual_rate, "attention_dropout": self.attention_dropout}
+        for name, rate in rates.items():
+            if not isinstance(rate, Real):
+                raise TypeError(f"{name} is {rate!r}; expected a number from 0 to below 1")
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate!r}; expected a number from 0 to below 1")
+        if self.attention_dropout and self.attention != "softmax":
+            raise ValueError(
+                f"attention_dropout is {self.attention_dropout} with {self.attention} attention, which has no matrix of weights; "
+                "expected 0, or softmax attention"
+            )
 
     def check_names(self) -> None:
         """Check class names and vocabulary, and make them tuples."""
@@ -159,6 +180,11 @@ class MIMOFormerConfig:
     def dim(self) -> int:
         """d, the dimension of a head."""
         return self.head_dim or self.embed_dim // self.heads
+
+    @property
+    def residual_rate(self) -> float:
+        """Dropout rate of the blocks: `residual_dropout`, or `dropout` where that is None."""
+        return self.dropout if self.residual_dropout is None else self.residual_dropout
 
     @property
     def causal(self) -> bool:

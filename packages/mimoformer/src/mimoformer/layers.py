@@ -32,7 +32,10 @@ FEATURE_MAPS: dict[str, Callable[[int, int, int], nn.Module]] = {
 
 
 class SoftmaxAttention(nn.Module):
-    """Multi-head softmax attention of sequences that share nothing, the baseline; see `SuperposedAttention` for the arguments."""
+    """Multi-head softmax attention of sequences that share nothing, the baseline; see `SuperposedAttention` for the arguments.
+
+    In training, `dropout` is the share of attention weights that are set to 0.
+    """
 
     def __init__(
         self,
@@ -41,12 +44,13 @@ class SoftmaxAttention(nn.Module):
         *,
         head_dim: int | None = None,
         causal: bool = False,
+        dropout: float = 0.0,
         projections: tuple[nn.Linear, nn.Linear] | None = None,
     ) -> None:
         super().__init__()
         checks.booleans(causal=causal)
         inner = heads * head_dimension(embed_dim, heads, head_dim)
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.dropout = heads, causal, dropout
         self.qkv, self.out = projections or make_projections(embed_dim, heads, head_dim)
         found = [(layer.in_features, layer.out_features) for layer in (self.qkv, self.out)]
         if found != [(embed_dim, 3 * inner), (inner, embed_dim)]:
@@ -54,7 +58,8 @@ class SoftmaxAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
         """Attend within every sequence; padding contributes nothing, and its own output is of no use."""
-        attended = attention.softmax_attention(*self.project(x, mask), mask, causal=self.causal)
+        dropout = self.dropout if self.training else 0.0
+        attended = attention.softmax_attention(*self.project(x, mask), mask, causal=self.causal, dropout=dropout)
         return self.merge_heads(attended)
 
     def project(

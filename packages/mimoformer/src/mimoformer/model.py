@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mimoformer.blocks import AttentionBlock, build_block
+from mimoformer.blocks import AttentionBlock, build_block, init_as_gpt2
 from mimoformer.bundles import check_mask
 from mimoformer.causal import AttentionState
 from mimoformer.config import MIMOFormerConfig
@@ -47,13 +47,16 @@ class MIMOFormer(Pretrained):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.positions = nn.Parameter(torch.empty(config.max_length, config.embed_dim))
-        for table in (self.embedding.weight, self.positions):
-            nn.init.normal_(table, std=0.02)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.positions = nn.Parameter(torch.empty(config.max_length, config.embed_dim)) if config.positions else None
+        if self.positions is not None:
+            nn.init.normal_(self.positions, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(build_block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.embed_dim)
         self.head = build_head(config)
+        if config.init == "gpt2":
+            init_as_gpt2(self)
 
     @property
     def capacity(self) -> int:
@@ -155,7 +158,7 @@ class MIMOFormer(Pretrained):
             raise ValueError(
                 f"token ids run from {low} to {high}; this network knows 0 to {self.config.vocab_size - 1}"
             ) from error
-        out: Tensor = self.dropout(embedded + self.positions[start:stop])
+        out: Tensor = self.dropout(embedded if self.positions is None else embedded + self.positions[start:stop])
         return out
 
     def read_out(self, hidden: Float[Tensor, "b m n *l e"], mask: Bool[Tensor, "b m n *l"] | None) -> Float[Tensor, "b m n *out"]:

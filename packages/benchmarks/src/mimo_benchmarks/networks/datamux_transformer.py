@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimoformer import MIMOFormerConfig
-from mimoformer.blocks import TransformerBlock
+from mimoformer.blocks import TransformerBlock, init_as_gpt2
 from mimoformer.bundles import check_mask
-from mimoformer.config import Activation, Tokenizer
+from mimoformer.config import Activation, Init, Tokenizer
 from mimoformer.heads import build_head, mean_over_tokens
 from vsa_core import checks
 from vsa_core.hub import Pretrained
@@ -39,7 +39,13 @@ class DataMUXConfig:
     activation: Activation = "relu"
     """Activation of the MLPs."""
     dropout: float = 0.1
-    """Dropout rate of the mixed embeddings, and of what attention and MLP add to them."""
+    """Dropout rate of the mixed embeddings, and of the blocks unless `residual_dropout` is given."""
+    residual_dropout: float | None = None
+    """Dropout rate within MLPs and of what attention and MLPs add to the residual stream; `dropout` by default."""
+    attention_dropout: float = 0.0
+    """Dropout rate of attention weights."""
+    init: Init = "torch"
+    """How weights start: as torch's layers do (torch), or as in GPT-2 (gpt2)."""
     head: Literal["classes", "tokens"] = "classes"
     """What the network predicts: classes of a sequence (classes), or the next token at every position (tokens, causal)."""
     num_classes: int = 10
@@ -111,6 +117,8 @@ class DataMUX(Pretrained):
         self.of_index, self.of_token = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
         self.demux = nn.Sequential(nn.GELU(), nn.LayerNorm(dim))
         self.head: Any = build_head(config.transformer)
+        if config.init == "gpt2":
+            init_as_gpt2(self)
 
     def forward(self, tokens: Integer[Tensor, "b n l"], mask: Bool[Tensor, "b n l"] | None = None) -> Float[Tensor, "b n *out"]:
         """Compute logits of N sequences per pass: (b n classes), or (b n l vocab) for the head tokens.

@@ -1,6 +1,9 @@
 """SuperposedAttention in networks of one's own."""
 
+from functools import partial
+
 import loops
+import published
 import pytest
 import torch
 from torch import nn
@@ -17,21 +20,57 @@ def layer(kind="per slot", **options):
     return LAYERS[kind](12, 2, 2, 3, **{"head_dim": 4, "features": 8, **options}).double()
 
 
+def heads(attention, x):
+    """Queries, keys and values (b m n h l d) as they are projected."""
+    return (part.unflatten(-1, (2, 4)).movedim(-2, 3) for part in attention.qkv(x).split(8, -1))
+
+
 @pytest.mark.parametrize(("m", "n"), [(2, 3), (1, 2), (1, 1)])
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("feature_map", ["relu", "dpfp"])
 @every_layer
-def test_a_layer_is_its_projections_around_the_loops(kind, causal, m, n):
-    """On any grid, with the first keys; q and k are divided by sqrt(m n)."""
-    attention, x = layer(kind, causal=causal), torch.randn(2, m, n, 5, 12, dtype=torch.float64)
+def test_a_layer_is_its_projections_around_the_loops(kind, feature_map, causal, m, n):
+    """On any grid, with the first keys; q and k are divided by sqrt(m n), and before ReLU features by d^(1/4) too."""
+    attention, x = layer(kind, causal=causal, feature_map=feature_map), torch.randn(2, m, n, 5, 12, dtype=torch.float64)
     mask = torch.rand(2, m, n, 5) < 0.7
-    q, k, v = (part.unflatten(-1, (2, 4)).movedim(-2, 3) for part in attention.qkv(x).split(8, -1))
-    q, k, keys, phi = q / (m * n) ** 0.5, k / (m * n) ** 0.5, attention.keys[:m, :n], attention.feature_map
+    q, k, v = heads(attention, x)
+    scale = (m * n) ** -0.5 * (4**-0.25 if feature_map == "relu" else 1)
+    q, k, keys, phi = q * scale, k * scale, attention.keys[:m, :n], attention.feature_map
+    if feature_map == "dpfp":
+        phi = partial(loops.dpfp, nu=3, eps=1e-3)
     if kind == "blurry":
         attended = loops.blurry(q, k, v, keys, lambda query, key: phi(key) @ phi(query), mask, causal=causal)
     else:
         attended = loops.favor_s(q, k, v, keys, phi, mask, causal=causal, shared=kind == "shared")
     expected = attended.movedim(-3, -2).flatten(-2) @ attention.out.weight.mT + attention.out.bias
     assert_close(attention(x, mask), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("side", [1, 2])
+@every_layer
+def test_relu_features_are_scaled_as_published(kind, side):
+    """1/sqrt(sqrt(d) m n) before binding and d^(-1/4) in the map, beside which 0.001 is what it is in the authors' code."""
+    attention, x = layer(kind), torch.randn(2, side, side, 4, 12, dtype=torch.float64)
+    q, k, v = heads(attention, x)
+    keys, projection = attention.keys[:side, :side], attention.feature_map.projection
+    if kind == "blurry":  # which they do not have
+        scale = (2 * side * side) ** -0.5
+        real, phi = torch.ones(x.shape[:-1], dtype=torch.bool), partial(published.features, projection=projection)
+        attended = loops.blurry(q * scale, k * scale, v, keys, lambda query, key: phi(key) @ phi(query), real, causal=False)
+    else:
+        attended = published.attention(q, k, v, keys, projection, shared=kind == "shared")
+    expected = attended.movedim(-3, -2).flatten(-2) @ attention.out.weight.mT + attention.out.bias
+    assert_close(attention(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 3)])
+def test_softmax_attention_has_its_own_temperature(m, n):
+    """softmax(q k / sqrt(d)) of sequences that share nothing, however many there are."""
+    attention, x = SoftmaxAttention(12, 2, head_dim=4).double(), torch.randn(2, m, n, 5, 12, dtype=torch.float64)
+    q, k, v = heads(attention, x)
+    weights = (q @ k.mT / 2).softmax(-1)
+    expected = (weights @ v).movedim(-3, -2).flatten(-2) @ attention.out.weight.mT + attention.out.bias
+    assert_close(attention(x), expected, rtol=1e-10, atol=1e-10)
 
 
 @every_layer

@@ -59,7 +59,7 @@ def layer_norm(norm, x):
 @every_variant
 @pytest.mark.parametrize("head", ["classes", "tokens"])
 def test_a_block_is_its_definition(m, n, masked, variant, head):
-    """On any grid up to that of the keys: the first m x n of them, and q and k divided by sqrt(m n) of the grid in use."""
+    """On any grid up to that of the keys: the first m x n of them, and q and k divided by sqrt(sqrt(d) m n), as published."""
     model = small(variant=variant, head=head)
     layer = model.blocks[0]
     assert type(layer) is (AttentionMLPBlock if variant == "att+mlp" else AttentionBlock)
@@ -75,7 +75,7 @@ def test_a_block_is_its_definition(m, n, masked, variant, head):
 
     qkv = layer_norm(layer.norm1, x) @ attention.qkv.weight.mT + attention.qkv.bias
     q, k, v = (part.unflatten(-1, (2, 4)).movedim(-2, 3) for part in qkv.split(8, -1))
-    q, k, keys = q / (m * n) ** 0.5, k / (m * n) ** 0.5, attention.keys[:m, :n]
+    q, k, keys = q / (2 * m * n) ** 0.5, k / (2 * m * n) ** 0.5, attention.keys[:m, :n]
     shared, phi = variant == "att+mlp", attention.feature_map
     if variant == "blurry":
         attended = loops.blurry(q, k, v, keys, lambda query, key: phi(key) @ phi(query), real, causal=head == "tokens")
@@ -133,7 +133,8 @@ def test_the_performer_is_favor_without_keys():
     attention = layer.attention
     assert torch.equal(attention.keys, torch.ones(1, 1, 4, dtype=torch.float64))
     q, k, v = (part.unflatten(-1, (2, 4)).transpose(-2, -3) for part in attention.qkv(layer.norm1(x)).split(8, -1))
-    weights = attention.feature_map(q) @ attention.feature_map(k).mT
+    phi = attention.feature_map
+    weights = phi(q / 4**0.25) @ phi(k / 4**0.25).mT  # the second d^(1/4) of the published code
     attended = weights @ v / weights.sum(-1, keepdim=True)
     y = x + attention.out(attended.transpose(-2, -3).flatten(-2))
     assert_close(layer(x), y + layer.mlp(layer.norm2(y)), rtol=1e-9, atol=1e-9)

@@ -65,7 +65,7 @@ class SoftmaxAttention(nn.Module):
     def project(
         self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None
     ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"]]:
-        """Queries, keys and values of every head, the first two divided by sqrt(m n), as published."""
+        """Queries, keys and values of every head."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x is {found}; it must be a tensor of floating-point embeddings")
@@ -75,8 +75,7 @@ class SoftmaxAttention(nn.Module):
             check_mask(mask, tuple(x.shape[:-1]), "b, m, n, l")
             x = x.masked_fill(~mask[..., None], 0)
         q, k, v = rearrange(self.qkv(x), "b m n l (qkv h d) -> qkv b m n h l d", qkv=3, h=self.heads)
-        scale = (x.shape[1] * x.shape[2]) ** -0.5
-        return q * scale, k * scale, v
+        return q, k, v
 
     def merge_heads(self, attended: Float[Tensor, "*b h l d"]) -> Float[Tensor, "*b l e"]:
         """Output projection of all heads side by side."""
@@ -98,6 +97,7 @@ class SuperposedAttention(SoftmaxAttention):
         n: N, columns of the grid; keys and values are bundled over them.
         head_dim: d, the dimension of a head; embed_dim / heads by default.
         feature_map: the name of a map, "relu" (as published), "positive" or "dpfp"; or a plain function or module of your own.
+            It gets queries and keys divided by sqrt(m n), and `ReLUFeatures` by d^(1/4) too.
         features: R, the number of random features of "relu" and "positive".
         nu: number of rolls of "dpfp".
         causal: whether a token sees only itself and earlier tokens; required by `step`.
@@ -192,8 +192,16 @@ class SuperposedAttention(SoftmaxAttention):
     def operands(
         self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None
     ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "m n d"]]:
-        """Queries, keys and values of every head, and the binding keys of the grid in use."""
-        return *self.project(x, mask), keys_of_grid(self.keys, x)
+        """Queries, keys and values of every head, the first two divided by sqrt(m n), and the binding keys of the grid in use.
+
+        Before `ReLUFeatures`, which divide by d^(1/4) themselves, they are divided by d^(1/4) as well, as in the published code:
+        that settles how much the map's eps weighs beside its features.
+        """
+        q, k, v = self.project(x, mask)
+        scale = (x.shape[1] * x.shape[2]) ** -0.5
+        if isinstance(self.feature_map, ReLUFeatures):
+            scale *= q.shape[-1] ** -0.25
+        return q * scale, k * scale, v, keys_of_grid(self.keys, x)
 
 
 class SharedAttention(SuperposedAttention):

@@ -14,6 +14,7 @@ from mimo_benchmarks.presets.find import find_preset
 from mimo_benchmarks.run_directory import RunDirectory
 from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks.registry import load
+from mimo_benchmarks.tasks.sequence_task import SequenceTask
 from mimoconv import MIMOConvConfig
 
 CPU = torch.device("cpu")
@@ -73,6 +74,17 @@ SQUARED = OptimConfig(loss="squared", label_smoothing=0)
 def test_what_does_not_fit_the_task(name, changes, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         check_compatible(replace(CONFIG, task=name, **changes), load(name, tmp_path), Accelerator(cpu=True))
+
+
+def test_padding_that_has_to_keep_its_place():
+    """Black pixels are padding in image_published and pathfinder_published."""
+    model = find_preset("image_deep_n2_att").model
+    task = replace(SequenceTask.random(describe(model), 2), padding_stays=True)
+    settings = replace(CONFIG, **of_tokens("image_deep_n2_att"))
+    with pytest.raises(ConfigError, match=r"needs --model\.pool all, got real"):
+        task.check(settings, describe(model))
+    published = replace(model, pool="all")
+    task.check(replace(settings, model=published), describe(published))
 
 
 @pytest.mark.unchecked

@@ -147,6 +147,21 @@ def test_padding_changes_nothing():
     assert_close(network(F.pad(tokens, (0, 3)), F.pad(MASK, (0, 3))), before)
 
 
+@pytest.mark.parametrize("head", ["classes", "tokens"])
+@pytest.mark.parametrize("where", ["left", "holes"])
+def test_it_does_not_matter_where_padding_stands(head, where):
+    """Of unequal sequences, each padded in its own way, beyond max_length too."""
+    network, tokens = transformer(head), torch.randint(7, (2, 3, 6))
+    padded, real = torch.full((2, 3, 12), 10**9), torch.zeros(2, 3, 12, dtype=torch.bool)
+    for b in range(2):
+        for i in range(3):
+            count = int(MASK[b, i].sum())
+            places = torch.arange(12 - count, 12) if where == "left" else torch.randperm(12)[:count].sort().values
+            padded[b, i, places], real[b, i, places] = tokens[b, i, :count], True
+    found, expected = network(padded, real), network(tokens, MASK)
+    assert_close(*((found[real], expected[MASK]) if head == "tokens" else (found, expected)))
+
+
 def test_no_token_sees_a_later_one():
     network, tokens = transformer("tokens"), torch.randint(7, (2, 3, 6))
     other = torch.where(torch.arange(6) < 4, tokens, (tokens + 1) % 7)
@@ -250,6 +265,8 @@ def test_tokens_that_do_not_fit_are_refused(shape):
         DataMUX(SMALL)(torch.zeros(shape, dtype=torch.long))
     with pytest.raises(ValueError, match=r"mask has shape \(2, 3, 5\); expected \(2, 3, 6\)"):
         DataMUX(SMALL)(torch.zeros(2, 3, 6, dtype=torch.long), MASK[..., :5])
+    with pytest.raises(ValueError, match="l from 1 to 9 real tokens"):
+        DataMUX(SMALL)(torch.zeros(2, 3, 12, dtype=torch.long), torch.arange(12).expand(2, 3, 12) < 10)
 
 
 @pytest.mark.unchecked

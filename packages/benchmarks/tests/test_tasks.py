@@ -88,6 +88,7 @@ def test_image_is_cifar_in_grey_levels_pixel_by_pixel(monkeypatch):
     colour = present("cifar10")
     monkeypatch.setattr(images, "cifar10_splits", lambda *_: (colour.train, colour.test))  # read once
     task, published = load("image", Path()), load("image_published", Path())
+    assert (task.padding_stays, published.padding_stays) == (False, True)
     assert [len(split) for split in (task.train, task.dev, task.test)] == [45_000, 5_000, 10_000]
     index = torch.tensor([0, 4999])
     grey = images.to_grey(Split(images=colour.train.images[45_000 + index], labels=index)).images.flatten(1).long()

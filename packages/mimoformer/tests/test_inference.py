@@ -154,7 +154,7 @@ def test_a_compiled_model_is_counted_and_predicts():
         ({"n": 0}, ValueError, "n is 0, a grid of 0 x 0"),
         ({"n": 2.0}, TypeError, r"n is 2\.0"),
         ({"n": (2, True)}, TypeError, r"n is \(2, True\)"),
-        ({"length": 99}, ValueError, "a sequence has 99 tokens; this network has positions for 24"),
+        ({"length": 99}, ValueError, "a sequence has 99 tokens; this network takes up to 24"),
         ({"length": 0}, ValueError, "length must be at least 1, got 0"),
         ({"length": 5.0}, TypeError, r"length must be a whole number, got 5\.0"),
     ],

@@ -239,13 +239,111 @@ def test_the_head_last_reads_the_last_real_token(tied):
     assert_close(model(tokens), model.encode(tokens, None)[..., -1, :] @ weight.mT)
 
 
-def test_holes_in_a_mask_count_as_padding():
-    """The last real token is not the number of real ones."""
-    model = small(head="last")
-    tokens = torch.randint(11, (1, 2, 3, 4))
-    mask = torch.tensor([True, False, True, False]).expand(1, 2, 3, 4)
-    hidden = model.encode(tokens.masked_fill(~mask, 0), mask)
-    assert_close(model(tokens, mask), hidden[..., 2, :] @ model.head.weight.mT)
+def spread(tokens, mask, length, where):
+    """The same sequences among garbage, with places of real tokens in order: at the start, the end, or anywhere."""
+    out, real = torch.full((*tokens.shape[:-1], length), 10**9), torch.zeros(*tokens.shape[:-1], length, dtype=torch.bool)
+    for index in itertools.product(*map(range, tokens.shape[:-1])):
+        count = int(mask[index].sum())
+        drawn = {"right": torch.arange(count), "left": torch.arange(length - count, length), "holes": torch.randperm(length)}
+        places = drawn[where][:count].sort().values
+        out[index][places], real[index][places] = tokens[index][mask[index]], True
+    return out, real
+
+
+every_padding = pytest.mark.parametrize("where", ["right", "left", "holes"])
+
+
+LINEAR = [(*kind, variant) for kind in [(2, 3, "relu"), (1, 1, "positive"), (2, 2, "dpfp")] for variant in VARIANTS]
+
+
+@every_padding
+@every_head
+@pytest.mark.parametrize(("m", "n", "attention", "variant"), [*LINEAR, (1, 1, "softmax", "att")])
+def test_it_does_not_matter_where_padding_stands(where, variant, head, m, n, attention):
+    """Of unequal sequences in any grid, each padded in its own way, beyond max_length too."""
+    model = small(variant=variant, head=head, m=m, n=n, attention=attention)
+    tokens, mask = some_tokens(model)
+    expected = model(tokens, mask)
+    padded, real = spread(tokens, mask, 30, where)
+    out = model(padded, real)
+    assert_close(*((out[real], expected[mask]) if head == "tokens" else (out, expected)), rtol=1e-9, atol=1e-9)
+
+
+@every_padding
+@every_variant
+@every_head
+def test_padded_sequences_get_the_answers_of_unpadded_ones(where, variant, head):
+    """Sequences of one length, so that they can do without padding and without a mask."""
+    model = small(variant=variant, head=head)
+    tokens, mask = some_tokens(model)
+    expected = model(tokens)
+    padded, real = spread(tokens, torch.ones_like(mask), 12, where)
+    out = model(padded, real)
+    if head == "tokens":
+        out = out[real].unflatten(0, tokens.shape)
+    assert_close(out, expected, rtol=1e-9, atol=1e-9)
+
+
+@every_padding
+@every_variant
+def test_padded_steps_give_the_answers_of_unpadded_ones(where, variant):
+    """One sequence alone, and a grid whose sequences pause together; the last step of a state has the last position."""
+    for m, n in [(1, 1), (2, 3)]:
+        model = small(variant=variant, head="tokens", m=m, n=n, max_length=7)
+        tokens, mask = some_tokens(model, b=1)
+        expected = model(tokens)
+        padded, real = spread(tokens[:, :1, :1], torch.ones_like(mask[:, :1, :1]), 12, where)
+        places = real[0, 0, 0].nonzero().flatten().tolist()
+        padded = padded.repeat(1, m, n, 1)
+        padded[..., places] = tokens
+        state = None
+        for step in range(12):
+            present = torch.full((1, m, n), step in places)
+            logits, state = model.step(padded[..., step], state, present)
+            if step in places:
+                assert_close(logits, expected[..., places.index(step), :], rtol=1e-9, atol=1e-9)
+        assert (state.length, state.real.unique().tolist()) == (12, [7])
+        with pytest.raises(ValueError, match="a sequence has 8 tokens; this network takes up to 7"):
+            model.step(tokens[..., 0], state)
+
+
+def test_steps_with_and_without_a_mask_mix():
+    """Positions go on from the number of real tokens of each sequence."""
+    model = small(head="tokens", m=1, n=1)
+    tokens = torch.randint(11, (2, 1, 1, 4))
+    expected, state, taken = model(tokens), None, [0, 0]
+    for present in [None, None, [True, False], [False, True], None]:
+        now = torch.stack([tokens[b, ..., taken[b]] for b in range(2)])
+        logits, state = model.step(now, state, None if present is None else torch.tensor(present)[:, None, None])
+        for b in range(2):
+            if present is None or present[b]:
+                assert_close(logits[b], expected[b, ..., taken[b], :], rtol=1e-10, atol=1e-10)
+                taken[b] += 1
+
+
+def test_padding_keeps_its_place_as_published():
+    """With pool all, positions are those of places: holes are like black pixels."""
+    model = small(pool="all", m=1, n=1)
+    tokens = torch.randint(11, (2, 1, 1, 6))
+    mask = torch.tensor([True, False, True, True, False, False]).expand(2, 1, 1, 6)
+    x = model.embedding(tokens) + model.positions[:6]
+    for layer in model.blocks:
+        x = layer(x, mask)
+    assert_close(model(tokens, mask), model.head((model.norm(x) * mask[..., None]).sum(-2) / 6))
+    longer = F.pad(tokens, (0, 30), value=10**9), F.pad(mask, (0, 30))
+    assert_close(model(*longer), model.head((model.norm(x) * mask[..., None]).sum(-2) / 36))
+
+
+def test_max_length_counts_real_tokens():
+    model = small()
+    tokens, mask = torch.randint(11, (1, 2, 3, 40)), torch.rand(1, 2, 3, 40).argsort(-1) < 24
+    assert model(tokens, mask).isfinite().all()
+    mask[0, 1, 1] = torch.arange(40) < 25
+    with pytest.raises(ValueError, match="a sequence has 25 tokens; this network takes up to 24, its max_length"):
+        model(tokens, mask)
+    with pytest.raises(ValueError, match="a sequence has 40 tokens; this network takes up to 24"):
+        model(tokens)
+    assert model(tokens[:0], mask[:0]).shape == (0, 2, 3, 5)
 
 
 @every_variant
@@ -375,9 +473,9 @@ def test_a_network_without_positions_adds_none():
     model = small(positions=False)
     assert "positions" not in model.state_dict()
     tokens, mask = some_tokens(model)
-    assert torch.equal(model.embed(tokens, None, 0), model.embedding(tokens))
+    assert model.first_positions(7, mask) is None
     order = torch.randperm(7)
-    assert_close(model(tokens[..., order], mask[..., order]), model(tokens, mask), rtol=1e-9, atol=1e-9)
+    assert_close(model(tokens[..., order]), model(tokens), rtol=1e-9, atol=1e-9)
 
 
 def test_an_empty_batch():
@@ -459,7 +557,7 @@ def test_what_cannot_be_configured(options, error, named):
             torch.zeros(1, 2, 3, 25).long(),
             None,
             ValueError,
-            "a sequence has 25 tokens; this network has positions for 24",
+            "a sequence has 25 tokens; this network takes up to 24, its max_length",
         ),
         ("classes", torch.zeros(1, 2, 3, 0).long(), None, ValueError, r"tokens have shape \(1, 2, 3, 0\)"),
         ("classes", torch.zeros(2, 3, 5).long(), None, ValueError, r"the head classes needs \(b, m, n, l\)"),
@@ -489,7 +587,7 @@ def test_steps_that_cannot_be():
         small(m=1, n=1, head="tokens", attention="softmax").step(tokens[:, :1, :1])
     model = small(head="tokens", max_length=1)
     _, state = model.step(tokens)
-    with pytest.raises(ValueError, match="a sequence has 2 tokens; this network has positions for 1"):
+    with pytest.raises(ValueError, match="a sequence has 2 tokens; this network takes up to 1, its max_length"):
         model.step(tokens, state)
     with pytest.raises(ValueError, match="token ids run from 11 to 11"):
         model.step(tokens + 11)
@@ -500,6 +598,9 @@ def test_steps_that_cannot_be():
     with pytest.raises(TypeError, match="expected the ModelState that the previous step"):
         small(head="tokens", layers=1).step(tokens, state)
     with pytest.raises(ValueError, match="the state's sums have shapes"):
+        small(head="tokens").step(tokens[:, :1], state)
+    _, state = small(head="tokens").step(tokens, mask=tokens == 0)
+    with pytest.raises(ValueError, match=r"the state has \(b, m, n\) = \(1, 2, 3\); these tokens have \(1, 1, 3\)"):
         small(head="tokens").step(tokens[:, :1], state)
 
 

@@ -2,8 +2,9 @@
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
+from torch.nn import functional as F
 
 from mimoformer.features import AnyFeatureMap, as_feature_map
 from vsa_core import checks, hadamard
@@ -15,6 +16,7 @@ __all__ = [
     "check_alike",
     "check_mask",
     "check_operands",
+    "close_gaps",
     "divide_or_zero",
     "key_features",
     "query_features",
@@ -100,6 +102,22 @@ def divide_or_zero(
     limits = torch.finfo(denominator.dtype)
     lost = (denominator <= (8 * limits.eps * whole).clamp(limits.tiny / limits.eps**2, limits.max))[..., None]
     return (numerator / denominator[..., None].masked_fill(lost, 1)).masked_fill(lost, 0)
+
+
+def close_gaps(
+    tokens: Integer[Tensor, "*b l"], mask: Bool[Tensor, "*b l"]
+) -> tuple[Integer[Tensor, "*b l"], Bool[Tensor, "*b l"], Integer[Tensor, "*b l"]]:
+    """Move the real tokens of every sequence to its beginning, in order, so that it does not matter where padding stood.
+
+    Returns:
+        The tokens with id 0 as padding; their mask; and for every place the one that its token has moved to, which is any for
+        padding.
+    """
+    count = mask.long().cumsum(-1)
+    place = (count - 1).clamp_min(0)
+    end = tokens.shape[-1]
+    moved = F.pad(torch.zeros_like(tokens), (0, 1)).scatter(-1, place.masked_fill(~mask, end), tokens)[..., :end]
+    return moved, torch.arange(end, device=mask.device) < count[..., -1:], place
 
 
 def autocast_off(like: Tensor) -> torch.autocast:

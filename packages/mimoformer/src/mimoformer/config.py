@@ -31,7 +31,7 @@ class MIMOFormerConfig:
     vocab_size: int = 512
     """Number of token ids, which run from 0; id 0 is padding."""
     max_length: int = 2048
-    """Most tokens of a sequence."""
+    """Most tokens of a sequence, padding not counted."""
     layers: int = 6
     """Number of Transformer blocks."""
     embed_dim: int = 512
@@ -70,8 +70,9 @@ class MIMOFormerConfig:
     num_classes: int = 10
     """Number of classes of the heads classes and pair; the heads tokens and last predict one of vocab_size tokens."""
     pool: Pool = "real"
-    """What the heads classes and pair average: real tokens (real), or all positions with zeros for padding (all), as the
-    published runs do; answers then depend on how far sequences are padded."""
+    """What counts as a place of a sequence: real tokens (real), so that padding changes no answer wherever it stands; or all
+    places (all), as in the published runs, where black pixels are padding and keep theirs. Then positions are numbered, and the
+    heads classes and pair average, with zeros for padding, over all places, and answers depend on the padding."""
     tied: bool = False
     """Whether the heads tokens and last use the embeddings as their weights."""
     trainable_keys: bool = False

@@ -1,12 +1,12 @@
 """What turns a network's features into logits: pooling over tokens, and classifiers."""
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from mimoformer.blocks import ACTIVATIONS
 from mimoformer.config import MIMOFormerConfig, Pool
 
-__all__ = ["build_head", "last_real_token", "mean_over_tokens"]
+__all__ = ["at_places", "build_head", "last_real_token", "mean_over_tokens"]
 
 
 def build_head(config: MIMOFormerConfig) -> nn.Module | None:
@@ -25,6 +25,11 @@ def mean_over_tokens(hidden: Float[Tensor, "*b l e"], mask: Bool[Tensor, "*b l"]
     total: Tensor = hidden.masked_fill(~mask[..., None], 0).sum(-2)
     count = mask.sum(-1, keepdim=True).clamp_min(1) if pool == "real" else hidden.shape[-2]
     return total / count
+
+
+def at_places(hidden: Float[Tensor, "*b l e"], place: Integer[Tensor, "*b places"]) -> Float[Tensor, "*b places e"]:
+    """Features of the tokens at these places."""
+    return hidden.gather(-2, place[..., None].expand(*place.shape, hidden.shape[-1]))
 
 
 def last_real_token(hidden: Float[Tensor, "*b l e"], mask: Bool[Tensor, "*b l"] | None) -> Float[Tensor, "*b e"]:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimoformer.blocks import AttentionBlock, build_block, init_as_gpt2
-from mimoformer.bundles import check_mask
+from mimoformer.bundles import check_mask, close_gaps
 from mimoformer.causal import AttentionState
 from mimoformer.config import MIMOFormerConfig
-from mimoformer.heads import build_head, last_real_token, mean_over_tokens
+from mimoformer.heads import at_places, build_head, last_real_token, mean_over_tokens
 from vsa_core.hub import Pretrained
 
 __all__ = ["MIMOFormer", "ModelState"]
@@ -22,9 +22,11 @@ class ModelState(NamedTuple):
     """What a causal network remembers between steps."""
 
     length: int
-    """Number of tokens so far."""
+    """Number of steps so far."""
     blocks: tuple[AttentionState, ...]
     """What the attention of every block remembers."""
+    real: Integer[Tensor, "b m n"] | None = None
+    """Number of real tokens of every sequence so far; None if every step had one for each."""
 
 
 class MIMOFormer(Pretrained):
@@ -68,29 +70,36 @@ class MIMOFormer(Pretrained):
     ) -> Float[Tensor, "b m n *out"]:
         """Logits of every sequence, or pair of sequences, of a batch of passes.
 
-        Padding changes nothing, whatever its ids, so sequences may be padded to any length. (With `pool="all"` the mean counts
-        padding, as published.)
+        Padding changes nothing, whatever its ids: it may stand before, after and among the tokens of a sequence, which share a
+        pass as if each began with its first real token. (With `pool="all"` every token keeps its place, and padding counts in
+        the mean, as published.)
 
         Args:
             tokens: ids (b m n l), or (b m n 2 l) for the head pair.
             mask: True where a token is real; all are real by default.
 
         Returns:
-            (b m n classes) for the heads classes and pair, (b m n vocab) for last, (b m n l vocab) for tokens.
+            (b m n classes) for the heads classes and pair, (b m n vocab) for last, (b m n l vocab) for tokens, where those of
+            padding are of no use.
 
         Raises:
-            ValueError: the grid is larger than M x N, a sequence is longer than max_length, shapes do not fit, or, on the CPU, an
-                id is outside the vocabulary.
+            ValueError: the grid is larger than M x N, a sequence has more than max_length real tokens, shapes do not fit, or, on
+                the CPU, an id is outside the vocabulary.
             TypeError: the tokens are not integers, or the mask is not boolean.
         """
         config = self.config
         tokens = self.check_tokens(tokens, mask, "b, m, n, 2, l" if config.head == "pair" else "b, m, n, l")
+        place = None
+        if mask is not None and config.pool == "real":
+            tokens, mask, place = close_gaps(tokens, mask)
         if config.head == "pair":  # the two sequences of a pair take the same slot of two passes
             pairs = None if mask is None else rearrange(mask, "b m n pair l -> (b pair) m n l")
             hidden = self.encode(rearrange(tokens, "b m n pair l -> (b pair) m n l"), pairs)
             hidden = rearrange(hidden, "(b pair) m n l e -> b m n pair l e", pair=2)
         else:
             hidden = self.encode(tokens, mask)
+            if config.head == "tokens" and place is not None:
+                hidden = at_places(hidden, place)
         return self.read_out(hidden, mask)
 
     def step(
@@ -101,12 +110,14 @@ class MIMOFormer(Pretrained):
     ) -> tuple[Float[Tensor, "b m n vocab"], ModelState]:
         """Take the next token of every sequence: logits after it, and a state whose size does not depend on the length.
 
-        Needs the head tokens. In eval mode, steps give what `forward` gives for the whole sequences.
+        Needs the head tokens. In eval mode, steps give what `forward` gives for the whole sequences, if each has its tokens in
+        the first steps. A sequence may also begin later or pause, at no change to it; on a grid larger than 1 x 1 it then shares
+        bundles with other tokens of its neighbours than in `forward`, and their crosstalk differs.
 
         Args:
             tokens: ids, one per sequence.
             state: what the previous step returned; None at the beginning.
-            mask: False for sequences that have no token here; all have one by default.
+            mask: False for sequences that have no token here; all have one by default. Their logits are of no use.
 
         Raises:
             ValueError: the network is not causal or has softmax attention, the state is of another grid or batch, or for the
@@ -128,29 +139,54 @@ class MIMOFormer(Pretrained):
             raise TypeError(
                 f"state is a {type(state).__name__}; expected the ModelState that the previous step of this network returned"
             )
-        start = 0 if state is None else state.length
-        x, after = self.embed(tokens, mask, start), []
+        length, real = (0, None) if state is None else (state.length, state.real)
+        if (mask is not None or real is not None) and self.config.pool == "real":
+            if real is not None and real.shape != tokens.shape[:-1]:
+                raise ValueError(f"the state has (b, m, n) = {tuple(real.shape)}; these tokens have {tuple(tokens.shape[:-1])}")
+            now = torch.ones_like(tokens[..., 0]) if mask is None else mask[..., 0].long()
+            real = now + (length if real is None else real)
+        x, after = self.embed(tokens, self.next_positions(length, real)), []
         for number, layer in enumerate(self.blocks):
             assert isinstance(layer, AttentionBlock)
             x, kept = layer.step(x, None if state is None else state.blocks[number], mask)
             after.append(kept)
-        return self.read_out(self.norm(x), mask)[..., 0, :], ModelState(start + 1, tuple(after))
+        return self.read_out(self.norm(x), mask)[..., 0, :], ModelState(length + 1, tuple(after), real)
 
     def encode(self, tokens: Integer[Tensor, "b m n l"], mask: Bool[Tensor, "b m n l"] | None) -> Float[Tensor, "b m n l e"]:
-        """Features of every token: embeddings, blocks and the last LayerNorm."""
-        x = self.embed(tokens, mask, 0)
+        """Features of every token at its place: embeddings, blocks and the last LayerNorm."""
+        x = self.embed(tokens, self.first_positions(tokens.shape[-1], mask))
         for layer in self.blocks:
             x = layer(x, mask)
         hidden: Tensor = self.norm(x)
         return hidden
 
-    def embed(
-        self, tokens: Integer[Tensor, "b m n l"], mask: Bool[Tensor, "b m n l"] | None, start: int
-    ) -> Float[Tensor, "b m n l e"]:
-        """Embeddings of tokens plus those of their positions, counted from `start`."""
-        stop = start + tokens.shape[-1]
-        if stop > self.config.max_length:
-            raise ValueError(f"a sequence has {stop} tokens; this network has positions for {self.config.max_length}")
+    def first_positions(self, length: int, mask: Bool[Tensor, "b m n l"] | None) -> Float[Tensor, "l e"] | None:
+        """Embeddings of the first positions; zeros beyond max_length, where padding alone may stand."""
+        beyond = length - self.config.max_length
+        if beyond > 0:  # rare, so the device may wait here
+            used = range(length) if mask is None else mask.flatten(0, -2).any(0).nonzero().flatten().tolist()
+            self.check_length(max(used, default=-1) + 1)
+        if self.positions is None:
+            return None
+        return F.pad(self.positions, (0, 0, 0, beyond)) if beyond > 0 else self.positions[:length]
+
+    def next_positions(self, length: int, real: Integer[Tensor, "b m n"] | None) -> Float[Tensor, "*b 1 e"] | None:
+        """Embeddings of the position after `length` steps, or of each sequence's last one of `real` tokens."""
+        if length >= self.config.max_length:
+            self.check_length(length + 1 if real is None else max(real.flatten().tolist(), default=0))
+        if self.positions is None:
+            return None
+        if real is None:
+            return self.positions[length : length + 1]
+        return F.embedding((real - 1).clamp_min(0)[..., None], self.positions)
+
+    def check_length(self, count: int) -> None:
+        """Raise ValueError if a sequence has too many tokens."""
+        if count > self.config.max_length:
+            raise ValueError(f"a sequence has {count} tokens; this network takes up to {self.config.max_length}, its max_length")
+
+    def embed(self, tokens: Integer[Tensor, "b m n l"], positions: Float[Tensor, "*#b l e"] | None) -> Float[Tensor, "b m n l e"]:
+        """Embeddings of tokens plus those of their positions."""
         try:
             embedded = self.embedding(tokens)
         except IndexError as error:  # the CPU alone checks ids; a check on another device would make it wait
@@ -158,7 +194,7 @@ class MIMOFormer(Pretrained):
             raise ValueError(
                 f"token ids run from {low} to {high}; this network knows 0 to {self.config.vocab_size - 1}"
             ) from error
-        out: Tensor = self.dropout(embedded if self.positions is None else embedded + self.positions[start:stop])
+        out: Tensor = self.dropout(embedded if positions is None else embedded + positions)
         return out
 
     def read_out(self, hidden: Float[Tensor, "b m n *l e"], mask: Bool[Tensor, "b m n *l"] | None) -> Float[Tensor, "b m n *out"]:

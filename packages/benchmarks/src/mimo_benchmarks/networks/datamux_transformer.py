@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from mimoformer import MIMOFormerConfig
 from mimoformer.blocks import TransformerBlock, init_as_gpt2
-from mimoformer.bundles import check_mask
+from mimoformer.bundles import check_mask, close_gaps
 from mimoformer.config import Activation, Init, Tokenizer
-from mimoformer.heads import build_head, mean_over_tokens
+from mimoformer.heads import at_places, build_head, mean_over_tokens
 from vsa_core import checks
 from vsa_core.hub import Pretrained
 
@@ -27,7 +27,7 @@ class DataMUXConfig:
     vocab_size: int = 512
     """Number of token ids, which run from 0."""
     max_length: int = 2048
-    """Most tokens of a sequence, without its prefix."""
+    """Most real tokens of a sequence, without its prefix."""
     layers: int = 6
     """Number of Transformer blocks."""
     embed_dim: int = 512
@@ -87,7 +87,8 @@ class DataMUX(Pretrained):
       which would leave embeddings of 0.02 below the epsilon of the first LayerNorm.
     - Blocks, head and initialisation are those of the plain Transformer beside MIMOFormer, not BERT's. There is no class token;
       the head classes averages the real tokens of each sequence.
-    - A padding token counts as 0 in the mean over the pass; positions at which no sequence has a real token are masked.
+    - Sequences share a pass as if each began with its first real token and had no padding among them. A padding token counts as
+      0 in the mean over the pass; positions at which no sequence has a real token are masked.
     - For the head tokens attention is causal, so that p_i, of the prefix that all see, is the same for all sequences.
     - There is no warm-up on retrieving tokens.
 
@@ -124,23 +125,27 @@ class DataMUX(Pretrained):
         """Compute logits of N sequences per pass: (b n classes), or (b n l vocab) for the head tokens.
 
         Args:
-            tokens: token ids; those of padding do not matter.
+            tokens: token ids; it does not matter where padding stands, nor what its ids are.
             mask: True where a token is real; all are unless given.
 
         Raises:
-            ValueError: there are not N sequences per pass, no tokens or more than max_length, or the mask has another shape.
+            ValueError: there are not N sequences per pass, no tokens or more real ones than max_length, or the mask has another
+                shape.
             TypeError: the mask is not boolean.
         """
         config, n = self.config, self.config.capacity
-        if tokens.dim() != 3 or tokens.shape[1] != n or not 1 <= tokens.shape[2] <= config.max_length:
-            raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}; DataMUX always needs (b, n, l) with n = {n} sequences per pass "
-                f"and l from 1 to {config.max_length}"
-            )
-        seen = None
+        expected = f"DataMUX always needs (b, n, l) with n = {n} sequences per pass and l from 1 to {config.max_length}"
+        if tokens.dim() != 3 or tokens.shape[1] != n or tokens.shape[2] < 1:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; {expected}")
+        seen = place = None
         if mask is not None:
             check_mask(mask, tuple(tokens.shape), "b, n, l")
-            tokens = tokens.masked_fill(~mask, 0)
+            tokens, mask, place = close_gaps(tokens, mask)
+            if tokens.shape[2] > config.max_length and not mask[..., config.max_length :].any():
+                tokens, mask = tokens[..., : config.max_length], mask[..., : config.max_length]
+        if tokens.shape[2] > config.max_length:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; {expected} real tokens")
+        if mask is not None:
             seen = rearrange(F.pad(mask.any(1), (n, 0), value=True), "b l -> b 1 1 l")
         x = self.embedding(tokens) + self.positions[n : n + tokens.shape[2]]
         if mask is not None:
@@ -151,7 +156,11 @@ class DataMUX(Pretrained):
             hidden = layer(hidden, seen)
         p, h = self.norm(hidden)[:, 0, 0].split([n, tokens.shape[2]], 1)
         own = self.demux(rearrange(self.of_index(p), "b n e -> b n 1 e") + rearrange(self.of_token(h), "b l e -> b 1 l e"))
-        logits: Tensor = self.head(own if config.head == "tokens" else mean_over_tokens(own, mask, "real"))
+        if config.head == "classes":
+            own = mean_over_tokens(own, mask, "real")
+        elif place is not None:
+            own = at_places(own, place)
+        logits: Tensor = self.head(own)
         return logits
 
     def prefix(self) -> Float[Tensor, "1 n e"]:

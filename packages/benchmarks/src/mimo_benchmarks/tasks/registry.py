@@ -135,7 +135,8 @@ def image(folder: Path, *, published: bool = False) -> SequenceTask:
     name = "image_published" if published else "image"
     parts = {"train": train.part(0, 45_000), "dev": train.part(45_000, 50_000), "test": test}
     names = images.CIFAR10_CLASSES
-    return sequence_task(name, parts, class_names=names, vocab_size=257, max_length=1024, tokenizer=pixel_tokenizer(published))
+    sizes = {"vocab_size": 257, "max_length": 1024, "padding_stays": published}
+    return sequence_task(name, parts, class_names=names, tokenizer=pixel_tokenizer(published), **sizes)
 
 
 def pathfinder(folder: Path, *, published: bool = False) -> SequenceTask:
@@ -146,7 +147,8 @@ def pathfinder(folder: Path, *, published: bool = False) -> SequenceTask:
     from mimo_benchmarks.data.long_range_arena.pathfinder import pathfinder_splits
 
     name = "pathfinder_published" if published else "pathfinder"
-    return sequence_task(name, pathfinder_splits(folder, published=published), **PATHFINDER, tokenizer=pixel_tokenizer(published))
+    splits, options = pathfinder_splits(folder, published=published), PATHFINDER | {"padding_stays": published}
+    return sequence_task(name, splits, **options, tokenizer=pixel_tokenizer(published))
 
 
 def listops_lra(folder: Path) -> SequenceTask:

@@ -39,6 +39,8 @@ class SequenceTask(Task):
     """Tokenizer of `mimoformer.tokenize` that gives these tokens; None if there is none."""
     words: tuple[str, ...] | None = None
     """Vocabulary of the tokenizer words."""
+    padding_stays: bool = False
+    """Whether padding stands among the tokens and has to keep its place, as black pixels have that are padding."""
 
     @property
     def saved(self) -> dict[str, Any]:
@@ -67,6 +69,8 @@ class SequenceTask(Task):
         check_token_network(self, config, vocab_size=self.vocab_size, max_length=self.max_length)
         head = "pair" if self.train.parts == 2 else "classes"
         self.require_model(config, num_classes=len(self.class_names), head=head)
+        if self.padding_stays:
+            self.require_model(config, pool="all")
 
     def describe(self) -> str:
         """Describe how long the sequences are, and how many each class has."""

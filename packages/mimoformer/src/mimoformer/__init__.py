@@ -2,6 +2,7 @@
 
 from mimoformer import attention, blurring, features
 from mimoformer.config import MIMOFormerConfig
+from mimoformer.importer import import_published
 from mimoformer.inference import count_macs, predict
 from mimoformer.layers import SuperposedAttention
 from mimoformer.model import MIMOFormer
@@ -18,6 +19,7 @@ __all__ = [
     "count_macs",
     "create_model",
     "features",
+    "import_published",
     "list_models",
     "predict",
     "tokenize",

@@ -1,5 +1,6 @@
+import inspect
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -110,6 +111,12 @@ def test_the_transformer_is_as_defined(head, n, masked):
     assert found.shape == ((2, n, 4) if head == "classes" else (2, n, 6, 7))
     real = mask if head == "tokens" else ...
     assert_close(found[real], expected[real])
+
+
+def test_help_explains_every_field():
+    """Under Attributes, which `mimonets --help` reads too, in the order of the fields."""
+    _, _, attributes = (inspect.getdoc(DataMUXConfig) or "").partition("Attributes:\n")
+    assert re.findall(r"^    (\w+): \w", attributes, re.MULTILINE) == [field.name for field in fields(DataMUXConfig)]
 
 
 def test_keys_have_the_length_of_gaussian_ones_and_are_not_trained():

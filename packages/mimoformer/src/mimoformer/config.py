@@ -22,68 +22,72 @@ class MIMOFormerConfig:
     """Sizes and choices of a MIMOFormer (Menet et al., 2023, section 4).
 
     A grid of 1 x 1 makes it the plain Performer, or with softmax attention the plain Transformer.
+
+    Attributes:
+        m: M, rows of the grid of sequences that share a pass; queries are bundled over them.
+        n: N, columns of the grid of sequences that share a pass; keys and values are bundled over them.
+        vocab_size: Number of token ids, which run from 0; id 0 is padding.
+        max_length: Most tokens of a sequence, padding not counted.
+        layers: Number of Transformer blocks.
+        embed_dim: Dimension of a token's embedding between blocks.
+        heads: Number of attention heads of a block.
+        head_dim: Dimension of an attention head, in which binding keys act; embed_dim / heads by default.
+        mlp_dim: Hidden dimension of the MLPs of the blocks and of the classifier.
+        variant: What is computed in superposition: attention (att), attention and MLP (att+mlp), or attention with one set of
+            weights that all sequences share (blurry), which is cheapest and least accurate.
+        attention: Feature map of linear attention (relu, positive, dpfp), or softmax attention, which needs a grid of 1 x 1.
+        features: Number of random features of the maps relu and positive.
+        nu: Number of rolls of the feature map dpfp, which has 2 nu features per dimension of a head.
+        activation: Activation of the MLPs.
+        dropout: Dropout rate of embeddings, and of the blocks unless `residual_dropout` is given.
+        residual_dropout: Dropout rate within MLPs and of what attention and MLPs add to the residual stream; `dropout` by
+            default.
+        attention_dropout: Dropout rate of the weights of softmax attention; linear attention has no such weights, and needs 0.
+        positions: Whether learned embeddings of positions are added to those of tokens.
+        init: How weights start: as torch's layers do (torch); or with linear weights N(0, 0.02), those that add to the residual
+            stream N(0, 0.02 / sqrt(2 layers)), and biases 0 (gpt2). Embeddings start at N(0, 0.02) either way.
+        head: What the network predicts: classes of a sequence (classes) or of a pair of sequences (pair), the next token at every
+            position (tokens, causal), or the token after the last real one (last).
+        num_classes: Number of classes of the heads classes and pair; the heads tokens and last predict one of vocab_size tokens.
+        pool: What counts as a place of a sequence: real tokens (real), so that padding changes no answer wherever it stands; or
+            all places (all), as in the published runs, where black pixels are padding and keep theirs. Then positions are
+            numbered, and the heads classes and pair average, with zeros for padding, over all places, and answers depend on the
+            padding.
+        tied: Whether the heads tokens and last use the embeddings as their weights.
+        trainable_keys: Whether binding keys are trained; they start bipolar either way.
+        class_names: Names of the classes, in the order of the logits.
+        tokenizer: How inputs become token ids: UTF-8 bytes (bytes) or grey levels (pixels) plus one, the places of words in
+            the vocabulary (words), or ids written as numbers (ids).
+        words: Vocabulary of the tokenizer words; the first word has id 1.
     """
 
     m: int = 2
-    """M, rows of the grid of sequences that share a pass; queries are bundled over them."""
     n: int = 2
-    """N, columns of the grid of sequences that share a pass; keys and values are bundled over them."""
     vocab_size: int = 512
-    """Number of token ids, which run from 0; id 0 is padding."""
     max_length: int = 2048
-    """Most tokens of a sequence, padding not counted."""
     layers: int = 6
-    """Number of Transformer blocks."""
     embed_dim: int = 512
-    """Dimension of a token's embedding between blocks."""
     heads: int = 8
-    """Number of attention heads of a block."""
     head_dim: int | None = None
-    """Dimension of an attention head, in which binding keys act; embed_dim / heads by default."""
     mlp_dim: int = 2048
-    """Hidden dimension of the MLPs of the blocks and of the classifier."""
     variant: Variant = "att"
-    """What is computed in superposition: attention (att), attention and MLP (att+mlp), or attention with one set of weights that
-    all sequences share (blurry), which is cheapest and least accurate."""
     attention: Attention = "relu"
-    """Feature map of linear attention (relu, positive, dpfp), or softmax attention, which needs a grid of 1 x 1."""
     features: int = 256
-    """Number of random features of the maps relu and positive."""
     nu: int = 3
-    """Number of rolls of the feature map dpfp, which has 2 nu features per dimension of a head."""
     activation: Activation = "relu"
-    """Activation of the MLPs."""
     dropout: float = 0.1
-    """Dropout rate of embeddings, and of the blocks unless `residual_dropout` is given."""
     residual_dropout: float | None = None
-    """Dropout rate within MLPs and of what attention and MLPs add to the residual stream; `dropout` by default."""
     attention_dropout: float = 0.0
-    """Dropout rate of the weights of softmax attention; linear attention has no such weights, and needs 0."""
     positions: bool = True
-    """Whether learned embeddings of positions are added to those of tokens."""
     init: Init = "torch"
-    """How weights start: as torch's layers do (torch); or with linear weights N(0, 0.02), those that add to the residual stream
-    N(0, 0.02 / sqrt(2 layers)), and biases 0 (gpt2). Embeddings start at N(0, 0.02) either way."""
     head: Head = "classes"
-    """What the network predicts: classes of a sequence (classes) or of a pair of sequences (pair), the next token at every
-    position (tokens, causal), or the token after the last real one (last)."""
     num_classes: int = 10
-    """Number of classes of the heads classes and pair; the heads tokens and last predict one of vocab_size tokens."""
     pool: Pool = "real"
-    """What counts as a place of a sequence: real tokens (real), so that padding changes no answer wherever it stands; or all
-    places (all), as in the published runs, where black pixels are padding and keep theirs. Then positions are numbered, and the
-    heads classes and pair average, with zeros for padding, over all places, and answers depend on the padding."""
     tied: bool = False
-    """Whether the heads tokens and last use the embeddings as their weights."""
     trainable_keys: bool = False
-    """Whether binding keys are trained; they start bipolar either way."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of the logits."""
     tokenizer: Tokenizer | None = None
-    """How inputs become token ids: UTF-8 bytes (bytes) or grey levels (pixels) plus one, words by their place in `words` (words),
-    or ids written as numbers (ids)."""
     words: tuple[str, ...] | None = None
-    """Vocabulary of the tokenizer words; the first word has id 1."""
 
     def __post_init__(self) -> None:
         sizes = ("m", "n", "vocab_size", "max_length", "layers", "embed_dim", "heads", "mlp_dim", "features", "nu", "num_classes")

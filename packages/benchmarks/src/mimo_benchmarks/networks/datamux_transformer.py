@@ -20,42 +20,46 @@ from vsa_core.hub import Pretrained
 
 @dataclass(frozen=True, kw_only=True)
 class DataMUXConfig:
-    """Configuration of DataMUX's Transformer; fields named as in `MIMOFormerConfig` mean the same."""
+    """Configuration of DataMUX's Transformer; fields named as in `MIMOFormerConfig` mean the same.
+
+    Attributes:
+        capacity: N: the number of sequences that share every pass.
+        vocab_size: Number of token ids, which run from 0.
+        max_length: Most real tokens of a sequence, without its prefix.
+        layers: Number of Transformer blocks.
+        embed_dim: Dimension of a token's embedding.
+        heads: Number of attention heads of a block, of embed_dim / heads dimensions each.
+        mlp_dim: Hidden dimension of the blocks' MLPs and of the classifier.
+        activation: Activation of the MLPs.
+        dropout: Dropout rate of the mixed embeddings, and of the blocks unless `residual_dropout` is given.
+        residual_dropout: Dropout rate within MLPs and of what attention and MLPs add to the residual stream; `dropout` by
+            default.
+        attention_dropout: Dropout rate of attention weights.
+        init: How weights start: as torch's layers do (torch), or as in GPT-2 (gpt2).
+        head: What the network predicts: classes of a sequence (classes), or the next token at every position (tokens, causal).
+        num_classes: Number of classes of the head classes; the head tokens predicts one of vocab_size tokens.
+        class_names: Names of the classes, in the order of the logits.
+        tokenizer: How texts become tokens, as in `mimoformer.tokenize`.
+        words: Vocabulary of the tokenizer words; the first word has id 1.
+    """
 
     capacity: int = 2
-    """N: the number of sequences that share every pass."""
     vocab_size: int = 512
-    """Number of token ids, which run from 0."""
     max_length: int = 2048
-    """Most real tokens of a sequence, without its prefix."""
     layers: int = 6
-    """Number of Transformer blocks."""
     embed_dim: int = 512
-    """Dimension of a token's embedding."""
     heads: int = 8
-    """Number of attention heads of a block, of embed_dim / heads dimensions each."""
     mlp_dim: int = 2048
-    """Hidden dimension of the blocks' MLPs and of the classifier."""
     activation: Activation = "relu"
-    """Activation of the MLPs."""
     dropout: float = 0.1
-    """Dropout rate of the mixed embeddings, and of the blocks unless `residual_dropout` is given."""
     residual_dropout: float | None = None
-    """Dropout rate within MLPs and of what attention and MLPs add to the residual stream; `dropout` by default."""
     attention_dropout: float = 0.0
-    """Dropout rate of attention weights."""
     init: Init = "torch"
-    """How weights start: as torch's layers do (torch), or as in GPT-2 (gpt2)."""
     head: Literal["classes", "tokens"] = "classes"
-    """What the network predicts: classes of a sequence (classes), or the next token at every position (tokens, causal)."""
     num_classes: int = 10
-    """Number of classes of the head classes; the head tokens predicts one of vocab_size tokens."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of the logits."""
     tokenizer: Tokenizer | None = None
-    """How texts become tokens, as in `mimoformer.tokenize`."""
     words: tuple[str, ...] | None = None
-    """Vocabulary of the tokenizer words; the first word has id 1."""
 
     def __post_init__(self) -> None:
         checks.positive(capacity=self.capacity)

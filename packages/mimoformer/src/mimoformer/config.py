@@ -49,10 +49,9 @@ class MIMOFormerConfig:
         head: What the network predicts: classes of a sequence (classes) or of a pair of sequences (pair), the next token at every
             position (tokens, causal), or the token after the last real one (last).
         num_classes: Number of classes of the heads classes and pair; the heads tokens and last predict one of vocab_size tokens.
-        pool: What counts as a place of a sequence: real tokens (real), so that padding changes no answer wherever it stands; or
-            all places (all), as in the published runs, where black pixels are padding and keep theirs. Then positions are
-            numbered, and the heads classes and pair average, with zeros for padding, over all places, and answers depend on the
-            padding.
+        pool: What positions number and the heads classes and pair average: real tokens (real), so that answers are the same
+            wherever and however far a sequence is padded; or all places, with zeros for padding in the average (all), as in the
+            published runs, where black pixels are padding and keep their place.
         tied: Whether the heads tokens and last use the embeddings as their weights.
         trainable_keys: Whether binding keys are trained; they start bipolar either way.
         class_names: Names of the classes, in the order of the logits.

@@ -112,7 +112,8 @@ class MIMOFormer(Pretrained):
 
         Needs the head tokens. In eval mode, steps give what `forward` gives for the whole sequences, if each has its tokens in
         the first steps. A sequence may also begin later or pause, at no change to it; on a grid larger than 1 x 1 it then shares
-        bundles with other tokens of its neighbours than in `forward`, and their crosstalk differs.
+        bundles with other tokens of its neighbours than in `forward`, and their crosstalk differs. (With `pool="all"`, positions
+        number steps.)
 
         Args:
             tokens: ids, one per sequence.

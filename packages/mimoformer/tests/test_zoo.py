@@ -28,6 +28,8 @@ def test_published_configurations(task, size):
     assert (config.pool, config.variant, config.tied, config.trainable_keys) == ("real", "att", False, False)
     assert config.head == ("pair" if task == "retrieval" else "classes")
     assert make(size, m=4, n=4, pool="all").pool == "all"
+    assert config.attention_dropout == 0
+    assert make(size, m=1, n=1, attention="softmax").attention_dropout == (0 if task == "text" else 0.1)
 
 
 @pytest.mark.parametrize("name", list_models())

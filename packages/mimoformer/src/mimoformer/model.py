@@ -111,9 +111,9 @@ class MIMOFormer(Pretrained):
         """Take the next token of every sequence: logits after it, and a state whose size does not depend on the length.
 
         Needs the head tokens. In eval mode, steps give what `forward` gives for the whole sequences, if each has a token in every
-        step until it ends. A sequence may also begin later or pause, and its positions go on from its last token. On a grid larger
-        than 1 x 1 it then shares bundles with other tokens of its neighbours than in `forward`, and their crosstalk differs. (With
-        `pool="all"`, positions number steps.)
+        step until it ends. A sequence may also begin later or pause, and its positions go on from its last token. On a grid
+        larger than 1 x 1 it then shares bundles with other tokens of its neighbours than in `forward`, and their crosstalk
+        differs. (With `pool="all"`, positions number steps.)
 
         Args:
             tokens: ids, one per sequence.

@@ -93,14 +93,15 @@ def test_figures_of_table_2_add_up():
 def test_published_recipes():
     """The published settings, by hand."""
     sgd = {"groups": 128, "optimizer": "sgd", "lr": 0.2, "momentum": (0.95, 0.85), "weight_decay": 1e-5, "warmup": 0.3}
-    sgd |= {"start": 0.04, "end": 4e-6, "schedule": "cosine", "decay": "published", "max_grad_norm": inf, "average": 0.0}
+    sgd |= {"start": 0.04, "end": 4e-6, "schedule": "cosine", "decay": "published", "max_grad_norm": 1e3, "average": 0.0}
     sgd |= {"reject": 10.0, "isometry": 1e-4, "key_penalty": 0.1, "label_smoothing": 0.0, "loss": "cross_entropy"}
     iso = {"stem": "conv-norm-relu", "activation": "prelu", "final_norm": False, "depth": 28, "width": 10}
+    plain = WideResNetConfig(**iso | {"activation": "relu"})  # WideISOReLUNet-28 in the published README
     for name, optim, model in (
         ("cifar10_mimoconv_n4", {"steps": 465_600}, MIMOConvConfig(**iso, capacity=4, stem_channels=64)),
         ("cifar100_mimoconv_n1", {"steps": 468_000}, MIMOConvConfig(**iso, capacity=1, stem_channels=64, num_classes=100)),
-        ("cifar10_wide_isonet", {"steps": 468_000}, WideResNetConfig(**iso)),
-        ("cifar10_wide_resnet", {"steps": 78_000, "isometry": 0.0}, WideResNetConfig(**iso | {"activation": "relu"})),
+        ("cifar10_wide_isonet", {"steps": 468_000}, plain),
+        ("cifar10_wide_resnet", {"steps": 78_000, "isometry": 0.0}, plain),
         ("cifar10_mimoconv_n2_no_isometry", {"steps": 468_000, "isometry": 0.0}, MIMOConvConfig(**iso, capacity=2)),
         ("cifar10_mimoconv_n4_d32", {"steps": 465_600}, MIMOConvConfig(**iso, capacity=4, stem_channels=32)),
         ("cifar10_mimoconv_n4_200_epochs", {"steps": 77_600}, MIMOConvConfig(**iso, capacity=4)),
@@ -109,7 +110,15 @@ def test_published_recipes():
         assert config.optim == OptimConfig(**sgd | optim), name
         assert config.model == model, name
         assert config.augment == AugmentConfig(rotate=0, shift=0, scale=0, crop=4, flip=True, mixup=1)
-    adamw = {"optimizer": "adamw", "betas": (0.9, 0.999), "eps": 1e-6, "lr": 1e-4, "weight_decay": 0.0, "schedule": "linear"}
+    adamw = {
+        "optimizer": "adamw",
+        "betas": (0.95, 0.999),
+        "peak_beta1": 0.85,
+        "eps": 1e-6,
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "schedule": "linear",
+    }
     adamw |= {"start": 0.04, "end": 4e-6, "max_grad_norm": inf, "label_smoothing": 0.0, "steps": 20_000, "warmup": 0.05}
     for row, groups, variant in (
         ("performer", 64, "att"),
@@ -122,21 +131,30 @@ def test_published_recipes():
         assert (config.model.variant, config.model.attention, config.best) == (variant, "relu", True)
         assert config.dev_every > 0
     assert find_preset("listops_wide_transformer").model.attention == "softmax"
+    for task, rate in (("listops", 0.1), ("text", 0.0), ("retrieval", 0.1), ("image", 0.1), ("pathfinder", 0.1)):
+        for size in ("deep", "wide"):
+            assert find_preset(f"{task}_{size}_transformer").model.attention_dropout == rate
+            assert find_preset(f"{task}_{size}_performer").model.attention_dropout == 0
     datamux = find_preset("mnist_datamux_n8")
     plain = {"optimizer": "sgd", "lr": 0.1, "momentum": (0.0, 0.0), "weight_decay": 0.0, "start": 1.0, "end": 1.0}
     plain |= {"loss": "squared", "label_smoothing": 0.0, "max_grad_norm": inf, "steps": 15 * 1875, "groups": 32}
     assert datamux.optim == OptimConfig(**plain)
     assert datamux.augment == AugmentConfig(rotate=0, shift=0, scale=0)
-    h3 = {"lr": 5e-4, "weight_decay": 0.1, "warmup": 0.1, "steps": 62_800, "decay": "usual", "start": 1e-3}
-    h3 |= {"label_smoothing": 0.0, "max_grad_norm": inf}
-    assert find_preset("recall_performer").optim == OptimConfig(**h3, groups=32, schedule="linear", end=1e-6)
-    assert find_preset("induction_n2_att").optim == OptimConfig(**h3, groups=8, schedule="cosine", end=0.1)
-    assert [find_preset(f"mqar_{length}_transformer").optim.steps for length in (64, 128, 256, 512)] == [
-        12_500,
-        12_500,
-        25_000,
-        50_000,
-    ]
+    h3 = {"lr": 5e-4, "weight_decay": 0.1, "steps": 62_800, "decay": "published", "label_smoothing": 0.0, "max_grad_norm": inf}
+    linear = {"schedule": "linear", "warmup": 6_281 / 62_801, "start": 1e-9, "end": 1e-9}
+    assert find_preset("recall_performer").optim == OptimConfig(**h3, **linear, groups=32)
+    annealing = {"schedule": "annealing", "warmup": 0.1, "start": 2e-3, "end": 0.1}
+    assert find_preset("induction_n2_att").optim == OptimConfig(**h3, **annealing, groups=8)
+    for length, steps, groups in ((64, 12_544, 128), (128, 12_544, 128), (256, 25_024, 64), (512, 50_048, 32)):
+        optim = find_preset(f"mqar_{length}_n2_att").optim
+        assert (optim.steps, optim.groups, optim.schedule, optim.rate_parts) == (steps, groups, "annealing", 64)
+        assert (optim.lr, optim.warmup, optim.end, optim.weight_decay) == (pytest.approx(2.154e-3, rel=1e-3), 0, 0, 0.1)
+    for task in ("recall", "induction", "mqar_64", "mqar_512"):
+        for row in ("transformer", "performer", "n2_att", "n2_att_dpfp"):
+            model = find_preset(f"{task}_{row}").model
+            softmax = row == "transformer"
+            assert (model.dropout, model.residual_dropout, model.attention_dropout) == (0.1, 0, 0.1 if softmax else 0)
+            assert (model.init, model.tied, model.positions) == ("gpt2", True, softmax or "mqar" not in task)
     conv = find_preset("cifar10_mimoconv_n4")
     assert (conv.optim.lr * conv.optim.start, conv.optim.lr, conv.optim.lr * conv.optim.end) == pytest.approx((0.008, 0.2, 8e-7))
     assert (conv.optim.steps, find_preset("cifar10_mimoconv_n2").optim.steps, find_preset("cifar10_wide_resnet").optim.steps) == (

@@ -41,20 +41,27 @@ class OptimConfig:
     """Momentum of SGD and Muon while the learning rate is lowest, and at its peak; two values cycle it against the rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the mean and the variance of gradients."""
+    peak_beta1: float | None = None
+    """AdamW's first beta at the peak of the learning rate. It then cycles against the rate, as momentum does, from betas[0] and
+    back; None keeps it constant."""
     eps: float = 1e-8
     """AdamW's epsilon."""
     weight_decay: float = 0.2
     """Weight decay: decoupled in AdamW and Muon, added to the gradient in SGD."""
     decay: Literal["published", "usual"] = "published"
     """What decays: all but slopes of activations (published), or only weights of convolutions and linear layers (usual)."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """Shape of the rise and fall of the learning rate, in one cycle (Smith and Topin, 2018)."""
+    schedule: Literal["cosine", "linear", "annealing"] = "cosine"
+    """Shape of the rise and fall of the learning rate: one cycle of half cosines (cosine) or straight lines (linear; Smith and
+    Topin, 2018), or a half cosine from the peak at step 0 to the end, whose beginning a linear rise replaces (annealing)."""
+    rate_parts: int = 0
+    """Number of equal parts of the steps, such as epochs, in each of which annealing keeps the learning rate constant; 0 changes
+    it at every step."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     start: float = 0.04
     """Learning rate of the first step, as a share of the peak."""
     end: float = 4e-6
-    """Learning rate of the last step, as a share of the peak."""
+    """Learning rate at which the schedule ends, one step after the last, as a share of the peak."""
     loss: Literal["cross_entropy", "squared"] = "cross_entropy"
     """Loss. squared is the distance of the answers from 1 for the class and -1 for the others, as DataMUX trains its CNN."""
     label_smoothing: float = 0.2
@@ -62,7 +69,8 @@ class OptimConfig:
     max_grad_norm: float = 10.0
     """Largest norm of the gradient; larger gradients are scaled down to it."""
     reject: float = 0.0
-    """Skip an update whose gradient norm is at least this many times the mean of the last epoch; 0 skips none."""
+    """Skip an update whose gradient norm, before it is scaled down, is at least this many times the mean of the updates made in
+    the last epoch; 0 skips none."""
     average: float = 0.0
     """Decay of the moving average of the weights that is evaluated; 0 evaluates the weights themselves."""
     isometry: float = 0.0
@@ -93,11 +101,29 @@ class OptimConfig:
         for name in ("label_smoothing", "average"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optim.{name} must be from 0 to below 1, got {value}")
-        require(self.start > 0, f"optim.start must be above 0, got {self.start}")
-        require(self.end > 0, f"optim.end must be above 0, got {self.end}")
+        if self.peak_beta1 is not None:
+            require(0 <= self.peak_beta1 < 1, f"optim.peak_beta1 must be from 0 to below 1, got {self.peak_beta1}")
+        require(self.rate_parts >= 0, f"optim.rate_parts must not be negative, got {self.rate_parts}")
+        if self.schedule == "annealing":
+            lowest, peak = self.momentum_cycle
+            name = "peak_beta1" if self.optimizer == "adamw" else "momentum"
+            require(lowest == peak, f"optim.{name} cycles, and optim.schedule annealing has no cycle: keep it constant")
+        else:
+            only = f"optim.rate_parts goes with optim.schedule annealing, not {self.schedule}: leave it out"
+            require(self.rate_parts == 0, only)
+            for name in ("start", "end"):
+                value = getattr(self, name)
+                require(value > 0, f"optim.{name} must be above 0 with optim.schedule {self.schedule}, got {value}")
         require(0 < self.max_grad_norm <= inf, f"optim.max_grad_norm must be above 0, got {self.max_grad_norm}")
         squared = self.loss == "squared" and self.label_smoothing > 0
         require(not squared, "optim.label_smoothing goes with cross_entropy only: set it to 0 with optim.loss squared")
+
+    @property
+    def momentum_cycle(self) -> tuple[float, float]:
+        """Return momentum, or AdamW's first beta, while the learning rate is lowest, and at its peak."""
+        if self.optimizer != "adamw":
+            return self.momentum
+        return self.betas[0], self.betas[0] if self.peak_beta1 is None else self.peak_beta1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ def check_effect(before: RunConfig, asked: RunConfig) -> None:
     effects = {
         "optim.momentum": (optim.optimizer != "adamw", adamw),
         "optim.betas": (optim.optimizer == "adamw", adamw),
+        "optim.peak_beta1": (optim.optimizer == "adamw", adamw),
         "optim.eps": (optim.optimizer == "adamw", adamw),
         "optim.rest_lr": (optim.optimizer == "muon", adamw),
         "optim.isometry": ("isometry" in network.penalties, "the network has no convolutions that it applies to"),

@@ -1,12 +1,13 @@
-"""Build optimizers and the one-cycle schedule, and take steps that a number on the device can refuse."""
+"""Build optimizers and schedules, and take steps that a number on the device can refuse."""
 
+import math
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training.muon import Muon
@@ -45,16 +46,18 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
     return optimizer
 
 
-def build_schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
-    """Return the schedule: one cycle of every group's learning rate up to its peak, and of momentum if it has two values.
+def build_schedule(optimizer: Optimizer, config: OptimConfig) -> LRScheduler:
+    """Return the schedule of every group's learning rate, and of momentum, or AdamW's first beta, if it has two values.
 
-    Until this call, each group's rate is its peak. Step k has the k-th of `steps` + 1 points, so even the last step's rate is
-    above the cycle's end.
+    Until this call, each group's rate is its peak. A cycle has `steps` + 1 points, of which step k has the k-th, so even the last
+    step's rate is above the cycle's end.
     """
+    if config.schedule == "annealing":
+        return LambdaLR(optimizer, lambda step: annealed_share(step, config))
     points = config.steps + 1
     # with a peak at the very first point, torch would divide by a rise of zero steps
     warmup = config.warmup * (1 + 1e-9) if config.warmup * points == 1 else float(config.warmup)
-    high, low = config.momentum
+    lowest, peak = config.momentum_cycle
     return OneCycleLR(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
@@ -63,10 +66,25 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig) -> OneCycleLR:
         anneal_strategy="cos" if config.schedule == "cosine" else "linear",
         div_factor=1 / config.start,
         final_div_factor=config.start / config.end,
-        cycle_momentum=high != low and config.optimizer != "adamw",  # torch would cycle AdamW's betas instead
-        base_momentum=low,
-        max_momentum=high,
+        cycle_momentum=lowest != peak,
+        base_momentum=peak,
+        max_momentum=lowest,
     )
+
+
+def annealed_share(step: int, config: OptimConfig) -> float:
+    """Return the learning rate of a step, counted from 0, as a share of the peak, for the schedule annealing.
+
+    The half cosine counts from step 0, not from the end of the rise, so the rate drops a little where the rise ends. Without
+    a rise and with a part per epoch, this is torch's CosineAnnealingLR stepped once per epoch; with a rise and no parts, timm's
+    CosineLRScheduler.
+    """
+    rise = round(config.warmup * config.steps)
+    if step < rise:
+        return config.start + (1 - config.start) * step / rise
+    parts = config.rate_parts or config.steps
+    done = step * parts // config.steps / parts
+    return config.end + (1 - config.end) * (1 + math.cos(math.pi * done)) / 2
 
 
 def snapshot_buffers(network: nn.Module) -> list[Tensor]:

@@ -16,7 +16,7 @@ from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks.registry import load
 from mimo_benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from mimo_benchmarks.training.feed import Feed
-from mimo_benchmarks.training.loop import PATIENCE, batch_accuracy, objective, train
+from mimo_benchmarks.training.loop import PATIENCE, accept_update, batch_accuracy, objective, train
 from mimo_benchmarks.training.state import Training
 from mimoconv import MIMOConvConfig, WideResNetConfig, isometry_penalty
 from mimoformer import MIMOFormerConfig
@@ -167,13 +167,23 @@ def settings_of(kind):
         "sgd, rejection": config(8, **sgd),
         "muon": config(8, optimizer="muon", lr=0.02),
         "adamw, dropout, curriculum": config(8, **former),
+        "adamw, first beta in a cycle": config(8, betas=(0.95, 0.999), peak_beta1=0.85, warmup=0.5, schedule="linear"),
+        "adamw, annealing by epochs": config(8, schedule="annealing", rate_parts=3, warmup=0.2),
         "muon, dropout, curriculum": config(8, optimizer="muon", lr=0.02, **former),
     }[kind]
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["adamw, moving average", "sgd, rejection", "muon", "adamw, dropout, curriculum", "muon, dropout, curriculum"],
+    [
+        "adamw, moving average",
+        "sgd, rejection",
+        "muon",
+        "adamw, dropout, curriculum",
+        "adamw, first beta in a cycle",
+        "adamw, annealing by epochs",
+        "muon, dropout, curriculum",
+    ],
 )
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_a_resumed_run_is_the_run_that_never_stopped(kind, stop, tmp_path):
@@ -265,10 +275,50 @@ def test_training_goes_on_where_they_are_not_in_a_row(digits):
     assert lines[-1]["skipped"] == PATIENCE + 1
 
 
-def test_step_rejection_goes_by_the_last_epochs_mean(digits):
-    """An epoch of three steps; after the first, a gradient ten times as long is left out, and the schedule goes on."""
+def published_decisions(norms, epoch, ratio):
+    """Which updates are made, by the rule of train_epoch in the published train_superposition.py, written as there.
+
+    The mean is over the norms of the updates made; an epoch without any keeps the mean before it. There is no mean before the
+    first epoch's end, and comparisons with NaN, or of inf with inf, are false.
+    """
+    made, mean, total, count = [], float("inf"), 0.0, 0
+    for step, norm in enumerate(norms, 1):
+        update = norm < ratio * mean
+        if update:
+            total, count = total + norm, count + 1
+        made.append(update)
+        if step % epoch == 0:
+            mean = total / count if count > 0 else mean
+            total, count = 0.0, 0
+    return made
+
+
+def test_step_rejection_follows_the_published_rule():
+    """Norms over four decades, some not finite, so that updates are rejected in most epochs and whole epochs here and there."""
+    generator = torch.Generator().manual_seed(0)
+    norms = 10 ** (4 * torch.rand(300, generator=generator, dtype=torch.float64) - 2)
+    norms[40:45] = 1e6  # a whole epoch
+    norms[torch.tensor([3, 57, 58, 120])] = torch.tensor([float("inf"), float("nan"), float("inf"), float("nan")]).double()
+    optim = OptimConfig(reject=10.0)
+    counts = {
+        name: torch.zeros((), dtype=torch.float64) for name in ("skipped", "skipped_in_a_row", "norms", "epoch_steps", "mean")
+    }
+    found = [bool(accept_update(norm, counts, optim, new_epoch=step % 5 == 0)) for step, norm in enumerate(norms, 1)]
+    expected = published_decisions(norms.tolist(), 5, 10.0)
+    assert found == expected
+    assert 20 < expected.count(False) < 150
+    assert expected[40:45] == [False] * 5
+    assert counts["skipped"] == expected.count(False)
+
+
+@pytest.mark.parametrize(("n", "epoch"), [(1, 3), (2, 2)])
+def test_step_rejection_goes_by_the_last_epochs_mean(digits, n, epoch):
+    """An epoch is n passes over the 18 images in steps of 6 n, whose rest is left out as published: 3 steps, or 2 of 12 images.
+
+    A gradient 100 times as long is left out, also of the mean, and the schedule goes on. Clipping does not change the norms.
+    """
     digits = replace(digits, train=type(digits.train)(images=digits.train.images[:18], labels=digits.train.labels[:18]))
-    settings = config(9, n=(1,), odds=(1,), reject=5.0, max_grad_norm=1e9, optimizer="sgd", lr=1e-4, weight_decay=0.0)
+    settings = config(9, n=(n,), odds=(1,), reject=5.0, max_grad_norm=0.01, optimizer="sgd", lr=1e-4, weight_decay=0.0)
     training, lines = started(settings), []
 
     def longer(gradient):
@@ -278,14 +328,10 @@ def test_step_rejection_goes_by_the_last_epochs_mean(digits):
         parameter.register_hook(longer)
     run(training, digits, log=lambda **line: lines.append(line))
     norms = [line["grad_norm"] for line in lines]
-    mean, expected, skipped = 0.0, [], 0
-    for step, norm in enumerate(norms, 1):
-        skipped += bool(mean) and norm >= 5.0 * mean
-        expected.append(skipped)
-        if step % 3 == 0:
-            mean = sum(norms[step - 3 : step]) / 3
-    assert [line["skipped"] for line in lines] == expected
-    assert max(expected) > 0
+    assert min(norms) > 0.01
+    made = published_decisions(norms, epoch, 5.0)
+    assert [line["skipped"] for line in lines] == [made[:step].count(False) for step in range(1, 10)]
+    assert made == [step not in (5, 8) for step in range(1, 10)]
     assert len({line["lr"] for line in lines}) > 7
 
 

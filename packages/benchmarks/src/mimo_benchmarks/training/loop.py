@@ -47,7 +47,8 @@ def train(
     """
     config, optim, progress = training.config, training.config.optim, training.progress
     model, optimizer = training.model, training.optimizer
-    epoch = max(1, len(feed.task.train) // optim.groups)
+    shared = feed.network.inputs(max(config.n))
+    epoch = shared * max(1, len(feed.task.train) // (optim.groups * shared))  # as published, `shared` passes over the set
     first = progress.step + 1
     steps = range(first, optim.steps + 1)
     quiet = not accelerator.is_main_process
@@ -126,18 +127,19 @@ def batch_accuracy(logits: Float[Tensor, "*b classes"], targets: Tensor) -> Floa
 def accept_update(norm: Float[Tensor, ""], counts: dict[str, Tensor], optim: OptimConfig, *, new_epoch: bool) -> Bool[Tensor, ""]:
     """Decide by the gradient's norm, on the device, whether an update is made, and update the counters.
 
-    As published, a norm of at least `optim.reject` times the mean of the last epoch rejects the update; so does a norm that is
-    not finite.
+    As published, a norm of at least `optim.reject` times a mean rejects the update; so does a norm that is not finite. The norm
+    is that before clipping, and the mean is over the updates made in the last epoch in which there were any.
     """
     finite = norm.isfinite()
     mean = counts["mean"]
     ok = finite & ((mean == 0) | (norm < optim.reject * mean)) if optim.reject else finite
     counts["skipped"] += ~ok
     counts["skipped_in_a_row"].copy_((counts["skipped_in_a_row"] + 1) * ~finite)
-    counts["norms"] += torch.where(finite, norm, 0)
-    counts["epoch_steps"] += finite
+    counts["norms"] += torch.where(ok, norm, 0)
+    counts["epoch_steps"] += ok
     if new_epoch:
-        mean.copy_(counts["norms"] / counts["epoch_steps"].clamp(min=1))
+        made = counts["epoch_steps"]
+        mean.copy_(torch.where(made > 0, counts["norms"] / made.clamp(min=1), mean))
         counts["norms"].zero_()
         counts["epoch_steps"].zero_()
     return ok

@@ -26,8 +26,8 @@ class Progress:
     best: float = -1.0
     """Highest dev accuracy so far."""
     counts: dict[str, Tensor] = field(default_factory=dict)
-    """Counters on the device: updates skipped in all and in a row, sum and number of gradient norms in this epoch, and the mean
-    gradient norm of the last epoch."""
+    """Counters on the device: updates skipped in all and in a row, sum of gradient norms and number of the updates made in this
+    epoch, and the mean gradient norm of the last epoch with any."""
 
 
 class Training:

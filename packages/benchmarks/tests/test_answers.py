@@ -9,14 +9,19 @@ from torch.testing import assert_close
 
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.data.synthetic.token_splits import TokenSplit
+from mimo_benchmarks.data.vision.augment import NONE
 from mimo_benchmarks.data.vision.images import Split
 from mimo_benchmarks.evaluation.answers import batch_statistics, changed_by_regrouping, classify
+from mimo_benchmarks.networks.datamux_transformer import DataMUXConfig
 from mimo_benchmarks.networks.network import Network
 from mimo_benchmarks.networks.registry import build, describe
+from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks import token_task
 from mimo_benchmarks.tasks.image_task import ImageTask, numbered
+from mimo_benchmarks.tasks.registry import load
 from mimo_benchmarks.tasks.sequence_task import SequenceTask
 from mimo_benchmarks.tasks.token_task import TokenTask
+from mimo_benchmarks.training.feed import Feed
 from mimoconv import MIMOConvConfig
 from mimoformer import MIMOFormerConfig
 
@@ -74,6 +79,39 @@ def test_accuracies_and_regrouping_of_known_networks(task):
         network = confused(confusion)
         share = changed_by_regrouping(network, MODULE, task, n, answers(network, n), seed=0)
         assert low <= share <= high
+
+
+TOKENS = {"vocab_size": 20, "max_length": 31, "layers": 1, "embed_dim": 16, "heads": 1, "mlp_dim": 16, "head": "tokens"}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "n"),
+    [
+        ("digits", MIMOConvConfig(capacity=4, depth=10, width=0.5, stem_channels=8, in_channels=1, image_size=8), 4),
+        ("digits", MIMOConvConfig(capacity=4, depth=10, width=0.5, stem_channels=8, in_channels=1, image_size=8), 3),
+        ("induction", MIMOFormerConfig(m=2, n=3, **TOKENS), 2),
+        ("induction", DataMUXConfig(capacity=3, **TOKENS), 3),
+    ],
+    ids=["mimoconv", "mimoconv, not full", "mimoformer", "datamux"],
+)
+def test_inputs_take_slots_in_the_same_order_in_training_and_in_evaluation(name, model, n, tmp_path):
+    """The items of a training step, evaluated in their order: the network sees the same passes, slot by slot."""
+    task, network, module = load(name, tmp_path), describe(model), build(model)
+    shared = network.inputs_per_pass(n)
+    settings = RunConfig(task=name, model=model, n=(n,), n_odds=(1,), augment=NONE, optim=OptimConfig(groups=5))
+    feed = Feed(task, settings)
+    trained, _, targets = feed.batch(1)
+    index, kind = feed.batches.at(1), type(task.train)
+    items = kind(**{field: values[index] for field, values in vars(task.train).items()})
+    seen = []
+    module.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    answers = classify(network, module, task, items, n)
+    assert trained.shape[: 1 + len(network.axes(n))] == (5, *network.axes(n))
+    assert torch.equal(torch.cat(seen), trained)
+    assert not torch.equal(trained[:, 0], trained[:, 1])
+    assert torch.equal(answers.slot, torch.arange(5 * shared) % shared)
+    right = targets.argmax(-1) if targets.is_floating_point() else targets
+    assert torch.equal(answers.right, answers.classes == right.flatten(0, len(network.axes(n))))
 
 
 def test_sequences_are_answered_by_length_and_come_back_in_order():

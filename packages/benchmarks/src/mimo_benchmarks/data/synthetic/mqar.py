@@ -65,7 +65,8 @@ def multi_query_recall(
         pairs: number of keys shown with their values.
         vocab_size: number of ids.
         power: with 1, all slots are equally likely; smaller powers make early slots likelier.
-        random_non_queries: fill empty places with random ids, which may be keys but are not asked for, instead of 0.
+        random_non_queries: fill empty places with random ids other than the keys and values of the sequence, instead of 0. The
+            published code fills them with any ids, so that a key may come again without a question, or with another value.
         generator: random numbers; the sequences are on its device. The same state gives the same sequences, on any machine if
             it is a CPU generator (unless two numbers agree to the last bit of a logarithm).
 
@@ -124,8 +125,11 @@ def draw_mqar_sequences(
     log_weight = (power - 1) * torch.arange(1, slots + 1, device=generator.device).double().log()
     places = shown + 2 * (log_weight - (-uniform(slots).log()).log()).topk(pairs).indices
 
-    highest = 2 * half if random_non_queries else 1
-    inputs = torch.randint(highest, (count, length), generator=generator, device=generator.device)
+    others = 2 * (half - pairs) if random_non_queries else 1  # how many ids may fill empty places
+    inputs = torch.randint(others, (count, length), generator=generator, device=generator.device)
+    if random_non_queries:  # step over the ids of the sequence: the id of rank r among the others has r others below it
+        own = torch.cat([keys, values], 1).sort(1).values
+        inputs += torch.searchsorted(own - torch.arange(shown, device=own.device), inputs, right=True)
     inputs[:, :shown] = torch.stack([keys, values], -1).flatten(1)
     inputs.scatter_(1, places, keys)
     return inputs, torch.full_like(inputs, UNSCORED).scatter_(1, places, values)

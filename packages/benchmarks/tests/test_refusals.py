@@ -1,10 +1,15 @@
 """What cannot work is refused by the program in one message and with exit code 2, and leaves nothing behind."""
 
+import inspect
+import re
+from dataclasses import fields
+
 import pytest
 import torch
 
 from mimo_benchmarks.__main__ import main
 from mimo_benchmarks.cli.train import parse_settings
+from mimo_benchmarks.settings import AugmentConfig, OptimConfig, RunConfig
 
 pytestmark = pytest.mark.once
 
@@ -181,6 +186,12 @@ def test_help_explains_presets_and_flags(capsys):
         "MIMO_DATA",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("settings", [RunConfig, OptimConfig, AugmentConfig])
+def test_pythons_help_explains_every_setting(settings):
+    explained = re.findall(r"^    (\w+): \w.*", inspect.getdoc(settings).partition("Attributes:\n")[2], re.MULTILINE)
+    assert explained == [setting.name for setting in fields(settings)]
 
 
 def test_flags_change_the_preset():

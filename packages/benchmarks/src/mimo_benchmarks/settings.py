@@ -23,60 +23,66 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How a network is trained."""
+    """How a network is trained.
+
+    Attributes:
+        steps: Number of training steps.
+        groups: Superpositions per step, over all processes and accumulated batches. Each holds n inputs, or n x n in a
+            MIMOFormer.
+        accumulate: Number of batches that each step is split into to save memory; their gradients are added up.
+        optimizer: Optimizer. With muon, Muon updates hidden weights and SGD updates the rest.
+        lr: Peak learning rate.
+        rest_lr: Peak learning rate of the parameters that Muon leaves to SGD.
+        momentum: Momentum of SGD and Muon while the learning rate is lowest, and at its peak; two values cycle it against the
+            rate.
+        betas: AdamW's decay rates of the mean and the variance of gradients.
+        peak_beta1: AdamW's first beta at the peak of the learning rate. It then cycles against the rate, as momentum does, from
+            betas[0] and back; None keeps it constant.
+        eps: AdamW's epsilon.
+        weight_decay: Weight decay: decoupled in AdamW and Muon, added to the gradient in SGD.
+        decay: What decays: all but slopes of activations (published), or only weights of convolutions and linear layers (usual).
+        schedule: Shape of the rise and fall of the learning rate: one cycle of half cosines (cosine) or straight lines (linear;
+            Smith and Topin, 2018), or a half cosine from the peak at step 0 to the end, whose beginning a linear rise replaces
+            (annealing).
+        rate_parts: Number of equal parts of the steps, such as epochs, in each of which annealing keeps the learning rate
+            constant; 0 changes it at every step.
+        warmup: Share of the steps in which the learning rate rises.
+        start: Learning rate of the first step, as a share of the peak.
+        end: Learning rate at which the schedule ends, one step after the last, as a share of the peak.
+        loss: Loss. squared is the distance of the answers from 1 for the class and -1 for the others, as DataMUX trains its CNN.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        max_grad_norm: Largest norm of the gradient; larger gradients are scaled down to it.
+        reject: Skip an update whose gradient norm, before it is scaled down, is at least this many times the mean of the updates
+            made in the last epoch; 0 skips none.
+        average: Decay of the moving average of the weights that is evaluated; 0 evaluates the weights themselves.
+        isometry: Factor gamma of the isometry penalty of MIMOConv and wide ResNets (Menet et al., 2023, Eq. 8 and 9).
+        key_penalty: Factor of the penalty on the distance of MIMOConv's binding keys from orthonormal ones.
+    """
 
     steps: int = 650
-    """Number of training steps."""
     groups: int = 32
-    """Superpositions per step, over all processes and accumulated batches. Each holds n inputs, or n x n in a MIMOFormer."""
     accumulate: int = 1
-    """Number of batches that each step is split into to save memory; their gradients are added up."""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
-    """Optimizer. With muon, Muon updates hidden weights and SGD updates the rest."""
     lr: float = 8e-3
-    """Peak learning rate."""
     rest_lr: float = 0.05
-    """Peak learning rate of the parameters that Muon leaves to SGD."""
     momentum: tuple[float, float] = (0.95, 0.95)
-    """Momentum of SGD and Muon while the learning rate is lowest, and at its peak; two values cycle it against the rate."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the mean and the variance of gradients."""
     peak_beta1: float | None = None
-    """AdamW's first beta at the peak of the learning rate. It then cycles against the rate, as momentum does, from betas[0] and
-    back; None keeps it constant."""
     eps: float = 1e-8
-    """AdamW's epsilon."""
     weight_decay: float = 0.2
-    """Weight decay: decoupled in AdamW and Muon, added to the gradient in SGD."""
     decay: Literal["published", "usual"] = "published"
-    """What decays: all but slopes of activations (published), or only weights of convolutions and linear layers (usual)."""
     schedule: Literal["cosine", "linear", "annealing"] = "cosine"
-    """Shape of the rise and fall of the learning rate: one cycle of half cosines (cosine) or straight lines (linear; Smith and
-    Topin, 2018), or a half cosine from the peak at step 0 to the end, whose beginning a linear rise replaces (annealing)."""
     rate_parts: int = 0
-    """Number of equal parts of the steps, such as epochs, in each of which annealing keeps the learning rate constant; 0 changes
-    it at every step."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
     start: float = 0.04
-    """Learning rate of the first step, as a share of the peak."""
     end: float = 4e-6
-    """Learning rate at which the schedule ends, one step after the last, as a share of the peak."""
     loss: Literal["cross_entropy", "squared"] = "cross_entropy"
-    """Loss. squared is the distance of the answers from 1 for the class and -1 for the others, as DataMUX trains its CNN."""
     label_smoothing: float = 0.2
-    """Share of the target that is spread evenly over all classes."""
     max_grad_norm: float = 10.0
-    """Largest norm of the gradient; larger gradients are scaled down to it."""
     reject: float = 0.0
-    """Skip an update whose gradient norm, before it is scaled down, is at least this many times the mean of the updates made in
-    the last epoch; 0 skips none."""
     average: float = 0.0
-    """Decay of the moving average of the weights that is evaluated; 0 evaluates the weights themselves."""
     isometry: float = 0.0
-    """Factor gamma of the isometry penalty of MIMOConv and wide ResNets (Menet et al., 2023, Eq. 8 and 9)."""
     key_penalty: float = 0.0
-    """Factor of the penalty on the distance of MIMOConv's binding keys from orthonormal ones."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "groups", "accumulate"):
@@ -128,24 +134,27 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training images are varied; 0 leaves a transformation out."""
+    """How training images are varied; 0 leaves a transformation out.
+
+    Attributes:
+        rotate: Largest rotation in degrees, either way.
+        shift: Largest shift in pixels, along either axis.
+        scale: Largest relative growth or shrinkage of either axis.
+        crop: Pixels of padding on every side, from which a crop of the image's own size is taken at random.
+        border: What the padding of crops shows: the image mirrored at its outermost pixels, or black.
+        flip: Whether images are mirrored left to right with probability 1/2.
+        mixup: Alpha of mixup (Zhang et al., 2018): images are mixed with ones of other passes, in shares from Beta(alpha, alpha).
+        mixup_each: Whether mixup draws a share for every image rather than one per step.
+    """
 
     rotate: float = 3.0
-    """Largest rotation in degrees, either way."""
     shift: float = 0.2
-    """Largest shift in pixels, along either axis."""
     scale: float = 0.03
-    """Largest relative growth or shrinkage of either axis."""
     crop: int = 0
-    """Pixels of padding on every side, from which a crop of the image's own size is taken at random."""
     border: Literal["reflect", "zero"] = "reflect"
-    """What the padding of crops shows: the image mirrored at its outermost pixels, or black."""
     flip: bool = False
-    """Whether images are mirrored left to right with probability 1/2."""
     mixup: float = 0.0
-    """Alpha of mixup (Zhang et al., 2018): images are mixed with ones of other passes, in shares from Beta(alpha, alpha)."""
     mixup_each: bool = True
-    """Whether mixup draws a share for every image rather than one per step."""
 
     def __post_init__(self) -> None:
         for name in ("rotate", "shift", "scale", "mixup"):
@@ -157,56 +166,60 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One network, trained on one task."""
+    """One network, trained on one task.
+
+    Attributes:
+        task: Task to train on: digits needs no download; `mimonets data list` shows the others.
+        model: Network to train; its inputs and classes must be those of the task.
+        n: Inputs per pass, N in the paper; for a MIMOFormer the side of its grid of n x n. Each step trains with one of these,
+            drawn at random, and each is evaluated. A plain network sees as many inputs one by one.
+        n_odds: How often each n is drawn, relative to the others.
+        curriculum: Values of n that training begins with, one after the other in equal parts of `curriculum_share`. Steps take as
+            many inputs as with the largest n.
+        curriculum_share: Share of the steps that the curriculum takes.
+        optim: How the network is trained.
+        augment: How training images are varied; tasks of tokens have no augmentation.
+        controls: Also train the controls: plain networks of equal cost and a thin one, on the same inputs.
+        seed: Seed of everything random; the same seed gives the same numbers on the same machine and thread count.
+        precision: Precision of the forward pass; that of `accelerate launch --mixed_precision` unless given.
+        sync_batch_norm: On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each.
+        compile: Compile the network with torch.compile; with CUDA graphs where every step is one pass of images of one shape.
+        device: Device to train on; a GPU if there is one, unless given.
+        threads: CPU threads per process, whatever OMP_NUM_THREADS says; all cores, shared between the processes, unless given.
+        data_dir: Folder of data sets in torchvision's layout; unless given, the variable MIMO_DATA, else the platform's cache
+            folder.
+        out: Run directory to make, which must not exist yet; runs/PRESET-001, -002, .. unless given.
+        resume: Run directory to resume from its newest checkpoint; settings must be what they were.
+        tracker: Trackers to log to as well, such as tensorboard or wandb, through accelerate.
+        log_every: Steps between lines of metrics.jsonl.
+        dev_every: Steps between evaluations on the dev split, where a task has one; 0 never evaluates.
+        best: Test the weights with the best dev accuracy rather than the last ones. Weights count only after the curriculum.
+        save_every: Steps between checkpoints; the last step is saved too.
+    """
 
     task: str = "digits"
-    """Task to train on: digits needs no download; `mimonets data list` shows the others."""
     model: ModelConfig = field(default_factory=MIMOConvConfig)
-    """Network to train; its inputs and classes must be those of the task."""
     n: tuple[int, ...] = (1, 2, 4)
-    """Inputs per pass, N in the paper; for a MIMOFormer the side of its grid of n x n. Each step trains with one of these, drawn
-    at random, and each is evaluated. A plain network sees as many inputs one by one."""
     n_odds: tuple[float, ...] = (1, 1, 3)
-    """How often each n is drawn, relative to the others."""
     curriculum: tuple[int, ...] = ()
-    """Values of n that training begins with, one after the other in equal parts of `curriculum_share`. Steps take as many inputs
-    as with the largest n."""
     curriculum_share: float = 0.0
-    """Share of the steps that the curriculum takes."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """How the network is trained."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How training images are varied; tasks of tokens have no augmentation."""
     controls: bool = False
-    """Also train the controls: plain networks of equal cost and a thin one, on the same inputs."""
     seed: int = 0
-    """Seed of everything random; the same seed gives the same numbers on the same machine and thread count."""
     precision: Literal["no", "bf16", "fp16"] | None = None
-    """Precision of the forward pass; that of `accelerate launch --mixed_precision` unless given."""
     sync_batch_norm: bool = False
-    """On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each."""
     compile: bool = False
-    """Compile the network with torch.compile; with CUDA graphs where every step is one pass of images of one shape."""
     device: Literal["cpu", "cuda"] | None = None
-    """Device to train on; a GPU if there is one, unless given."""
     threads: int | None = None
-    """CPU threads per process, whatever OMP_NUM_THREADS says; all cores, shared between the processes, unless given."""
     data_dir: Path | None = None
-    """Folder of data sets in torchvision's layout; unless given, the variable MIMO_DATA, else the platform's cache folder."""
     out: Path | None = None
-    """Run directory to make, which must not exist yet; runs/PRESET-001, -002, .. unless given."""
     resume: Path | None = None
-    """Run directory to resume from its newest checkpoint; settings must be what they were."""
     tracker: tuple[str, ...] = ()
-    """Trackers to log to as well, such as tensorboard or wandb, through accelerate."""
     log_every: int = 20
-    """Steps between lines of metrics.jsonl."""
     dev_every: int = 0
-    """Steps between evaluations on the dev split, where a task has one; 0 never evaluates."""
     best: bool = False
-    """Test the weights with the best dev accuracy rather than the last ones. Weights count only after the curriculum."""
     save_every: int = 1000
-    """Steps between checkpoints; the last step is saved too."""
 
     def __post_init__(self) -> None:
         require(len(self.n) > 0, "n is empty: give at least one number of inputs per pass")

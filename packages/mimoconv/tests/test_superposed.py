@@ -121,7 +121,7 @@ def test_parts_that_do_not_fit():
         Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8, features=5)(x)
     with pytest.raises(ValueError, match="features must be at least 1, got 0"):
         Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8, features=0)
-    with pytest.raises(ValueError, match="the head has BatchNorm layers"):
+    with pytest.raises(ValueError, match="the head has layers with running statistics"):
         Superposed(stem, nn.Conv2d(8, 8, 3), nn.Sequential(nn.BatchNorm1d(8), head), 2, 8)
     with pytest.raises(TypeError, match="images are a list"):
         predict(Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8), [1, 2], 1)

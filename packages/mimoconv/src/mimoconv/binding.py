@@ -29,12 +29,12 @@ class PositionwiseHRR(nn.Module):
 
     def matrices(self, n: int) -> Float[Tensor, "n out dim"]:
         """Return the matrix that multiplies each of n inputs at every pixel."""
-        return hrr.circulant(slot_membership(n, self.keys.shape[0], self.keys) @ self.keys)
+        return hrr.circulant(slot_membership(n, int(self.keys.shape[0]), self.keys) @ self.keys)
 
     def forward(self, x: Float[Tensor, "b n dim h w"]) -> Float[Tensor, "b dim h w"]:
         # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel. Both steps are linear, so one 1x1 convolution with the
         # keys' circulants side by side does them, without moving channels last or storing n bound maps.
-        weight = rearrange(self.matrices(x.shape[1]), "n out dim -> out (n dim) 1 1")
+        weight = rearrange(self.matrices(int(x.shape[1])), "n out dim -> out (n dim) 1 1")
         return F.conv2d(rearrange(x, "b n dim h w -> b (n dim) h w"), weight)
 
     def extra_repr(self) -> str:
@@ -59,7 +59,7 @@ class Unbinding(nn.Module):
         unbound = einsum(x, self.weight, "b dim, slot out dim -> b slot out")
         if self.bias is not None:
             unbound = F.relu(unbound + self.bias)
-        share = slot_membership(n, self.weight.shape[0], unbound)
+        share = slot_membership(n, int(self.weight.shape[0]), unbound)
         return einsum(share / share.sum(1, keepdim=True), unbound, "n slot, b slot out -> b n out")
 
     def extra_repr(self) -> str:

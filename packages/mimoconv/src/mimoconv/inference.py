@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimoconv.config import NetworkConfig
@@ -14,7 +14,7 @@ from mimoconv.model import WideResNet
 from mimoconv.normalization import normalize
 from mimoconv.superposed import StatisticsPerN, Superposed, check_images
 from vsa_core import checks, slots
-from vsa_core.modules import evaluating
+from vsa_core.modules import eval_copy, in_eval_mode
 
 __all__ = ["count_macs", "predict", "recalibrate"]
 
@@ -33,7 +33,8 @@ def predict(
     """Compute the logits of a flat batch in eval mode, n images per pass in their order; no image is dropped.
 
     The last pass is filled by repeating images. The logits of an image depend a little on the images that share its pass, hence
-    on the order (docs/crosstalk.md has how much). The modes of the model and its layers do not change.
+    on the order (docs/crosstalk.md has how much). The model does not change, so any number of threads may use it at once, each
+    with an n of its own.
 
     Args:
         model: the network, compiled or not.
@@ -59,8 +60,8 @@ def predict(
         )
     images = prepare_images(model, images)
     groups = torch.split(slots.group(images, n), passes_at_once)
-    with evaluating(model):
-        return slots.ungroup(torch.cat([model(part) for part in groups]), len(images))
+    answering = in_eval_mode(model)
+    return slots.ungroup(torch.cat([answering(part) for part in groups]), len(images))
 
 
 @torch.no_grad()
@@ -80,34 +81,31 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
         TypeError: a batch is not a tensor of images that `predict` would take.
     """
     slots.assignment(n, model.capacity)  # refuses an n that does not fit
-    norms = norms_per_n(model)
-    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
+    estimating = eval_copy(model)  # shares the statistics, not the modes
+    norms = norms_per_n(estimating)
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
     passes = 0
-    with evaluating(model):
-        try:
+    for norm in norms:
+        for name, buffer in norm.named_buffers(recurse=False):
+            buffer[n - 1] = 1 if name == "running_var" else 0
+        norm.train()
+    try:
+        for images in batches:
+            if not isinstance(images, Tensor):
+                raise TypeError(f"a batch is a {type(images).__name__}; it must be a tensor of images, without labels")
+            groups = slots.group(prepare_images(model, images), n)
+            passes += len(groups)
             for norm in norms:
-                for buffer, start in ((norm.running_mean, 0), (norm.running_var, 1), (norm.num_batches_tracked, 0)):
-                    if buffer is not None:
-                        buffer[n - 1] = start
-                norm.train()
-            for images in batches:
-                if not isinstance(images, Tensor):
-                    raise TypeError(f"a batch is a {type(images).__name__}; it must be a tensor of images, without labels")
-                groups = slots.group(prepare_images(model, images), n)
-                passes += len(groups)
-                for norm in norms:
-                    norm.momentum = len(groups) / max(1, passes)
-                if len(groups):
-                    model(groups)
-            if not passes:
-                raise ValueError("batches holds no images: statistics need training images")
-        except BaseException:
-            for norm, (_, state) in zip(norms, before, strict=True):
-                norm.load_state_dict(state)
-            raise
-        finally:
-            for norm, (momentum, _) in zip(norms, before, strict=True):
-                norm.momentum = momentum
+                norm.momentum = len(groups) / max(1, passes)
+            if len(groups):
+                estimating(groups)
+        if not passes:
+            raise ValueError("batches holds no images: statistics need training images")
+    except BaseException:
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(old)
+        raise
 
 
 def count_macs(model: Superposed | WideResNet, n: int | None = None, *, shape: tuple[int, int, int] | None = None) -> float:
@@ -160,6 +158,6 @@ def network_config(model: torch.nn.Module) -> NetworkConfig | None:
     return config if isinstance(config, NetworkConfig) else None
 
 
-def norms_per_n(model: torch.nn.Module) -> list[_BatchNorm]:
+def norms_per_n(model: torch.nn.Module) -> list[_NormBase]:
     """Return the BatchNorm layers whose statistics depend on n."""
     return [norm for module in model.modules() if isinstance(module, StatisticsPerN) for norm in module.norms()]

@@ -63,7 +63,7 @@ class MIMOConv(Superposed):
             return super().superpose(x)
         # Stem and `binding` are linear in eval mode without a ReLU between them, so their product is one convolution.
         weight, bias = blocks.fold_stem(self.stem)
-        keys = self.binding.matrices(x.shape[1])
+        keys = self.binding.matrices(int(x.shape[1]))
         weight = einsum(keys, weight, "n out dim, dim c kh kw -> out n c kh kw")
         bias = einsum(keys, bias, "n out dim, dim -> out")
         images = rearrange(x, "b n c h w -> b (n c) h w")

@@ -2,14 +2,16 @@
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from mimoconv.binding import PositionwiseHRR, Unbinding
 from mimoconv.config import SuperposedConfig
@@ -21,14 +23,17 @@ __all__ = ["StatisticsPerN", "Superposed", "check_images", "count_features", "po
 
 
 class StatisticsPerN(nn.Module):
-    """Runs a module whose BatchNorm layers keep running statistics for every n from 1 to capacity, with shared affine parameters.
+    """Runs a module whose layers with running statistics keep them for every n from 1 to capacity, with shared affine parameters.
 
     Sums of one and of four bound images have different means and variances, so averages over both would fit neither. The
-    statistics of the layers inside gain a first axis, n - 1: `running_mean` becomes (capacity channels), and each n starts from
-    the statistics that the module came with. Afterwards use the module through this one only.
+    statistics of the BatchNorm and InstanceNorm layers inside gain a first axis, n - 1: `running_mean` becomes (capacity
+    channels), and each n starts from the statistics that the module came with. Afterwards use the module through this one only.
+
+    The module never changes while it runs, so any number of threads may run it in eval mode, each with an n of its own.
 
     Raises:
         ValueError: the module is already part of a `StatisticsPerN`.
+        TypeError: a part of the module was compiled on its own.
     """
 
     def __init__(self, module: nn.Module, capacity: int) -> None:
@@ -41,26 +46,60 @@ class StatisticsPerN(nn.Module):
                 norm.register_buffer(name, buffer.expand(capacity, *buffer.shape).clone())
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.zero_()  # the batches counted so far were not superpositions
+        self.at(1)
 
-    def norms(self) -> list[_BatchNorm]:
+    def norms(self) -> list[_NormBase]:
         """Return the layers whose statistics depend on n."""
         return list(self.named_norms().values())
 
-    def named_norms(self) -> dict[str, _BatchNorm]:
+    def named_norms(self) -> dict[str, _NormBase]:
         """Return the layers whose statistics depend on n by their paths in the module."""
-        return {path: layer for path, layer in self.module.named_modules() if isinstance(layer, _BatchNorm)}
+        return {path: layer for path, layer in self.module.named_modules() if isinstance(layer, _NormBase)}
 
     def forward(self, x: Tensor, n: int) -> Tensor:
         """Run the module on superpositions of n inputs, with the batch's statistics in training, else with those of n."""
-        own = {f"{path}.{name}" if path else name: buffer[n - 1]
-               for path, norm in self.named_norms().items() for name, buffer in norm.named_buffers(recurse=False)}  # fmt: skip
-        if self.training and x.shape[0] == 0:  # An empty batch has no statistics, so its updates go to copies.
-            own = {name: buffer.clone() for name, buffer in own.items()}
-        out: Tensor = functional_call(self.module, own, (x,))
+        empty = self.training and x.shape[0] == 0  # An empty batch has no statistics, so its updates go to copies.
+        if torch.compiler.is_compiling():  # A compiler follows this without changing the module, and cannot follow `at`.
+            own = {f"{path}.{name}" if path else name: row.clone() if empty else row
+                   for path, norm in self.named_norms().items() for name, row in rows(norm, n).items()}  # fmt: skip
+            out: Tensor = functional_call(self.module, own, (x,), tie_weights=False)
+        else:
+            out = self.at(n, copied=empty)(x)
         return out
+
+    def at(self, n: int, *, copied: bool = False) -> nn.Module:
+        """Return the module with the statistics of n, or with copies of them; all else is shared with the module.
+
+        Only layers with statistics, and what they are part of, are new objects, so that they can belong to one n; their
+        parameters and hooks are the module's.
+        """
+        return share(self.module, lambda norm: {name: row.clone() if copied else row for name, row in rows(norm, n).items()}, {})
 
     def extra_repr(self) -> str:
         return f"capacity={self.capacity}"
+
+
+def rows(norm: _NormBase, n: int) -> dict[str, Tensor]:
+    """Return the statistics of a layer for n, as views: updates in place change the layer's own."""
+    return {name: buffer[n - 1] for name, buffer in norm.named_buffers(recurse=False)}
+
+
+def share(module: nn.Module, statistics: Callable[[_NormBase], dict[str, Tensor]], done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return a module like the given one, whose layers with running statistics have those given; all else is shared."""
+    if module not in done:
+        parts = {name: part and share(part, statistics, done) for name, part in module._modules.items()}
+        changes: dict[str, Any] = {}
+        if isinstance(module, _NormBase):
+            changes["_buffers"] = {**module._buffers, **statistics(module)}
+        elif any(part is not module._modules[name] for name, part in parts.items()):
+            changes["_modules"] = parts
+        done[module] = module
+        if changes:
+            if hasattr(module, "_orig_mod"):
+                raise TypeError("a part of the body is compiled on its own: compile the whole network instead")
+            done[module] = object.__new__(type(module))
+            vars(done[module]).update({**vars(module), "_compiled_call_impl": None, **changes})
+    return done[module]
 
 
 class Superposed(Pretrained):
@@ -69,7 +108,7 @@ class Superposed(Pretrained):
     Each image passes the stem alone. Its maps are bound, pixel by pixel, to the key of its slot, and the bound maps of all images
     are added up. The body sees only the sum; its pooled features are unbound by one matrix per slot, and the head classifies
     each image. The three modules become parts of this network, and the BatchNorm layers of the body keep statistics for each n
-    (`StatisticsPerN`). A body that recomputes layers in the backward pass (gradient checkpointing) does not work.
+    (`StatisticsPerN`).
 
     Args:
         stem: takes images (b c h w) to maps (b dim h w).
@@ -115,8 +154,8 @@ class Superposed(Pretrained):
         self.config = SuperposedConfig(
             capacity=capacity, dim=dim, features=features, trainable_keys=trainable_keys, unbinding_relu=unbinding_relu
         )
-        if any(isinstance(layer, _BatchNorm) for layer in head.modules()):
-            raise ValueError("the head has BatchNorm layers, whose statistics would mix all n: move them into the body")
+        if any(isinstance(layer, _NormBase) and layer.track_running_stats for layer in head.modules()):
+            raise ValueError("the head has layers with running statistics, which would mix all n: move them into the body")
         self.capacity = capacity
         self.stem = stem
         self.binding = PositionwiseHRR(capacity, dim, trainable=trainable_keys)
@@ -163,7 +202,7 @@ class Superposed(Pretrained):
             TypeError: `x` is not floating point.
         """
         check_images(x, "b n c h w")
-        n = x.shape[1]
+        n = int(x.shape[1])  # torch.jit.trace gives a tensor
         slots.assignment(n, self.capacity)  # refuses an n that does not fit
         out = pool_features(self.body(self.superpose(x), n))
         features = self.unbinding.weight.shape[-1]
@@ -185,9 +224,9 @@ class Superposed(Pretrained):
 
 
 def require_own_statistics(module: nn.Module) -> None:
-    """Raise ValueError if a BatchNorm layer of the module keeps its statistics per n already, as a part of another network."""
+    """Raise ValueError if a layer of the module keeps its statistics per n already, as a part of another network."""
     for norm in module.modules():
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_mean.dim() > 1:
+        if isinstance(norm, _NormBase) and norm.running_mean is not None and norm.running_mean.dim() > 1:
             raise ValueError("this module keeps its statistics per n already: give each network a body of its own")
 
 

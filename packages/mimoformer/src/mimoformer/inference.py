@@ -11,7 +11,7 @@ from mimoformer.blocks import AttentionBlock, AttentionMLPBlock
 from mimoformer.bundles import check_mask
 from mimoformer.model import MIMOFormer
 from vsa_core import checks, slots
-from vsa_core.modules import evaluating
+from vsa_core.modules import in_eval_mode
 
 __all__ = ["count_macs", "predict"]
 
@@ -31,7 +31,8 @@ def predict(
     """Logits of a flat batch of sequences in eval mode: one row per sequence, in order, for any count.
 
     Consecutive sequences share a pass; the last pass is filled by repeating sequences. The same sequences in the same order get
-    the same logits; in another order they share passes with others, and logits move a little. Modes of layers stay as they are.
+    the same logits; in another order they share passes with others, and logits move a little. The model does
+    not change, so any number of threads may use it at once, each with an n of its own.
 
     Args:
         model: the network.
@@ -61,11 +62,11 @@ def predict(
     groups = group_in_grids(tokens, grid)
     masks = None if mask is None else group_in_grids(mask, grid)
     at_once = max(1, tokens_at_once // max(1, groups[:1].numel()))
-    with evaluating(model):
-        logits = [
-            model(groups[start : start + at_once], None if masks is None else masks[start : start + at_once])
-            for start in range(0, max(1, len(groups)), at_once)
-        ]
+    answering = in_eval_mode(model)
+    logits = [
+        answering(groups[start : start + at_once], None if masks is None else masks[start : start + at_once])
+        for start in range(0, max(1, len(groups)), at_once)
+    ]
     return slots.ungroup(torch.cat(logits).flatten(1, 2), len(tokens))
 
 

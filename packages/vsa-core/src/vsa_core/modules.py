@@ -1,8 +1,7 @@
-"""Modules that own keys, one for each algebra; the algebra's functions compute. And `evaluating`, for any module."""
+"""Modules that own keys, one for each algebra; the algebra's functions compute. And any module in eval mode."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import ClassVar, Protocol
+import copy
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 
 from vsa_core import checks, hadamard, hrr, mbat, superposition
 
-__all__ = ["Algebra", "Binding", "HRRBinding", "HadamardBinding", "MBATBinding", "evaluating"]
+__all__ = ["Algebra", "Binding", "HRRBinding", "HadamardBinding", "MBATBinding", "eval_copy", "in_eval_mode"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Algebra(Protocol):
@@ -81,13 +82,36 @@ class MBATBinding(Binding):
     algebra: ClassVar[Algebra] = mbat
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode inside a `with` block, then every layer back into the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+def in_eval_mode(model: Module) -> Module:
+    """Return the model itself if all its layers are in eval mode, else a copy in eval mode, as `eval_copy` makes it."""
+    return eval_copy(model) if any(layer.training for layer in model.modules()) else model
+
+
+def eval_copy(model: Module) -> Module:
+    """Copy a model into eval mode, while parameters, buffers and hooks stay shared with the original.
+
+    The model itself does not change, so other threads may use it, or train it, meanwhile. The copy of a compiled
+    model is not compiled.
+
+    Raises:
+        TypeError: the model holds something that cannot be copied, such as a lock.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    >>> copied = eval_copy(model)
+    >>> model.training, copied.training, copied[0].weight is model[0].weight
+    (True, False, True)
+    """
+    original: Module = getattr(model, "_orig_mod", model)
+    shared = [
+        value for layer in original.modules() for name, value in held_by(layer) if "hooks" in name or isinstance(value, Tensor)
+    ]
     try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        return copy.deepcopy(original, {id(value): value for value in shared}).eval()
+    except Exception as error:
+        raise TypeError(f"a {type(model).__name__} in training mode cannot be copied ({error}): call its eval() first") from error
+
+
+def held_by(layer: nn.Module) -> list[tuple[str, Any]]:
+    """List attributes, parameters and buffers of a layer."""
+    return [*vars(layer).items(), *layer._parameters.items(), *layer._buffers.items()]

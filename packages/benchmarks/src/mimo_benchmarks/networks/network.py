@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vsa_core import slots
 from vsa_core.hub import Library
-from vsa_core.modules import evaluating
+from vsa_core.modules import in_eval_mode
 
 PASSES_AT_ONCE = 512
 """Passes in one batch of `Network.predict`, which bounds memory."""
@@ -107,8 +107,9 @@ class Network:
         """Return the logits of a flat batch in eval mode; the last group is filled by repeating inputs."""
         axes, parts = self.axes(n), (inputs,) if mask is None else (inputs, mask)
         groups = [slots.group(part, prod(axes)).unflatten(1, axes).split(PASSES_AT_ONCE) for part in parts]
-        with torch.no_grad(), evaluating(module):
-            logits = torch.cat([module(*batch) for batch in zip(*groups, strict=True)])
+        answering = in_eval_mode(module)
+        with torch.no_grad():
+            logits = torch.cat([answering(*batch) for batch in zip(*groups, strict=True)])
         return slots.ungroup(logits.flatten(1, len(axes)), len(inputs))
 
     def count_macs(self, module: nn.Module, n: int) -> float:

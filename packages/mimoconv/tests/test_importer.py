@@ -30,13 +30,19 @@ networks = pytest.mark.parametrize(
         {"slots": None},
         {"slots": None, "dim": 7, "blocks": 2, "base": 9},
         {"slots": None, "dim": 16, "base": 16},
+        {"slots": None, "slopes": False},
+        {"slots": None, "slopes": False, "dim": 16, "blocks": 2, "base": 40},
+        {"slots": 4, "slopes": False},
     ],
     ids=str,
 )
 
 
-def published(slots: int | None = 2, *, dim=8, channels=3, base=4, blocks=1, classes=5) -> dict[str, Tensor]:
-    """A state dict as the published code writes it, of random numbers; without binding where `slots` is None."""
+def published(slots: int | None = 2, *, dim=8, channels=3, base=4, blocks=1, classes=5, slopes=True) -> dict[str, Tensor]:
+    """A state dict as the published code writes it, of random numbers; without binding where `slots` is None.
+
+    MIMONet has slopes; the baselines WideResNet and WideISOReLUNet have ReLUs, so nothing of `relu1` and `relu2`.
+    """
     entries: dict[str, Tensor] = {}
 
     def norm(name: str, width: int) -> None:
@@ -60,10 +66,12 @@ def published(slots: int | None = 2, *, dim=8, channels=3, base=4, blocks=1, cla
             name = f"layer{stage}.{block}"
             entries[f"{name}.alpha"] = torch.tensor(0.0)
             norm(f"{name}.bn1", c_in)
-            entries[f"{name}.relu1.weight"] = torch.rand(c_in)
+            if slopes:
+                entries[f"{name}.relu1.weight"] = torch.rand(c_in)
             weight(f"{name}.conv1", width, c_in, 3, 3)
             norm(f"{name}.bn2", width)
-            entries[f"{name}.relu2.weight"] = torch.rand(width)
+            if slopes:
+                entries[f"{name}.relu2.weight"] = torch.rand(width)
             weight(f"{name}.conv2", width, width, 3, 3)
             if block == 0 and (stride != 1 or c_in != width):
                 weight(f"{name}.downsample.0", width, c_in, 1, 1)
@@ -84,10 +92,13 @@ def reference(entries: dict[str, Tensor], images: Tensor, n: int) -> Tensor:
         names = ("running_mean", "running_var", "weight", "bias")
         return F.batch_norm(x, *(entries[f"{name}.{entry}"] for entry in names), eps=1e-5)
 
+    def activate(x: Tensor, name: str) -> Tensor:
+        return F.prelu(x, entries[f"{name}.weight"]) if f"{name}.weight" in entries else F.relu(x)
+
     def block(x: Tensor, name: str, stride: int) -> Tensor:
-        inner = F.prelu(norm(x, f"{name}.bn1"), entries[f"{name}.relu1.weight"])
+        inner = activate(norm(x, f"{name}.bn1"), f"{name}.relu1")
         inner = F.conv2d(inner, entries[f"{name}.conv1.weight"], stride=stride, padding=1)
-        inner = F.prelu(norm(inner, f"{name}.bn2"), entries[f"{name}.relu2.weight"])
+        inner = activate(norm(inner, f"{name}.bn2"), f"{name}.relu2")
         inner = F.conv2d(inner, entries[f"{name}.conv2.weight"], padding=1)
         if f"{name}.downsample.0.weight" in entries:
             x = norm(F.conv2d(x, entries[f"{name}.downsample.0.weight"], stride=stride), f"{name}.downsample.1")
@@ -151,7 +162,7 @@ def test_configuration_is_read_from_the_shapes(options):
         "in_channels": sizes["channels"],
         "stem_channels": sizes["dim"],
         "stem": "conv-norm-relu",
-        "activation": "prelu",
+        "activation": "prelu" if sizes.get("slopes", True) else "relu",
         "final_norm": False,
     }
     if sizes["slots"] is None:
@@ -340,8 +351,8 @@ def test_entries_that_do_not_fit(options, changes, named):
 def test_a_network_of_something_else():
     with pytest.raises(ValueError, match=r"conv1\.weight is missing"):
         import_published({})
-    plain = {name: value for name, value in published(None, blocks=4).items() if "relu" not in name}
-    with pytest.raises(ValueError, match=r"missing: layer1\.0\.relu1\.weight \(8,\), .*, and 16 more$"):
+    plain = {name: value for name, value in published(None, blocks=4).items() if "alpha" not in name}
+    with pytest.raises(ValueError, match=r"missing: layer1\.0\.alpha \(\), .*, and 4 more$"):
         import_published(plain)
 
 

@@ -37,7 +37,7 @@ def test_families_are_what_they_are_called():
     assert [type(layer) for layer in wide_isonet.stem] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
     assert [name for name, _ in wide_resnet.body.module.named_children()][-2:] == ["norm", "activation"]
     assert [name for name, _ in wide_isonet.body.module.named_children()][-1] == "stage3"
-    assert any(isinstance(layer, nn.PReLU) for layer in wide_isonet.modules())
+    assert not any(isinstance(layer, nn.PReLU) for layer in wide_isonet.modules())  # slopes are MIMOConv's alone
     assert not any(isinstance(layer, nn.PReLU) for layer in wide_resnet.modules())
     assert create_model("wide_isonet_10_1", final_norm=True).config.final_norm
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_created(name, options, error, named):
         ("mimoconv_28_10", {"capacity": 4}, "MIMOConv-28-10"),
         ("mimoconv_16_2.5", {"capacity": 1, "activation": "relu"}, "MIMOConv-16-2.5"),
         ("wide_resnet_28_10", {}, "WideResNet-28-10"),
-        ("wide_isonet_28_7", {}, "WideIsoNet-28-7"),
+        ("wide_isonet_28_7", {}, "WideResNet-28-7"),
     ],
 )
 def test_labels_and_capacities(name, options, label):

@@ -108,7 +108,7 @@ class WideResNetConfig(NetworkConfig):
     @property
     def label(self) -> str:
         """Name of the network in tables, such as WideResNet-28-10."""
-        return f"{'WideIsoNet' if self.activation == 'prelu' else 'WideResNet'}-{self.size}"
+        return f"WideResNet-{self.size}"
 
 
 @dataclass(frozen=True, kw_only=True)

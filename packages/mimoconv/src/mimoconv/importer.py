@@ -36,12 +36,13 @@ COUNT = "num_batches_tracked"
 
 
 def import_published(state_dict: Mapping[str, Tensor]) -> MIMOConv | WideResNet:
-    """Make a network from a state dict of the published `SuperWideISONet`, with the same logits in eval mode.
+    """Make a network from a state dict of the authors' code, with the same logits in eval mode.
 
-    MIMOConv with HRR binding and the baseline without binding, which becomes a `WideResNet`, can be imported, with any capacity,
-    depth, width and number of input channels and classes, if their blocks have one slope per channel. Checkpoints of the
-    published training hold the state dict as `model_state_dict`. The network has the type and device of the entries, shares no
-    memory with them and is in eval mode. `image_size`, `mean` and `std`, which a state dict does not hold, keep their defaults.
+    The published classes are `SuperWideISONet` and `SuperWideResnet`. MIMOConv with HRR binding can be imported, and so can both
+    baselines without binding, WideResNet and WideIsoNet, which become a `WideResNet`: any capacity, depth, width and number of
+    input channels and classes, and blocks with ReLU or with one PReLU slope per channel. Checkpoints of the published training
+    hold the state dict as `model_state_dict`. The network has the type and device of the entries, shares no memory with them and
+    is in eval mode. `image_size`, `mean` and `std`, which a state dict does not hold, keep their defaults.
 
     The published network has one set of BatchNorm statistics for all n, so every n gets a copy. They are averages over every n
     of training, and over test images too, because the published evaluation runs in training mode: `recalibrate` estimates them
@@ -56,7 +57,7 @@ def import_published(state_dict: Mapping[str, Tensor]) -> MIMOConv | WideResNet:
         ValueError: an entry is missing, surplus, of another shape or type than the others imply, or not finite; the keys have
             an odd length, which the published binding cannot have; or the network was trained with skip-init.
 
-    Source: Menet et al., 2023, and its published code, `superwideisonet.py`.
+    Source: Menet et al., 2023, and its published code, `superwideisonet.py` and `superwideresnet.py`.
     """
     entries = published_entries(state_dict)
     with torch.device("meta"):
@@ -97,6 +98,7 @@ def empty_network(entries: Mapping[str, Tensor]) -> MIMOConv | WideResNet:
         "width": stage1 / 16,
         "in_channels": in_channels,
         "stem_channels": stem_channels,
+        "activation": "prelu" if any(".relu" in name for name in entries) else "relu",
     }
     if not any(name.startswith(("channelConv.", "unbind.")) for name in entries):
         return zoo.wide_isonet(**options)
@@ -162,7 +164,7 @@ def check_entry_names(entries: Mapping[str, Tensor], shapes: Mapping[str, tuple[
     surplus = [f"{name} {tuple(value.shape)}" for name, value in entries.items() if name not in shapes]
     faults = [f"{kind}: {join_first(names)}" for kind, names in (("missing", missing), ("surplus", surplus)) if names]
     if faults:
-        raise ValueError(f"expected the {len(shapes)} entries of a SuperWideISONet of these sizes; {'; '.join(faults)}")
+        raise ValueError(f"expected the {len(shapes)} entries of a published network of these sizes; {'; '.join(faults)}")
 
 
 def join_first(names: list[str], limit: int = 8) -> str:

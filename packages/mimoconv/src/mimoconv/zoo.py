@@ -23,8 +23,11 @@ def wide_resnet(**options: Any) -> WideResNet:
 
 
 def wide_isonet(**options: Any) -> WideResNet:
-    """Make a WideIsoNet, the published baseline: BatchNorm and ReLU after the stem, PReLU in the blocks, no final BatchNorm."""
-    published: dict[str, Any] = {"stem": "conv-norm-relu", "activation": "prelu", "final_norm": False}
+    """Make a WideIsoNet, the published baseline: a wide ResNet with BatchNorm and ReLU after the stem and no final BatchNorm.
+
+    The published WideResNet is the same network; what makes it a WideIsoNet is training with `isometry_penalty`.
+    """
+    published: dict[str, Any] = {"stem": "conv-norm-relu", "final_norm": False}
     return WideResNet(WideResNetConfig(**published | options))
 
 

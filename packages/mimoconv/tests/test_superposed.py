@@ -113,18 +113,38 @@ def test_parts_that_do_not_fit():
     x = torch.randn(2, 2, 3, 9, 9)
     with pytest.raises(ValueError, match="a body of its own"):
         Superposed(stem, body, head, 2, 8, features=8)
-    with pytest.raises(ValueError, match=r"the body fails on maps of shape \(2, 8, 64, 64\)"):
+    with pytest.raises(
+        ValueError, match=r"the body fails on maps of shape \(2, 8, 64, 64\): .*Is dim = 8 what the stem returns\?"
+    ):
         Superposed(stem, nn.Conv2d(16, 8, 3), head, 2, 8)
+    with pytest.raises(ValueError, match=r"the head takes \(b, 6\) and fails: .*Are 6 features what it takes\?"):
+        Superposed(stem, nn.Conv2d(8, 6, 3), head, 2, 8)
+    with pytest.raises(
+        ValueError, match=r"the head takes \(b, 8\) and must return \(b, classes\); for b = 2 it returns \(2, 4, 2\)"
+    ):
+        Superposed(stem, nn.Conv2d(8, 8, 3), nn.Sequential(head, nn.Linear(3, 8), nn.Unflatten(1, (4, 2))), 2, 8)
     with pytest.raises(ValueError, match=r"the stem returns maps of shape \(4, 16, 7, 7\); expected \(b 8 h w\)"):
         Superposed(nn.Conv2d(3, 16, 3), nn.Conv2d(8, 8, 3), head, 2, 8)(x)
     with pytest.raises(ValueError, match="the body returns 8 features, but 5 are unbound: give features=8"):
-        Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8, features=5)(x)
+        Superposed(stem, nn.Conv2d(8, 8, 3), nn.Linear(5, 3), 2, 8, features=5)(x)
     with pytest.raises(ValueError, match="features must be at least 1, got 0"):
         Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8, features=0)
     with pytest.raises(ValueError, match="the head has layers with running statistics"):
         Superposed(stem, nn.Conv2d(8, 8, 3), nn.Sequential(nn.BatchNorm1d(8), head), 2, 8)
     with pytest.raises(TypeError, match="images are a list"):
         predict(Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8), [1, 2], 1)
+
+
+def test_unbinding_that_outweighs_the_network_is_warned_of():
+    """A VGG's classifier takes maps that were flattened: 2 x 25,088^2 numbers to unbind them, ten times its own."""
+    with torch.device("meta"):
+        net = torchvision.models.vgg16(num_classes=10)
+        flat = nn.Sequential(*net.features[1:], net.avgpool, nn.Flatten())
+        message = r"unbinding will have 1,258,865,664 parameters, the network itself has 134,301,514: 2 matrices of 25088 x 25088"
+        with pytest.warns(UserWarning, match=message):
+            Superposed(net.features[0], flat, net.classifier, 2, 64)
+        pooled = Superposed(net.features[0], net.features[1:], nn.Linear(512, 10), 2, 64)  # no warning, which would be an error
+    assert pooled.unbinding.weight.shape == (2, 512, 512)
 
 
 @pytest.mark.unchecked

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -121,9 +122,13 @@ class Superposed(Pretrained):
         unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs.
 
     Raises:
-        TypeError: capacity, dim or features is not a whole number, or a flag is not True or False.
-        ValueError: capacity, dim or features is below 1; the body does not take (b dim h w) or belongs to another network; or
-            the head has BatchNorm layers, whose statistics would mix all n.
+        TypeError: capacity, dim or features is not a whole number, a flag is not True or False, or a part of the body is
+            compiled on its own.
+        ValueError: capacity, dim or features is below 1; the body does not take (b dim h w) or belongs to another network; the
+            head does not take (b features) to (b classes), or has layers with running statistics, which would mix all n.
+
+    Warns:
+        UserWarning: unbinding has more parameters than the network itself, and more than a million.
 
     >>> import torchvision
     >>> net = torchvision.models.resnet18(num_classes=10)
@@ -156,6 +161,14 @@ class Superposed(Pretrained):
         )
         if any(isinstance(layer, _NormBase) and layer.track_running_stats for layer in head.modules()):
             raise ValueError("the head has layers with running statistics, which would mix all n: move them into the body")
+        check_head(head, features)
+        own = sum(parameter.numel() for part in (stem, body, head) for parameter in part.parameters())
+        if (unbinding := capacity * features * (features + unbinding_relu)) > max(own, 1_000_000):
+            warnings.warn(
+                f"unbinding will have {unbinding:,} parameters, the network itself has {own:,}: {capacity} matrices of "
+                f"{features} x {features}. A body that returns maps, which are averaged, has fewer features than a flat one",
+                stacklevel=2,
+            )
         self.capacity = capacity
         self.stem = stem
         self.binding = PositionwiseHRR(capacity, dim, trainable=trainable_keys)
@@ -244,8 +257,23 @@ def count_features(body: nn.Module, dim: int) -> int:
             return int(probe(torch.empty(2, dim, 64, 64, device="meta")).shape[1])
     except Exception as error:
         raise ValueError(
-            f"the body fails on maps of shape (2, {dim}, 64, 64): {error}. Give features= if it needs maps of another size"
+            f"the body fails on maps of shape (2, {dim}, 64, 64): {error}. "
+            f"Is dim = {dim} what the stem returns? Give features= if the body needs maps of another size"
         ) from error
+
+
+def check_head(head: nn.Module, features: int) -> None:
+    """Raise ValueError unless the head takes features (b features) to (b classes); a copy without memory is run."""
+    probe = copy.deepcopy(getattr(head, "_orig_mod", head)).to("meta", torch.float32).eval()
+    try:
+        with torch.no_grad():
+            out = probe(torch.empty(2, features, device="meta"))
+    except NotImplementedError:  # something that needs real numbers
+        return
+    except Exception as error:
+        raise ValueError(f"the head takes (b, {features}) and fails: {error}. Are {features} features what it takes?") from error
+    if out.dim() != 2 or out.shape[0] != 2:
+        raise ValueError(f"the head takes (b, {features}) and must return (b, classes); for b = 2 it returns {tuple(out.shape)}")
 
 
 def check_images(x: Tensor, axes: str, channels: int | None = None) -> None:

@@ -1,5 +1,8 @@
 """Networks by name, and what their configurations can say."""
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, create_model, list_models
+from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, create_model, list_models
+from mimoconv.config import SuperposedConfig
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -129,3 +133,10 @@ def test_final_norm_and_activation_come_before_pooling(final_norm):
     if final_norm:
         expected = F.prelu(expected / (1 + 1e-5) ** 0.5, torch.tensor([0.5]))
     assert_close(seen["pooled"], expected.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [MIMOConvConfig, WideResNetConfig, SuperposedConfig])
+def test_help_explains_every_field_once(kind):
+    explained = re.findall(r"^ {4,8}(\w+): [\w`]", kind.__doc__.partition("Attributes:\n")[2], re.MULTILINE)
+    assert set(explained) >= {field.name for field in dataclasses.fields(kind)}
+    assert len(explained) == len(set(explained))

@@ -1,5 +1,6 @@
 """Configurations of the networks: frozen dataclasses that check themselves."""
 
+import inspect
 import math
 from dataclasses import dataclass
 from numbers import Real
@@ -16,34 +17,42 @@ Init = Literal["kaiming", "orthogonal", "delta"]
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What the configurations of MIMOConv and of plain wide ResNets share."""
+    """What the configurations of MIMOConv and of plain wide ResNets share.
+
+    Attributes:
+        num_classes: number of classes, with one logit each.
+        depth: number of convolutions, 6k + 4: three stages of k blocks of two (10, 16, 22, 28, ..).
+        width: factor on the channels of the three stages, 16, 32 and 64; the products are rounded (see `stages`).
+        in_channels: channels of an image.
+        image_size: height and width, in pixels, for which multiply-adds are counted; the network takes images of any size.
+        stem_channels: D: feature maps after the first convolution; in MIMOConv the dimension of the binding keys.
+        stem: layers before binding, or before the first block: a convolution, with BatchNorm and ReLU if named.
+        activation: activation of the blocks: ReLU, or PReLU with one slope per channel, trained from 0.5.
+        final_norm: whether BatchNorm and an activation come before pooling.
+        init: initial weights of the blocks' convolutions: Kaiming normal (fan-out), or near-isometric (see `blocks.conv`).
+        mean: mean of each channel over the training images, from 0 to 1; `predict` normalises uint8 images by it.
+        std: standard deviation of each channel over the training images; `predict` normalises uint8 images by it.
+        class_names: names of the classes, in the order of the logits.
+    """
 
     num_classes: int = 10
-    """Number of classes, with one logit each."""
     depth: int = 28
-    """Number of convolutions, 6k + 4: three stages of k blocks of two (10, 16, 22, 28, ..)."""
     width: float = 10
-    """Factor on the channels of the three stages, 16, 32 and 64; the products are rounded (see `stages`)."""
     in_channels: int = 3
-    """Channels of an image."""
     image_size: int = 32
-    """Height and width, in pixels, for which multiply-adds are counted; the network takes images of any size."""
     stem_channels: int = 16
-    """D: feature maps after the first convolution."""
     stem: Stem = "conv"
-    """Layers before binding, or before the first block: a convolution, with BatchNorm and ReLU if named."""
     activation: Activation = "relu"
-    """Activation of the blocks: ReLU, or PReLU with one slope per channel, trained from 0.5."""
     final_norm: bool = True
-    """Whether BatchNorm and an activation come before pooling."""
     init: Init = "kaiming"
-    """Initial weights of the blocks' convolutions: Kaiming normal (fan-out), or near-isometric (see `blocks.conv`)."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel over the training images, from 0 to 1; `predict` normalises uint8 images by it."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel over the training images; `predict` normalises uint8 images by it."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of the logits."""
+
+    def __init_subclass__(cls) -> None:
+        if cls.__doc__ and NetworkConfig.__doc__:  # help() shows a class's own docstring alone
+            inherited = inspect.cleandoc(NetworkConfig.__doc__).partition("Attributes:\n")[2]
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n{inherited}"
 
     def __post_init__(self) -> None:
         counts = ("num_classes", "depth", "in_channels", "image_size", "stem_channels")
@@ -100,10 +109,13 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WideResNetConfig(NetworkConfig):
-    """Configuration of a plain wide ResNet (Zagoruyko and Komodakis, 2016), the baseline and control of MIMOConv."""
+    """Configuration of a plain wide ResNet (Zagoruyko and Komodakis, 2016), the baseline and control of MIMOConv.
+
+    Attributes:
+        capacity: the most images that can share one pass; a plain network takes them one by one.
+    """
 
     capacity: ClassVar[int] = 1
-    """The most images that can share one pass; a plain network takes them one by one."""
 
     @property
     def label(self) -> str:
@@ -113,19 +125,21 @@ class WideResNetConfig(NetworkConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MIMOConvConfig(NetworkConfig):
-    """Configuration of MIMOConv (Menet et al., 2023, section 3); the published runs have `stem="conv-norm-relu"`."""
+    """Configuration of MIMOConv (Menet et al., 2023, section 3); the published runs have `stem="conv-norm-relu"`.
+
+    Attributes:
+        capacity: N: the most images that can share one pass.
+        trainable_keys: whether the binding keys are trained.
+        unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs; Eq. 6 has neither.
+    """
 
     stem_channels: int = 64
-    """D: feature maps after the first convolution, the dimension of the binding keys."""
     stem: Stem = "conv-norm"
     activation: Activation = "prelu"
     final_norm: bool = False
     capacity: int = 4
-    """N: the most images that can share one pass."""
     trainable_keys: bool = True
-    """Whether the binding keys are trained."""
     unbinding_relu: bool = True
-    """Whether bias and ReLU follow the unbinding matrices, as in the published runs; Eq. 6 has neither."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,18 +154,21 @@ class MIMOConvConfig(NetworkConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SuperposedConfig:
-    """Configuration of `Superposed`: all of it but the stem, body and head, which are the caller's."""
+    """Configuration of `Superposed`: all of it but the stem, body and head, which are the caller's.
+
+    Attributes:
+        capacity: N: the most images that can share one pass.
+        dim: D: channels that the stem returns, the dimension of the binding keys.
+        features: channels that the body returns.
+        trainable_keys: whether the binding keys are trained.
+        unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs of MIMOConv.
+    """
 
     capacity: int
-    """N: the most images that can share one pass."""
     dim: int
-    """D: channels that the stem returns, the dimension of the binding keys."""
     features: int
-    """Channels that the body returns."""
     trainable_keys: bool = True
-    """Whether the binding keys are trained."""
     unbinding_relu: bool = True
-    """Whether bias and ReLU follow the unbinding matrices, as in the published runs of MIMOConv."""
 
     def __post_init__(self) -> None:
         checks.positive(capacity=self.capacity, dim=self.dim, features=self.features)

@@ -20,19 +20,19 @@ class NetworkConfig:
     """What the configurations of MIMOConv and of plain wide ResNets share.
 
     Attributes:
-        num_classes: number of classes, with one logit each.
-        depth: number of convolutions, 6k + 4: three stages of k blocks of two (10, 16, 22, 28, ..).
-        width: factor on the channels of the three stages, 16, 32 and 64; the products are rounded (see `stages`).
-        in_channels: channels of an image.
-        image_size: height and width, in pixels, for which multiply-adds are counted; the network takes images of any size.
+        num_classes: Number of classes, with one logit each.
+        depth: Number of convolutions, 6k + 4: three stages of k blocks of two (10, 16, 22, 28, ..).
+        width: Factor on the channels of the three stages, 16, 32 and 64; the products are rounded (see `stages`).
+        in_channels: Channels of an image.
+        image_size: Height and width, in pixels, for which multiply-adds are counted; the network takes images of any size.
         stem_channels: D: feature maps after the first convolution; in MIMOConv the dimension of the binding keys.
-        stem: layers before binding, or before the first block: a convolution, with BatchNorm and ReLU if named.
-        activation: activation of the blocks: ReLU, or PReLU with one slope per channel, trained from 0.5.
-        final_norm: whether BatchNorm and an activation come before pooling.
-        init: initial weights of the blocks' convolutions: Kaiming normal (fan-out), or near-isometric (see `blocks.conv`).
-        mean: mean of each channel over the training images, from 0 to 1; `predict` normalises uint8 images by it.
-        std: standard deviation of each channel over the training images; `predict` normalises uint8 images by it.
-        class_names: names of the classes, in the order of the logits.
+        stem: Layers before binding, or before the first block: a convolution, with BatchNorm and ReLU if named.
+        activation: Activation of the blocks: ReLU, or PReLU with one slope per channel, trained from 0.5.
+        final_norm: Whether BatchNorm and an activation come before pooling.
+        init: Initial weights of the blocks' convolutions: Kaiming normal (fan-out), or near-isometric (see `blocks.conv`).
+        mean: Mean of each channel over the training images, from 0 to 1; `predict` normalises uint8 images by it.
+        std: Standard deviation of each channel over the training images; `predict` normalises uint8 images by it.
+        class_names: Names of the classes, in the order of the logits.
     """
 
     num_classes: int = 10
@@ -112,7 +112,7 @@ class WideResNetConfig(NetworkConfig):
     """Configuration of a plain wide ResNet (Zagoruyko and Komodakis, 2016), the baseline and control of MIMOConv.
 
     Attributes:
-        capacity: the most images that can share one pass; a plain network takes them one by one.
+        capacity: The most images that can share one pass; a plain network takes them one by one.
     """
 
     capacity: ClassVar[int] = 1
@@ -129,8 +129,8 @@ class MIMOConvConfig(NetworkConfig):
 
     Attributes:
         capacity: N: the most images that can share one pass.
-        trainable_keys: whether the binding keys are trained.
-        unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs; Eq. 6 has neither.
+        trainable_keys: Whether the binding keys are trained.
+        unbinding_relu: Whether bias and ReLU follow the unbinding matrices, as in the published runs; Eq. 6 has neither.
     """
 
     stem_channels: int = 64
@@ -159,9 +159,9 @@ class SuperposedConfig:
     Attributes:
         capacity: N: the most images that can share one pass.
         dim: D: channels that the stem returns, the dimension of the binding keys.
-        features: channels that the body returns.
-        trainable_keys: whether the binding keys are trained.
-        unbinding_relu: whether bias and ReLU follow the unbinding matrices, as in the published runs of MIMOConv.
+        features: Channels that the body returns.
+        trainable_keys: Whether the binding keys are trained.
+        unbinding_relu: Whether bias and ReLU follow the unbinding matrices, as in the published runs of MIMOConv.
     """
 
     capacity: int

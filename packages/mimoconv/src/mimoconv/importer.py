@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mimoconv import zoo
 from mimoconv.model import MIMOConv, WideResNet
+from vsa_core.hub.entries import check_entry_names, check_entry_values, entry_shape, published_entries
 
 __all__ = ["convolution_keys", "import_published"]
 
@@ -68,23 +69,11 @@ def import_published(state_dict: Mapping[str, Tensor]) -> MIMOConv | WideResNet:
     count = entries["conv1.weight"].new_ones((), dtype=torch.long)
     entries = {name: count for name in shapes if name.endswith(COUNT)} | entries
     check_entry_names(entries, shapes)
-    check_entry_values(entries, shapes)
+    check_entry_values(entries, shapes, like="conv1.weight", counts=[name for name in shapes if name.endswith(COUNT)])
+    check_numbers(entries)
     weights = {name: convert_entry(name, entries[published_name(name)], value) for name, value in ours.items()}
     model.load_state_dict(weights, assign=True)
     return model.eval()
-
-
-def published_entries(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Check that a state dict maps names to tensors; return it without the prefix of DistributedDataParallel."""
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict is a {type(state_dict).__name__}; expected a mapping of names to tensors")
-    for name, value in state_dict.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor: is this a checkpoint around a state dict?")
-        if not isinstance(name, str):
-            raise TypeError(f"an entry is named {name!r}; expected a string")
-    prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
-    return {name.removeprefix(prefix): value for name, value in state_dict.items()}
 
 
 def empty_network(entries: Mapping[str, Tensor]) -> MIMOConv | WideResNet:
@@ -106,16 +95,6 @@ def empty_network(entries: Mapping[str, Tensor]) -> MIMOConv | WideResNet:
     if dim % 2:
         raise ValueError(f"channelConv.weight has shape ({capacity}, 1, {dim}); expected an even D, got {dim}")
     return zoo.mimoconv(capacity=capacity, stem="conv-norm-relu", **options)
-
-
-def entry_shape(entries: Mapping[str, Tensor], name: str, axes: str) -> tuple[int, ...]:
-    """Return the shape of an entry; ValueError unless it has the named axes, none of them empty."""
-    if name not in entries:
-        raise ValueError(f"{name} is missing; expected a tensor ({axes})")
-    shape = tuple(entries[name].shape)
-    if len(shape) != len(axes.split()) or 0 in shape:
-        raise ValueError(f"{name} has shape {shape}; expected ({axes}), none of them 0")
-    return shape
 
 
 def published_name(name: str) -> str:
@@ -158,31 +137,9 @@ def convolution_keys(weight: Float[Tensor, "n 1 dim"]) -> Float[Tensor, "n dim"]
     return rearrange(weight, "n 1 dim -> n dim").flip(-1).roll(weight.shape[-1] // 2, -1)
 
 
-def check_entry_names(entries: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless the entries are those expected."""
-    missing = [f"{name} {shape}" for name, shape in shapes.items() if name not in entries]
-    surplus = [f"{name} {tuple(value.shape)}" for name, value in entries.items() if name not in shapes]
-    faults = [f"{kind}: {join_first(names)}" for kind, names in (("missing", missing), ("surplus", surplus)) if names]
-    if faults:
-        raise ValueError(f"expected the {len(shapes)} entries of a published network of these sizes; {'; '.join(faults)}")
-
-
-def join_first(names: list[str], limit: int = 8) -> str:
-    """Join the first names, and say how many more there are."""
-    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
-    return ", ".join(names[:limit] + more)
-
-
-def check_entry_values(entries: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless every entry has the shape expected and finite numbers, all but the counts of one dtype."""
-    dtype = entries["conv1.weight"].dtype
+def check_numbers(entries: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for negative variances, and for networks trained with skip-init."""
     for name, value in entries.items():
-        if value.shape != shapes[name]:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shapes[name]}")
-        if not name.endswith(COUNT) and (value.dtype != dtype or not dtype.is_floating_point):
-            raise ValueError(f"{name} is {value.dtype}; expected one floating-point type throughout, and conv1.weight is {dtype}")
-        if not value.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")
         if name.endswith("running_var") and value.min() < 0:
             raise ValueError(f"{name} holds {value.min().item()}; a variance cannot be negative")
         if name.endswith(".alpha") and value != 0:

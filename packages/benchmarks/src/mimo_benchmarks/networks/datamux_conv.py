@@ -12,22 +12,25 @@ from vsa_core.hub import Pretrained
 
 @dataclass(frozen=True, kw_only=True)
 class DataMUXConvConfig:
-    """Configuration of DataMUX's CNN."""
+    """Configuration of DataMUX's CNN.
+
+    Attributes:
+        capacity: N: the number of images that share every pass.
+        in_channels: Channels of an image.
+        image_size: Height and width of an image, in pixels; at least 20.
+        num_classes: Number of classes.
+        mean: Mean of each channel over the training images, from 0 to 1; `predict` normalises uint8 images by it.
+        std: Standard deviation of each channel over the training images; `predict` normalises uint8 images by it.
+        class_names: Names of the classes, in the order of the logits.
+    """
 
     capacity: int = 4
-    """N: the number of images that share every pass."""
     in_channels: int = 1
-    """Channels of an image."""
     image_size: int = 20
-    """Height and width of an image, in pixels; at least 20."""
     num_classes: int = 10
-    """Number of classes."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel over the training images, from 0 to 1; `predict` normalises uint8 images by it."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel over the training images; `predict` normalises uint8 images by it."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of the logits."""
 
     def __post_init__(self) -> None:
         sizes = ("capacity", "in_channels", "image_size", "num_classes")

@@ -90,7 +90,7 @@ def test_the_best_dev_accuracy_chooses_what_is_tested(interrupted, monkeypatch, 
     task = offer(monkeypatch, task, test=replace(task.test, labels=1 - task.test.labels))
     weights, accuracies = [], iter([0.9, 0.8, 0.5, 0.4])  # at steps 3, 6, 9, 12
 
-    def classify(network, module, of, split, n):
+    def classify(network, module, of, split, n, name):
         assert torch.equal(split.labels, task.dev.labels)
         weights.append({name: value.clone() for name, value in module.state_dict().items()})
         return SimpleNamespace(accuracy=next(accuracies))

@@ -429,7 +429,7 @@ def test_a_network_comes_from_the_hub_where_no_folder_has_its_name(capsys, monke
             "ada/net",
             r"no network can be read from ada/net, which is not a folder here .* \(401 Client Error\.\): name a finished run",
         ),
-        ("begun", r"no network can be read from begun \(begun has no model\.safetensors, nor does its folder model"),
+        ("begun", r"begun has no model\.safetensors, nor does its folder model: name a folder [^:]*, or a finished run$"),
         ("file", "file is not a folder: name a finished run"),
         ("begun/more", "begun/more is not a folder: name a finished run"),
         ("damaged", r"no network can be read from damaged \(.*JSON"),

@@ -10,11 +10,11 @@ import torch
 import tyro
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from tqdm import tqdm
 
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.find import PRESETS, find_preset
 from mimo_benchmarks.presets.paper import PAPER
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.settings import RunConfig, require
 from mimo_benchmarks.tasks.registry import TASKS
 from mimo_benchmarks.training.feed import Feed
@@ -51,13 +51,16 @@ def list_presets(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, esti
         find_preset(pattern)  # raises ConfigError unless it is a form of a preset
         names = [pattern]
     rows = []
-    for name in tqdm(names, disable=not estimate):
-        config = find_preset(name)
-        paper = PAPER.get(name, {}).items()
-        figures = ", ".join((f"{mean} ± {std}" if std is not None else f"{mean}") + f" at {n}" for n, (mean, std) in paper)
-        row = [name, config.model.label, config.task, " ".join(map(str, config.n)), f"{config.optim.steps:,}", figures]
-        hours = [f"{seconds_per_step(config) * config.optim.steps / 3600:,.2f}"] if estimate else []
-        rows.append(row + hours)
+    with progress_bar("estimating", len(names), unit=" presets", hidden=not estimate) as bar:
+        for name in names:
+            config = find_preset(name)
+            paper = PAPER.get(name, {}).items()
+            figures = ", ".join((f"{mean} ± {std}" if std is not None else f"{mean}") + f" at {n}" for n, (mean, std) in paper)
+            row = [name, config.model.label, config.task, " ".join(map(str, config.n)), f"{config.optim.steps:,}", figures]
+            bar.set_postfix_str(name)
+            hours = [f"{seconds_per_step(config) * config.optim.steps / 3600:,.2f}"] if estimate else []
+            bar.update()
+            rows.append(row + hours)
     columns = ["preset", "network", "task", "n", "steps", "paper: % at n", *["hours here"] * estimate]
     print(markdown_table(columns, rows, left=columns[:6]), end="")
 

@@ -14,6 +14,7 @@ from mimo_benchmarks.cli.inputs import collect_images, collect_texts, image_batc
 from mimo_benchmarks.errors import ConfigError, first_line
 from mimo_benchmarks.networks.network import Network
 from mimo_benchmarks.networks.registry import load_finished
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.result import one_line
 from mimo_benchmarks.settings import require
 
@@ -71,7 +72,11 @@ def predict(
         require(not text, f"{network} takes images, and --text gives texts: name image files instead")
         names = collect_images(inputs)
         batches = image_batches(known, names, size)
-    answers = [each for batch, mask in batches for each in answer_batch(known, module, batch.to(device), mask, n)]
+    answers: list[Answer] = []
+    with progress_bar("answering", len(names), unit=" inputs", brief=True) as bar:
+        for batch, mask in batches:
+            answers += answer_batch(known, module, batch.to(device), mask, n)
+            bar.update(len(batch))
     if len(names) < known.inputs_per_pass(n):
         print(f"inputs: {len(names)}, fewer than a pass with n = {n} takes, so they were repeated to fill it", file=sys.stderr)
     table = csv.writer(sys.stdout, lineterminator="\n")

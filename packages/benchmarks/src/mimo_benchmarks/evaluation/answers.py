@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
 from mimo_benchmarks.networks.network import Network
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.tasks.protocol import DataSplit, Task
 
 
@@ -48,6 +49,7 @@ def classify(
     *,
     shuffle: torch.Generator | None = None,
     passes: int | None = None,
+    name: str = "answering",
 ) -> Answers:
     """Return a network's answers to all items of a split; items share passes in their order, sequences by length.
 
@@ -59,19 +61,22 @@ def classify(
         n: inputs per pass, or the side of a grid, as in `RunConfig.n`.
         shuffle: generator for grouping items at random (sequences only with others of like length).
         passes: number of passes computed at a time; chosen to fit into memory unless given.
+        name: name of the progress bar, to which n is added.
 
     Raises:
         FloatingPointError: a logit is NaN or infinite.
     """
     shared = network.inputs_per_pass(n)
     chunks, found, slots = task.evaluation_batches(split, shared, passes, shuffle), [], []
-    for index in chunks:
-        items, mask = task.items(split, index)
-        logits = network.predict(module, items, n, mask)
-        if not logits.isfinite().all():
-            raise FloatingPointError(f"answers with n = {n} are not finite: training diverged; a lower --optim.lr may help")
-        found.append(logits.argmax(-1))
-        slots.append(torch.arange(len(index)) % shared)
+    with progress_bar(f"{name}, n = {n}", len(split), unit=" items") as bar:
+        for index in chunks:
+            items, mask = task.items(split, index)
+            logits = network.predict(module, items, n, mask)
+            if not logits.isfinite().all():
+                raise FloatingPointError(f"answers with n = {n} are not finite: training diverged; a lower --optim.lr may help")
+            found.append(logits.argmax(-1))
+            slots.append(torch.arange(len(index)) % shared)
+            bar.update(len(index))
     back = torch.cat(chunks).argsort().to(split.targets.device)
     classes, slot = torch.cat(found)[back], torch.cat(slots).to(back.device)[back]
     return Answers(classes=classes, right=classes == split.targets, scored=split.targets != UNSCORED, slot=slot)
@@ -104,5 +109,5 @@ def batch_statistics(module: nn.Module) -> Iterator[bool]:
 def changed_by_regrouping(network: Network, module: nn.Module, task: Task, n: int, answers: Answers, seed: int) -> float:
     """Return the share of the test answers that change when items share their passes with other items, drawn by a seed."""
     generator = torch.Generator().manual_seed(seed)
-    other = classify(network, module, task, task.test, n, shuffle=generator)
+    other = classify(network, module, task, task.test, n, shuffle=generator, name="testing in other passes")
     return ((other.classes != answers.classes) & answers.scored).sum().item() / answers.scored.sum().item()

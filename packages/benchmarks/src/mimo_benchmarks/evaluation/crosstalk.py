@@ -8,6 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from mimo_benchmarks.networks.network import Network
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.result import Crosstalk
 from mimo_benchmarks.tasks.protocol import Task
 from vsa_core import interference
@@ -66,9 +67,11 @@ def crosstalk_by_depth(
         for name, (place, what) in places.items()
     ]
     try:
-        for _ in range(redraws + 1):
-            drawn = torch.randint(len(pool), (len(own), n - 1), generator=generator)
-            seen["logits"].append(module(torch.cat([own[:, None], pool[drawn.to(pool.device)]], 1))[:, 0].flatten(1))
+        with progress_bar(f"measuring crosstalk, n = {n}", redraws + 1, unit=" batches") as bar:
+            for _ in range(redraws + 1):
+                drawn = torch.randint(len(pool), (len(own), n - 1), generator=generator)
+                seen["logits"].append(module(torch.cat([own[:, None], pool[drawn.to(pool.device)]], 1))[:, 0].flatten(1))
+                bar.update()
     finally:
         for hook in hooks:
             hook.remove()

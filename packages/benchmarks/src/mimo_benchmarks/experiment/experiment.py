@@ -2,8 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from accelerate.utils import broadcast_object_list, set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from mimo_benchmarks.data.storage.folder import data_folder
 from mimo_benchmarks.environment import peak_memory
@@ -21,8 +21,10 @@ from mimo_benchmarks.evaluation.answers import classify
 from mimo_benchmarks.evaluation.rates import measure_throughput
 from mimo_benchmarks.experiment.compatibility import check_compatible, check_same_run
 from mimo_benchmarks.experiment.findings import Trained, crosstalk_of, evaluate_network, write_result
+from mimo_benchmarks.experiment.time_left import TimeLeft
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.controls import controls
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.result import Row
 from mimo_benchmarks.run_directory import RunDirectory, make_run_directory, settings_as_json
 from mimo_benchmarks.settings import RunConfig
@@ -69,14 +71,17 @@ def run_experiment(
         configs |= {name: replace(config, model=model, controls=False) for name, model in plain.items()}
     path = prepare_directory(config, preset, accelerator)
     task = task.to(accelerator.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    feeds = [Feed(task, each, rank, world) for each in configs.values()]
+    time_left = TimeLeft(feeds)
     finished: list[Trained] = []
     with listen() as request:
         try:
-            for name, each in configs.items():
+            for feed, (name, each) in zip(feeds, configs.items(), strict=True):
                 network = untrained_network(each, accelerator) if finished else network
                 inside = RunDirectory(path / name)
                 finished.append(
-                    train_and_evaluate(each, f"{preset}.{name}".rstrip("."), network, task, inside, accelerator, request)
+                    train_and_evaluate(f"{preset}.{name}".rstrip("."), network, feed, inside, accelerator, request, time_left)
                 )
                 accelerator.free_memory()
             if request.signal:
@@ -105,53 +110,54 @@ def untrained_network(config: RunConfig, accelerator: Accelerator) -> nn.Module:
 
 
 def train_and_evaluate(
-    config: RunConfig,
     name: str,
     network: nn.Module,
-    task: Task,
+    feed: Feed,
     directory: RunDirectory,
     accelerator: Accelerator,
     request: StopRequest,
+    time_left: TimeLeft,
 ) -> Trained:
     """Train a network from its newest checkpoint or from the start, evaluate it, and save it for `predict`."""
+    config, task = feed.config, feed.task
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     main = accelerator.is_main_process
     before = crosstalk_of(config, network, task) if main else None
-    training = Training(network, config, accelerator)
-    feed = Feed(task, config, accelerator.process_index, accelerator.num_processes)
-    saves = directory.path / "checkpoints"
-    kept = load_checkpoint(saves, accelerator.device)
-    if kept:
-        with must_fit(kept.path):
-            training.restore(kept)
-    steps = accelerator.gather(torch.tensor([training.progress.step], device=accelerator.device)).tolist()
-    if len(set(steps)) > 1:
-        raise CheckpointError(f"{saves}: the processes would resume from steps {steps}; let all machines see one run directory")
+    training, saves = Training(network, config, accelerator), directory.path / "checkpoints"
+    skipped = restore_newest(training, saves, accelerator)
+    start = training.progress.step
+    time_left.note(feed, start, training.progress.seconds)
     if main:
-        directory.begin(name, config, accelerator.device, training.progress.step)
-        for reason in kept.skipped if kept else ():
+        directory.begin(name, config, accelerator.device, start)
+        for reason in skipped:
             print(f"skipped a checkpoint that is not valid: {reason}")
-        print(f"{directory.path}: {name}, from step {training.progress.step} of {config.optim.steps}")
+        print(f"{directory.path}: {name}, {time_left.place(feed)}from step {start} of {config.optim.steps}", flush=True)
 
     def log(**values: Any) -> None:
         if main:
             directory.log(**values)
+        if "loss" in values:
+            bar.set_postfix_str(describe_step(**values, left=time_left.describe()), refresh=False)
         dev = {f"dev_accuracy/{n}": value for n, value in values.pop("dev_accuracy", {}).items()}
         step = values.pop("step")
         accelerator.log({f"{name}/{key}": value for key, value in (values | dev).items()}, step=step)
 
     def after_step(step: int) -> None:
+        bar.update()
+        time_left.note(feed, step, training.progress.seconds)
         if main and config.dev_every and (step % config.dev_every == 0 or step == config.optim.steps):
             log(step=step, dev_accuracy=evaluate_dev(training, task, step))
         number = signal_to_stop(request, step, config, accelerator)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
-            save_checkpoint(saves, step, *training.state())
+            with progress_bar("saving a checkpoint"):
+                save_checkpoint(saves, step, *training.state())
         if number:
             raise Stopped(number, f"stopped after step {step}")
 
     try:
-        train(training, feed, accelerator, name=name, log=log, after_step=after_step)
+        with progress_bar(f"training {name}", config.optim.steps, unit=" steps", start=start, leave=True) as bar:
+            train(training, feed, accelerator, name=name, log=log, after_step=after_step)
     except FloatingPointError:
         if main:
             save_checkpoint(directory.path / "diagnostic", training.progress.step, *training.state())
@@ -178,11 +184,44 @@ def train_and_evaluate(
     )
 
 
+def restore_newest(training: Training, saves: Path, accelerator: Accelerator) -> Sequence[str]:
+    """Restore the newest valid checkpoint, if there is one; say which newer ones were skipped, and why.
+
+    Raises:
+        CheckpointError: no checkpoint is valid, or the processes see different ones.
+    """
+    with progress_bar("looking for checkpoints", brief=True):
+        kept = load_checkpoint(saves, accelerator.device)
+    if kept:
+        with must_fit(kept.path):
+            training.restore(kept)
+    steps = accelerator.gather(torch.tensor([training.progress.step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise CheckpointError(f"{saves}: the processes would resume from steps {steps}; let all machines see one run directory")
+    return kept.skipped if kept else ()
+
+
+def describe_step(*, loss: float, accuracy: float, inputs_per_second: float, left: str, **_: Any) -> str:
+    """Say how training goes, for the progress bar."""
+    parts = [f"loss {loss:.3f}", f"accuracy {accuracy:.1%}", f"{inputs_per_second:,.0f} inputs/s", left]
+    return ", ".join(filter(None, parts))
+
+
 def recalibrate(config: RunConfig, module: nn.Module, task: Task) -> None:
     """Estimate the BatchNorm statistics of a trained network on training items, for each n of its evaluation."""
-    network, index = describe(config.model), torch.arange(min(CALIBRATION, len(task.train)))
+    network = describe(config.model)
     for n in network.evaluated_n(config.n):
-        network.recalibrate(module, (task.items(task.train, part)[0] for part in index.split(512)), n)
+        with closing(calibration_batches(task, n)) as batches:
+            network.recalibrate(module, batches, n)
+
+
+def calibration_batches(task: Task, n: int) -> Generator[Tensor, None, None]:
+    """Yield training items in batches, and show how far they are used up."""
+    index = torch.arange(min(CALIBRATION, len(task.train)))
+    with progress_bar(f"estimating BatchNorm statistics, n = {n}", len(index), unit=" items") as bar:
+        for part in index.split(512):
+            yield task.items(task.train, part)[0]
+            bar.update(len(part))
 
 
 def save_network(config: RunConfig, module: Any, task: Task, rows: Sequence[Row], directory: RunDirectory) -> None:
@@ -192,7 +231,8 @@ def save_network(config: RunConfig, module: Any, task: Task, rows: Sequence[Row]
     module.config = replace(module.config, **task.saved)
     command = directory.starts[0]["command"]
     try:
-        network.library.save(module, directory.path / "model", accuracy=accuracy, command=command)
+        with progress_bar("saving the network"):
+            network.library.save(module, directory.path / "model", accuracy=accuracy, command=command)
     except OSError as error:
         path = directory.path / "model"
         raise CheckpointError(f"{path} cannot be written ({error}): make room, then resume with --resume") from error
@@ -203,7 +243,7 @@ def evaluate_dev(training: Training, task: Task, step: int) -> dict[int, float]:
     config = training.config
     module = training.evaluated_network(training.evaluated_weights())
     network = describe(config.model)
-    found = {n: classify(network, module, task, task.dev, n).accuracy for n in config.n}
+    found = {n: classify(network, module, task, task.dev, n, name="answering the dev split").accuracy for n in config.n}
     highest = max(found.values())
     late = step > config.curriculum_steps or step == config.optim.steps
     if config.best and late and highest > training.progress.best:

@@ -47,9 +47,10 @@ def evaluate_network(network: Network, module: nn.Module, task: Task, config: Ru
     """Return accuracies and costs of a trained network for each n; throughput is left out."""
     rows = []
     for n in network.evaluated_n(config.n):
-        answers = classify(network, module, task, task.test, n)
+        answers = classify(network, module, task, task.test, n, name="testing")
         with batch_statistics(module) as has_batch_norm:
-            by_batch = classify(network, module, task, task.test, n, passes=config.optim.groups) if has_batch_norm else None
+            how: dict[str, Any] = {"passes": config.optim.groups, "name": "testing with batch statistics"}
+            by_batch = classify(network, module, task, task.test, n, **how) if has_batch_norm else None
         shared = network.inputs_per_pass(n)
         row = Row(
             n=n,

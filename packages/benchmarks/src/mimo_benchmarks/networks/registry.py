@@ -73,6 +73,8 @@ def load_finished(source: str | PathLike[str], device: torch.device) -> tuple[Ne
             raise ValueError(f"it holds a {name}; expected one of {', '.join(libraries)}")
         module = libraries[name].load(folder, device=device)
     except Exception as error:  # huggingface_hub has no common type of error
+        if isinstance(error, FileNotFoundError) and path.is_dir():  # its message says what to name
+            raise ConfigError(str(error)) from error
         where = "" if is_path else ", which is not a folder here and was looked up on the Hugging Face Hub,"
         raise ConfigError(f"no network can be read from {source}{where} ({first_line(error)}): {what}") from error
     return describe(module.config), module

@@ -15,6 +15,7 @@ from mimo_benchmarks.data.storage.files import exists
 from mimo_benchmarks.data.synthetic.recall import VS10
 from mimo_benchmarks.data.vision import images
 from mimo_benchmarks.errors import ConfigError, DatasetError, suggestion
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.tasks.catalogue import RELEASE, remedy, sets
 from mimo_benchmarks.tasks.image_task import ImageTask, numbered
 from mimo_benchmarks.tasks.protocol import Task
@@ -262,4 +263,5 @@ def load(name: str, folder: Path) -> Task:
     """
     if name not in TASKS:
         raise ConfigError(f"there is no task {name!r}: {suggestion(name, TASKS)}")
-    return TASKS[name].load(folder)
+    with progress_bar(f"loading the task {name}"):
+        return TASKS[name].load(folder)

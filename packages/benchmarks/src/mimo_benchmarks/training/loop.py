@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from mimo_benchmarks.data.batching import seed_sequence
 from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
@@ -38,7 +37,7 @@ def train(
         training: state of the run, changed in place.
         feed: gives the batches.
         accelerator: the accelerator that prepared the state.
-        name: name of the network in the progress bar and in errors.
+        name: name of the network in errors.
         log: called every `log_every` steps, with measurements as keywords.
         after_step: called with the number of each finished step, to save, to evaluate, or to stop by an exception.
 
@@ -50,13 +49,10 @@ def train(
     shared = feed.network.inputs(max(config.n))
     epoch = shared * max(1, len(feed.task.train) // (optim.groups * shared))  # as published, `shared` passes over the set
     first = progress.step + 1
-    steps = range(first, optim.steps + 1)
-    quiet = not accelerator.is_main_process
-    bar = tqdm(steps, name, optim.steps, mininterval=0.5, initial=first - 1, disable=quiet)
     inputs, seconds = feed.inputs(first - 1), progress.seconds
     weighted = ((getattr(optim, name), measure) for name, measure in feed.network.penalties.items())
     penalties = [(factor, measure) for factor, measure in weighted if factor]
-    for step in bar:
+    for step in range(first, optim.steps + 1):
         start = time.perf_counter()
         torch.manual_seed(int(seed_sequence(config.seed, step, "dropout", feed.rank).generate_state(1)[0]))
         before, total = optimizers.snapshot_buffers(training.network), torch.zeros(2, device=accelerator.device)
@@ -86,7 +82,6 @@ def train(
             so_far = progress.seconds + time.perf_counter() - start
             rate = (feed.inputs(step) - inputs) / (so_far - seconds)
             inputs, seconds = feed.inputs(step), so_far
-            bar.set_postfix_str(f"loss {value:.3f}, accuracy {right:.1%}, {rate:,.0f} inputs/s", refresh=False)
             log(
                 step=step,
                 n=feed.n[step - 1],

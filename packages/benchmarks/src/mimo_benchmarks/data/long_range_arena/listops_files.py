@@ -8,6 +8,7 @@ from mimo_benchmarks.data.long_range_arena.listops_expressions import SYMBOLS, p
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.data.storage.files import exists
 from mimo_benchmarks.errors import DatasetError
+from mimo_benchmarks.progress import progress_bar
 
 
 def read_listops_file(path: Path, count: int | None = None) -> Sequences:
@@ -26,7 +27,10 @@ def read_listops_file(path: Path, count: int | None = None) -> Sequences:
     strings, labels = [], []
     try:
         # a byte that is not ASCII is decoded to a symbol that the error message can show
-        with path.open(encoding="ascii", errors="surrogateescape") as lines:
+        with (
+            path.open(encoding="ascii", errors="surrogateescape") as lines,
+            progress_bar(f"reading {path.name}", path.stat().st_size, in_bytes=True) as bar,
+        ):
             if (header := next(lines, "").rstrip("\n")) != "Source\tTarget":
                 raise DatasetError(f"{path}, line 1: the header is {shortened(header)}, but must be 'Source', a tab, 'Target'")
             for number, line in enumerate(lines, 2):
@@ -43,6 +47,7 @@ def read_listops_file(path: Path, count: int | None = None) -> Sequences:
                     raise DatasetError(f"{path}, line {number}: {error}; download the file anew") from None
                 strings.append(bytes(place[token] for token in tokens))
                 labels.append(value)
+                bar.update(len(line))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror or error}): fix the file, or generate the set") from error
     if count not in (None, len(labels)):

@@ -11,6 +11,7 @@ from PIL import Image
 from mimo_benchmarks.data.long_range_arena.pathfinder import split_in_tenths
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.errors import DatasetError
+from mimo_benchmarks.progress import progress_bar
 
 LEVEL = "curv_contour_length_14"
 """Folder of the hard level, which LRA reports."""
@@ -58,28 +59,30 @@ def read_pathfinder_release(folder: Path, *, count: int | None = 200_000) -> Pat
     if not tables:
         raise DatasetError(f"{folder / 'metadata'} has no file like 0.npy: {REMEDY}")
     images, labels, empty, seen = [], [], [], set[Path]()
-    for table in sorted(tables, key=lambda path: int(path.stem)):
-        for number, line in enumerate(metadata_lines(table), 1):
-            try:
-                name, label = parse_metadata_line(line)
-                path = folder / name
-                if path in seen:
-                    raise DatasetError(f"{name} appears a second time")
-                seen.add(path)
-                content = path.read_bytes()
-            except DatasetError as error:
-                raise DatasetError(f"{table}, line {number}: {error}; {REMEDY}") from None
-            except OSError as error:
-                reason = error.strerror or error
-                raise DatasetError(f"{path}, named in {table}, line {number}, cannot be read ({reason}): {REMEDY}") from error
-            if not content:
-                empty.append(path)
-                continue
-            try:
-                images.append(decode_png(content))
-            except DatasetError as error:
-                raise DatasetError(f"{path} {error}: {REMEDY}") from error
-            labels.append(label)
+    with progress_bar(f"reading {folder.name}", len(tables), unit=" folders") as bar:
+        for table in sorted(tables, key=lambda path: int(path.stem)):
+            for number, line in enumerate(metadata_lines(table), 1):
+                try:
+                    name, label = parse_metadata_line(line)
+                    path = folder / name
+                    if path in seen:
+                        raise DatasetError(f"{name} appears a second time")
+                    seen.add(path)
+                    content = path.read_bytes()
+                except DatasetError as error:
+                    raise DatasetError(f"{table}, line {number}: {error}; {REMEDY}") from None
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise DatasetError(f"{path}, named in {table}, line {number}, cannot be read ({reason}): {REMEDY}") from error
+                if not content:
+                    empty.append(path)
+                    continue
+                try:
+                    images.append(decode_png(content))
+                except DatasetError as error:
+                    raise DatasetError(f"{path} {error}: {REMEDY}") from error
+                labels.append(label)
+            bar.update()
     if count not in (None, len(seen)):
         raise DatasetError(f"{folder} has {len(seen):,} pictures in its metadata, not the {count:,} published: {REMEDY}")
     if not images:

@@ -12,6 +12,7 @@ import torch
 
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
 from mimo_benchmarks.errors import DatasetError
+from mimo_benchmarks.progress import progress_bar
 
 COUNTS = {"train": 147_086, "dev": 18_090, "test": 17_437}
 """Published number of pairs of each split; each is a line of its file."""
@@ -59,7 +60,7 @@ def read_pairs(path: Path, count: int | None) -> Sequences:
     try:
         if not S_ISREG(path.stat().st_mode):
             raise ValueError("it is not a file")
-        with path.open("rb") as lines:
+        with path.open("rb") as lines, progress_bar(f"reading {path.name}", path.stat().st_size, in_bytes=True) as bar:
             for number, line in enumerate(lines, 1):
                 try:
                     label, texts = parse_pair(line)
@@ -69,6 +70,7 @@ def read_pairs(path: Path, count: int | None) -> Sequences:
                 for text in texts:
                     values += text[:LENGTH]
                     offsets.append(len(values))
+                bar.update(len(line))
         if not labels:
             raise ValueError("it is empty")
         if count not in (None, len(labels)):

@@ -15,6 +15,7 @@ from pathlib import Path
 from mimo_benchmarks.data.storage.files import ByContent, File, Source, os_errors_explained, sync
 from mimo_benchmarks.data.storage.http import CHUNK, Refused, receive
 from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.progress import progress_bar
 
 ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, MemoryError)
 """Exceptions that reading a broken archive raises; the last three come from impossible numbers in its headers."""
@@ -56,7 +57,9 @@ def fetch(
     delays = (0, *(backoff * 2**i for i in range(rounds - 1)))
     for source in sources:
         with os_errors_explained(folder):
-            if not files_to_fetch(source, folder):
+            with progress_bar(f"checking {source.files[0].path}", hidden=not progress):
+                missing = files_to_fetch(source, folder)
+            if not missing:
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(folder / ".fetch.lock"):
@@ -124,7 +127,7 @@ def fetch_source(
     path = folder / served.path
     fault = file_fault(served, path)
     if fault is None:  # the user put the archive there by hand, so it stays
-        return unpack_archive(source, path, folder)
+        return unpack_archive(source, path, folder, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_path(path)
     failures, urls = {str(path): fault}, list(source.urls)
@@ -140,7 +143,7 @@ def fetch_source(
                 continue
             if source.archive is None:
                 return move_into_place(part, path)
-            unpack_archive(source, part, folder)
+            unpack_archive(source, part, folder, progress)
             return part.unlink()
         if not urls:
             break
@@ -160,18 +163,25 @@ def move_into_place(part: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def unpack_archive(source: Source, archive: Path, folder: Path) -> None:
+def unpack_archive(source: Source, archive: Path, folder: Path, progress: bool) -> None:
     """Unpack the missing files of a checked archive into the folder. Links and members of other names are skipped."""
     left = {file.path: file for file in files_to_fetch(source, folder)}
+    size = sum(map(size_limit, left.values()))
     try:
-        if not str(source.archive and source.archive.path).endswith(".tar.gz"):
-            with gzip.open(archive) as stream:
-                write_unpacked_file(stream.read, left.popitem()[1], folder)
-        else:
-            with tarfile.open(archive, "r:gz") as tar:
-                while left and (member := tar.next()):
-                    if member.name in left and member.isreg() and (packed := tar.extractfile(member)):
-                        write_unpacked_file(packed.read, left.pop(member.name), folder)
+        with progress_bar(f"unpacking {archive.name.removesuffix('.part')}", size, in_bytes=True, hidden=not progress) as bar:
+
+            def unpack(read: Callable[[int], bytes], file: File | ByContent) -> None:
+                write_unpacked_file(read, file, folder)
+                bar.update(size_limit(file))
+
+            if not str(source.archive and source.archive.path).endswith(".tar.gz"):
+                with gzip.open(archive) as stream:
+                    unpack(stream.read, left.popitem()[1])
+            else:
+                with tarfile.open(archive, "r:gz") as tar:
+                    while left and (member := tar.next()):
+                        if member.name in left and member.isreg() and (packed := tar.extractfile(member)):
+                            unpack(packed.read, left.pop(member.name))
     except ARCHIVE_ERRORS as error:
         raise DatasetError(
             f"{archive} cannot be unpacked ({error}), though it has the published checksum: the published archive is broken"

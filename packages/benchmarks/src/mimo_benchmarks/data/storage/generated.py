@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from datasets.table import InMemoryTable
-from tqdm import tqdm
 
 from mimo_benchmarks.data.storage.files import checksum, cores, os_errors_explained, sync
 from mimo_benchmarks.data.storage.workers import Columns, produce_in_order
 from mimo_benchmarks.errors import ConfigError, DatasetError
+from mimo_benchmarks.progress import progress_bar
 
 FILES = ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
 """Files that `datasets` writes for a set in one piece."""
@@ -99,7 +99,7 @@ def write_cache(path: Path, info: DatasetInfo, fingerprint: str, make_rows: Call
         dataset = Dataset(InMemoryTable(make_rows()), info=info, fingerprint=fingerprint)
         with os_errors_explained(path):
             unfinished = Path(workplace.name) / path.name
-            with progress_bars_disabled():
+            with progress_bars_disabled(), progress_bar(f"saving {path.name}"):
                 dataset.save_to_disk(unfinished, num_shards=1)
             (unfinished / CHECKSUMS).write_bytes(checksum_lines(unfinished).encode())
             for written in (*unfinished.iterdir(), unfinished):
@@ -116,7 +116,8 @@ def read_cache(path: Path, info: DatasetInfo) -> Dataset:
     """Return the cached set, once its checksums and its recipe have been checked."""
     remedy = f"delete {path}, and it will be generated anew"
     try:
-        intact = (path / CHECKSUMS).read_bytes() == checksum_lines(path).encode()
+        with progress_bar(f"checking {path.name}"):
+            intact = (path / CHECKSUMS).read_bytes() == checksum_lines(path).encode()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DatasetError(f"{path} lacks files: {remedy}") from None
     if not intact:
@@ -151,7 +152,7 @@ def different_rows(recipe: Recipe, produce: Callable[[int], Columns], features: 
     idle = 0
     with (
         closing(produce_in_order(produce, workers)) as chunks,
-        tqdm(total=count, desc=name, unit=" rows", disable=None) as progress,
+        progress_bar(f"generating {name}", count, unit=" rows") as progress,
     ):
         while len(different) < count:
             chunk = next(chunks)

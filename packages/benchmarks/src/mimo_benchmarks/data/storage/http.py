@@ -1,7 +1,7 @@
 """Download from one web address into a file that may already hold the first part of the download."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
@@ -10,9 +10,8 @@ from urllib import request
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from mimo_benchmarks import __version__
+from mimo_benchmarks.progress import progress_bar
 
 CHUNK = 1 << 20
 """Bytes that are held in memory at a time."""
@@ -67,13 +66,16 @@ def receive(url: str, part: Path, most: int, *, exact: bool, timeout: float, pro
         if exact and length not in {None, most - start}:
             raise Refused(f"it serves {start + (length or 0):,} bytes, but the published file has {most:,}", final=True)
         end = most if exact else min(most + 1, most + 1 if length is None else length)
-        with part.open("r+b" if start else "wb") as handle, download_bar(part.stem, end, start, progress) as advance:
+        with (
+            part.open("r+b" if start else "wb") as handle,
+            progress_bar(f"downloading {part.stem}", end, start=start, in_bytes=True, hidden=not progress) as bar,
+        ):
             handle.seek(start)
             at, begun = start, time.monotonic()
             while at < end and (chunk := read_body(response, end - at)):
                 handle.write(chunk)
                 at += len(chunk)
-                advance(len(chunk))
+                bar.update(len(chunk))
                 if time.monotonic() - begun > timeout + (at - start) / SLOWEST:
                     raise Refused(f"it is too slow: {at - start:,} bytes in {time.monotonic() - begun:.0f} s")
     if at < end and (exact or length is not None):
@@ -149,13 +151,3 @@ def network_errors_refused() -> Iterator[None]:
         raise Refused(f"it cannot be reached ({error.reason})") from error
     except (OSError, HTTPException, ValueError, OverflowError) as error:
         raise Refused(f"the connection failed ({str(error) or type(error).__name__})") from error
-
-
-@contextmanager
-def download_bar(name: str, total: int, start: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """Yield a function that advances a progress bar. A hidden bar is not even made, because it would start a thread."""
-    if not shown:
-        yield lambda count: None
-        return
-    with tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True) as bar:
-        yield bar.update

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mimo_benchmarks.data.synthetic.token_splits import UNSCORED, TokenSplit
 from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,14 @@ def multi_query_recall(
         raise ConfigError(f"power is {power}; it must be a positive number")
     inputs = torch.empty(count, length, dtype=torch.long, device=generator.device)
     targets = torch.empty_like(inputs)
-    for start in range(0, count, ROWS):
-        rows = slice(start, min(start + ROWS, count))
-        number = rows.stop - start
-        inputs[rows], targets[rows] = draw_mqar_sequences(
-            number, length, pairs, vocab_size // 2, power, random_non_queries, generator
-        )
+    with progress_bar("drawing sequences", count) as bar:
+        for start in range(0, count, ROWS):
+            rows = slice(start, min(start + ROWS, count))
+            number = rows.stop - start
+            inputs[rows], targets[rows] = draw_mqar_sequences(
+                number, length, pairs, vocab_size // 2, power, random_non_queries, generator
+            )
+            bar.update(number)
     return TokenSplit(inputs=inputs, targets=targets)
 
 

@@ -16,6 +16,10 @@ class CheckpointError(RuntimeError):
     """The files of a run cannot be read or written."""
 
 
+class NotEnoughMemory(Exception):
+    """The memory of the machine or of a GPU does not suffice."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, for a message that the other lines would bury."""
     return (str(error).splitlines() or [type(error).__name__])[0]

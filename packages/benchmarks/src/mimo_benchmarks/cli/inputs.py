@@ -143,6 +143,8 @@ def read_image(path: Path, channels: int, size: int) -> tuple[UInt8[Tensor, "c h
             with Image.open(path, formats=list(FORMATS)) as image:
                 deep = image.mode.startswith(("I", "F"))
                 picture = ImageOps.exif_transpose(image).convert(MODES[channels])
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow has no common type of error for damaged pixels
         raise ConfigError(f"{path} is not an image that can be read ({error})") from error
     require(not deep, f"{path} has more than 8 bits per channel: save it with 8")

@@ -11,6 +11,9 @@ import tyro
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from mimo_benchmarks.errors import NotEnoughMemory
+from mimo_benchmarks.experiment.memory_need import training_bytes
+from mimo_benchmarks.memory import free_memory, gigabytes, memory_for
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.find import PRESETS, find_preset
 from mimo_benchmarks.presets.paper import PAPER
@@ -24,6 +27,8 @@ from vsa_core.hub.markdown import markdown_table
 
 STEPS, WARMUP = 20, 3
 """Number of steps that an estimate times, and of steps before them."""
+ROOM = 2.5
+"""How many times as much memory as training takes at least must be free for an estimate."""
 ITEMS = 1024
 """Number of random items that an estimate trains on."""
 
@@ -50,7 +55,7 @@ def list_presets(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, esti
         require(not set("*?[") & set(pattern), f"no preset has a name like {pattern!r}: `mimonets list` shows all")
         find_preset(pattern)  # raises ConfigError unless it is a form of a preset
         names = [pattern]
-    rows = []
+    rows, too_large = [], []
     with progress_bar("estimating", len(names), unit=" presets", hidden=not estimate) as bar:
         for name in names:
             config = find_preset(name)
@@ -58,21 +63,35 @@ def list_presets(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, esti
             figures = ", ".join((f"{mean} ± {std}" if std is not None else f"{mean}") + f" at {n}" for n, (mean, std) in paper)
             row = [name, config.model.label, config.task, " ".join(map(str, config.n)), f"{config.optim.steps:,}", figures]
             bar.set_postfix_str(name)
-            hours = [f"{seconds_per_step(config) * config.optim.steps / 3600:,.2f}"] if estimate else []
+            if estimate:
+                try:
+                    hours = f"{seconds_per_step(config) * config.optim.steps / 3600:,.2f}"
+                except NotEnoughMemory as error:
+                    hours = "-"
+                    too_large.append(f"{name}: {error}")
+                row.append(hours)
             bar.update()
-            rows.append(row + hours)
+            rows.append(row)
     columns = ["preset", "network", "task", "n", "steps", "paper: % at n", *["hours here"] * estimate]
-    print(markdown_table(columns, rows, left=columns[:6]), end="")
+    print(markdown_table(columns, rows, left=columns[:6]), end="", flush=True)
+    if too_large:
+        raise NotEnoughMemory("\n".join(["some presets cannot be estimated here: name others", *too_large]))
 
 
 def seconds_per_step(config: RunConfig) -> float:
-    """Measure the seconds of a training step on random inputs of full length, on this device."""
+    """Measure the seconds of a training step on random inputs of full length, on this device.
+
+    Raises:
+        NotEnoughMemory: the device has not `ROOM` times as much free memory as training takes at least, or memory runs out.
+    """
     AcceleratorState._reset_state()  # accelerate keeps one per process, which refuses another precision
     accelerator = Accelerator(mixed_precision=config.precision)
     optim = replace(config.optim, steps=WARMUP + STEPS)
     config = replace(config, optim=optim, curriculum=(), curriculum_share=0, log_every=STEPS)
-    task = TASKS[config.task].kind.random(describe(config.model), ITEMS).to(accelerator.device)
-    training, times = Training(build(config.model), config, accelerator), {}
+    need, room = ROOM * training_bytes(config), free_memory(accelerator.device)
+    if room is not None and need > room:
+        raise NotEnoughMemory(f"it may take {gigabytes(need)} of memory, and {gigabytes(room)} are free")
+    times = {}
 
     def after_step(step: int) -> None:
         if step in (WARMUP, WARMUP + STEPS):
@@ -80,6 +99,9 @@ def seconds_per_step(config: RunConfig) -> float:
                 torch.cuda.synchronize()
             times[step] = time.perf_counter()
 
-    train(training, Feed(task, config), accelerator, name="probe", log=lambda **_: None, after_step=after_step)
+    with memory_for("its training", "take a machine with more"):
+        task = TASKS[config.task].kind.random(describe(config.model), ITEMS).to(accelerator.device)
+        training = Training(build(config.model), config, accelerator)
+        train(training, Feed(task, config), accelerator, name="probe", log=lambda **_: None, after_step=after_step)
     accelerator.free_memory()
     return (times[WARMUP + STEPS] - times[WARMUP]) / STEPS

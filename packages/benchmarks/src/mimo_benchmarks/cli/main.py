@@ -5,11 +5,18 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-import torch
-
-from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError, first_line
+from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError, NotEnoughMemory
+from mimo_benchmarks.memory import memory_for
 from mimo_benchmarks.training.signals import Stopped
 
+SMALLER = {
+    "list": "leave out --estimate, or name other presets",
+    "report": "name fewer runs",
+    "throughput": "give fewer --passes or another preset",
+    "predict": "give fewer --passes",
+    "data": "free some, or name another data set",
+}
+"""What each command can do to need less memory; training has settings for it."""
 COMMANDS = ("list", "report", "throughput", "predict", "data")
 """Commands other than train, each with a file in this folder; any other first word is a preset."""
 
@@ -17,19 +24,22 @@ COMMANDS = ("list", "report", "throughput", "predict", "data")
 def execute_command(arguments: Sequence[str]) -> None:
     """Run the program: exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
     first, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    smaller = SMALLER.get(first, "give a smaller --optim.groups or smaller --model sizes")
     try:
-        if first in COMMANDS:
-            if os.environ.get("RANK", "0") == "0":  # once, however many processes a launcher starts
-                getattr(import_module(f"mimo_benchmarks.cli.{first}"), f"execute_{first}")(rest)
-            return
-        from mimo_benchmarks.cli.train import execute_train
+        with memory_for(f"mimonets {first if first in COMMANDS else 'train'}", smaller):
+            if first in COMMANDS:
+                if os.environ.get("RANK", "0") == "0":  # once, however many processes a launcher starts
+                    getattr(import_module(f"mimo_benchmarks.cli.{first}"), f"execute_{first}")(rest)
+                return
+            from mimo_benchmarks.cli.train import execute_train
 
-        execute_train(rest if first == "train" else arguments, COMMANDS)
+            execute_train(rest if first == "train" else arguments, COMMANDS)
     except (ConfigError, DatasetError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        print(f"error: {first_line(error)} A higher --optim.accumulate splits a step into smaller batches", file=sys.stderr)
+    except NotEnoughMemory as error:  # of one process alone, where there are several
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        print(f"error: {error}" + f" (process {os.environ.get('RANK', '0')})" * several, file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mimo_benchmarks.cli.inputs import collect_images, collect_texts, image_batches, text_batches
 from mimo_benchmarks.errors import ConfigError, first_line
+from mimo_benchmarks.memory import memory_for, ran_out_of_memory
 from mimo_benchmarks.networks.network import Network
 from mimo_benchmarks.networks.registry import load_finished
 from mimo_benchmarks.progress import progress_bar
@@ -58,7 +59,8 @@ def predict(
     """
     require(1 <= passes < 2**31, f"passes must be from 1 to 2^31 - 1, got {passes}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known, module = load_finished(network, device)
+    with memory_for(f"the network {network}", "free some, or take a smaller network"):
+        known, module = load_finished(network, device)
     n = choose_n(known, module.accuracy, n, network)
     size = passes * known.inputs_per_pass(n)
     batches: Iterator[tuple[Tensor, Tensor | None]]
@@ -73,7 +75,9 @@ def predict(
         names = collect_images(inputs)
         batches = image_batches(known, names, size)
     answers: list[Answer] = []
-    with progress_bar("answering", len(names), unit=" inputs", brief=True) as bar:
+    smaller = "give a smaller --passes" if passes > 1 else "give a smaller --n, or take a smaller network"
+    enough = memory_for(f"{passes} passes of {known.inputs_per_pass(n)} inputs", smaller)
+    with progress_bar("answering", len(names), unit=" inputs", brief=True) as bar, enough:
         for batch, mask in batches:
             answers += answer_batch(known, module, batch.to(device), mask, n)
             bar.update(len(batch))
@@ -116,9 +120,9 @@ def answer_batch(
         logits: Float[Tensor, "b *l classes"] = network.predict(
             module, inputs, n, None if mask is None else mask.to(inputs.device)
         )
-    except torch.OutOfMemoryError:
-        raise
     except (ValueError, TypeError, RuntimeError) as error:
+        if ran_out_of_memory(error):
+            raise
         raise ConfigError(f"the network cannot be used like this: {first_line(error)}") from error
     require(bool(logits.isfinite().all()), "the network's answers are not finite: its weights are damaged, or training diverged")
     if logits.dim() == 3:  # a next token for each position; the one after the last real token is asked for

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
+from mimo_benchmarks.memory import memory_for
 from mimo_benchmarks.networks.network import Network
 from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.tasks.protocol import DataSplit, Task
@@ -67,8 +68,13 @@ def classify(
         FloatingPointError: a logit is NaN or infinite.
     """
     shared = network.inputs_per_pass(n)
-    chunks, found, slots = task.evaluation_batches(split, shared, passes, shuffle), [], []
-    with progress_bar(f"{name}, n = {n}", len(split), unit=" items") as bar:
+    chunks = task.evaluation_batches(split, shared, passes, shuffle)
+    remedy = "give a smaller --optim.groups" if passes else "give smaller --model sizes"
+    found, slots = [], []
+    with (
+        progress_bar(f"{name}, n = {n}", len(split), unit=" items") as bar,
+        memory_for(f"{-(-len(chunks[0]) // shared)} passes with n = {n}", remedy),
+    ):
         for index in chunks:
             items, mask = task.items(split, index)
             logits = network.predict(module, items, n, mask)

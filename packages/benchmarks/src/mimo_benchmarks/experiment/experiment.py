@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from mimo_benchmarks.data.storage.folder import data_folder
 from mimo_benchmarks.environment import peak_memory
-from mimo_benchmarks.errors import CheckpointError, ConfigError
+from mimo_benchmarks.errors import CheckpointError, ConfigError, NotEnoughMemory
 from mimo_benchmarks.evaluation.answers import classify
 from mimo_benchmarks.evaluation.rates import measure_throughput
 from mimo_benchmarks.experiment.compatibility import check_compatible, check_same_run
 from mimo_benchmarks.experiment.findings import Trained, crosstalk_of, evaluate_network, write_result
+from mimo_benchmarks.experiment.memory_need import SMALLER_STEPS, check_memory
 from mimo_benchmarks.experiment.time_left import TimeLeft
+from mimo_benchmarks.memory import memory_for
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.controls import controls
 from mimo_benchmarks.progress import progress_bar
-from mimo_benchmarks.result import Row
+from mimo_benchmarks.result import Crosstalk, Row
 from mimo_benchmarks.run_directory import RunDirectory, make_run_directory, settings_as_json
 from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.tasks import registry as tasks
@@ -36,6 +38,8 @@ from mimo_benchmarks.training.loop import train
 from mimo_benchmarks.training.signals import Stopped, StopRequest, note_signals
 from mimo_benchmarks.training.state import Training
 
+SMALLER_MODEL = "give smaller --model sizes, or free some"
+"""What to do where a network does not fit into memory."""
 CALIBRATION = 4096
 """Number of training items on which BatchNorm statistics are estimated after training."""
 
@@ -59,18 +63,23 @@ def run_experiment(
         DatasetError: the data set is missing or damaged.
         CheckpointError: a checkpoint cannot be read or written.
         FloatingPointError: training diverged.
+        NotEnoughMemory: the network, its training or its evaluation does not fit into memory.
         Stopped: a signal came, and the run was saved.
     """
     start = time.perf_counter()
     task = tasks.load(config.task, data_folder(config.data_dir))
     check_compatible(config, task, accelerator)
+    longest = None if (lengths := task.lengths(task.train)) is None else int(lengths.max())
     network = untrained_network(config, accelerator)  # before any file, so that a network that is too large leaves none behind
     configs = {"": config}
     if config.controls:
         plain = controls(config.model, config.n)
         configs |= {name: replace(config, model=model, controls=False) for name, model in plain.items()}
+    for each in configs.values():
+        check_memory(each, accelerator.device, processes=accelerator.num_processes, longest=longest)
+    with memory_for(f"the data of task {task.name}", "choose another task, or train with --device cpu"):
+        task = task.to(accelerator.device)
     path = prepare_directory(config, preset, accelerator)
-    task = task.to(accelerator.device)
     rank, world = accelerator.process_index, accelerator.num_processes
     feeds = [Feed(task, each, rank, world) for each in configs.values()]
     time_left = TimeLeft(feeds)
@@ -89,6 +98,11 @@ def run_experiment(
         except Stopped as stopped:
             again = f"--resume {shlex.quote(str(path))}" + " --controls" * bool(config.resume and config.controls)
             raise Stopped(stopped.number, f"{stopped}; resume with mimonets {again}") from None
+        except NotEnoughMemory as error:
+            if not any(path.glob("**/checkpoints/step-*")):
+                raise
+            more = f"where there is more memory, mimonets --resume {shlex.quote(str(path))} goes on from what is saved"
+            raise NotEnoughMemory(f"{error}; {more}") from error
     if not accelerator.is_main_process:
         return
     candidates = [(one.network, one.module, row.n) for one in finished for row in one.rows]
@@ -106,7 +120,9 @@ def run_experiment(
 def untrained_network(config: RunConfig, accelerator: Accelerator) -> nn.Module:
     """Return the network with the first weights of this seed, on its device."""
     set_seed(config.seed)
-    return build(config.model).to(accelerator.device)
+    network = build(config.model)
+    with memory_for("the network", SMALLER_MODEL):
+        return network.to(accelerator.device)
 
 
 def train_and_evaluate(
@@ -123,9 +139,11 @@ def train_and_evaluate(
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     main = accelerator.is_main_process
-    before = crosstalk_of(config, network, task) if main else None
-    training, saves = Training(network, config, accelerator), directory.path / "checkpoints"
-    skipped = restore_newest(training, saves, accelerator)
+    with memory_for("measuring crosstalk", SMALLER_MODEL):
+        before = crosstalk_of(config, network, task) if main else None
+    with memory_for("the network, its gradients and its optimizer", SMALLER_MODEL):
+        training, saves = Training(network, config, accelerator), directory.path / "checkpoints"
+        skipped = restore_newest(training, saves, accelerator)
     start = training.progress.step
     time_left.note(feed, start, training.progress.seconds)
     if main:
@@ -150,13 +168,16 @@ def train_and_evaluate(
             log(step=step, dev_accuracy=evaluate_dev(training, task, step))
         number = signal_to_stop(request, step, config, accelerator)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
-            with progress_bar("saving a checkpoint"):
+            with progress_bar("saving a checkpoint"), memory_for("saving a checkpoint", SMALLER_MODEL):
                 save_checkpoint(saves, step, *training.state())
         if number:
             raise Stopped(number, f"stopped after step {step}")
 
     try:
-        with progress_bar(f"training {name}", config.optim.steps, unit=" steps", start=start, leave=True) as bar:
+        with (
+            progress_bar(f"training {name}", config.optim.steps, unit=" steps", start=start, leave=True) as bar,
+            memory_for("a training step", SMALLER_STEPS),
+        ):
             train(training, feed, accelerator, name=name, log=log, after_step=after_step)
     except FloatingPointError:
         if main:
@@ -164,13 +185,7 @@ def train_and_evaluate(
         raise
     peak = peak_memory(accelerator.device)
     module = training.evaluated_network(training.best or training.evaluated_weights())
-    rows: tuple[Row, ...] = ()
-    after = None
-    if main:
-        recalibrate(config, module, task)
-        rows = evaluate_network(describe(config.model), module, task, config)
-        after = crosstalk_of(config, module, task)
-        save_network(config, module, task, rows, directory)
+    rows, after = evaluate_and_save(config, module, task, directory) if main else ((), None)
     return Trained(
         config=config,
         name=name,
@@ -182,6 +197,18 @@ def train_and_evaluate(
         rows=rows,
         crosstalk=None if before is None or after is None else {"before": before, "after": after},
     )
+
+
+def evaluate_and_save(
+    config: RunConfig, module: nn.Module, task: Task, directory: RunDirectory
+) -> tuple[tuple[Row, ...], Crosstalk | None]:
+    """Evaluate a trained network and save it for `predict`; return its accuracies and costs, and its crosstalk."""
+    with memory_for("evaluating the network", SMALLER_MODEL):
+        recalibrate(config, module, task)
+        rows = evaluate_network(describe(config.model), module, task, config)
+        after = crosstalk_of(config, module, task)
+        save_network(config, module, task, rows, directory)
+    return rows, after
 
 
 def restore_newest(training: Training, saves: Path, accelerator: Accelerator) -> Sequence[str]:

@@ -96,7 +96,7 @@ class Network:
         return axes if len(axes) > 1 else axes[0]
 
     def build(self) -> nn.Module:
-        """Make the network with fresh weights."""
+        """Make the network with fresh weights, on torch's default device; on "meta" it takes no memory."""
         make: Any = next(kind for kind, settings in self.library.models.items() if settings is self.settings)
         module: nn.Module = make(self.config)
         return module

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mimo_benchmarks.errors import ConfigError, first_line
+from mimo_benchmarks.memory import free_memory, gigabytes, module_bytes, ran_out_of_memory
 from mimo_benchmarks.networks.convolutional import MIMOConvNetwork, WideResNetNetwork
 from mimo_benchmarks.networks.datamux import DataMUXConvNetwork, DataMUXNetwork
 from mimo_benchmarks.networks.network import ModelSettings, Network
@@ -42,9 +43,20 @@ def build(config: ModelConfig) -> nn.Module:
         ConfigError: the network is too large for this machine.
     """
     try:
+        if torch.get_default_device().type != "meta":
+            check_weights(config)
         return describe(config).build()
     except (RuntimeError, TypeError, MemoryError, OverflowError) as error:  # from the allocator, and from sizes beyond 64 bits
         raise ConfigError(f"the network is too large to be built ({first_line(error)}): give smaller --model sizes") from error
+
+
+def check_weights(config: ModelConfig) -> None:
+    """Raise MemoryError if the weights of a network do not fit into the free memory; no random numbers are drawn."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        need = module_bytes(describe(config).build())
+    room = free_memory(torch.device("cpu"))
+    if room is not None and need > room:
+        raise MemoryError(f"its weights take {gigabytes(need)} of memory, and {gigabytes(room)} are free")
 
 
 def load_finished(source: str | PathLike[str], device: torch.device) -> tuple[Network, Any]:
@@ -73,6 +85,8 @@ def load_finished(source: str | PathLike[str], device: torch.device) -> tuple[Ne
             raise ValueError(f"it holds a {name}; expected one of {', '.join(libraries)}")
         module = libraries[name].load(folder, device=device)
     except Exception as error:  # huggingface_hub has no common type of error
+        if ran_out_of_memory(error):
+            raise
         if isinstance(error, FileNotFoundError) and path.is_dir():  # its message says what to name
             raise ConfigError(str(error)) from error
         where = "" if is_path else ", which is not a folder here and was looked up on the Hugging Face Hub,"

@@ -15,6 +15,7 @@ from mimo_benchmarks.data.storage.files import exists
 from mimo_benchmarks.data.synthetic.recall import VS10
 from mimo_benchmarks.data.vision import images
 from mimo_benchmarks.errors import ConfigError, DatasetError, suggestion
+from mimo_benchmarks.memory import memory_for
 from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.tasks.catalogue import RELEASE, remedy, sets
 from mimo_benchmarks.tasks.image_task import ImageTask, numbered
@@ -263,5 +264,5 @@ def load(name: str, folder: Path) -> Task:
     """
     if name not in TASKS:
         raise ConfigError(f"there is no task {name!r}: {suggestion(name, TASKS)}")
-    with progress_bar(f"loading the task {name}"):
+    with progress_bar(f"loading the task {name}"), memory_for(f"the data of task {name}", "free some, or choose another task"):
         return TASKS[name].load(folder)

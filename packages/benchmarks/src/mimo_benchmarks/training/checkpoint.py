@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mimo_benchmarks.data.storage.files import sync
 from mimo_benchmarks.errors import CheckpointError, first_line
+from mimo_benchmarks.memory import ran_out_of_memory
 
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", ".safetensors"
 UNFINISHED, REPLACED = ".saving", ".replaced-"
@@ -47,6 +48,8 @@ def must_fit(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        if ran_out_of_memory(error):
+            raise
         reason = f"it is of another network or optimizer than config.json's ({first_line(error)})"
         raise CheckpointError(f"{path} does not fit: {reason}; bring back the run's own files") from error
 
@@ -120,6 +123,8 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
             state = json.loads(files.pop(STATE))
             tensors = {file.removesuffix(TENSORS): safetensors.load(content) for file, content in files.items()}
         except Exception as error:  # damaged bytes can raise anything
+            if ran_out_of_memory(error):  # the checkpoint may well be valid
+                raise
             skipped.append(f"{path}: {type(error).__name__}: {error}")
             continue
         placed = {part: {name: value.to(device) for name, value in values.items()} for part, values in tensors.items()}

@@ -39,6 +39,8 @@ def read_parquet_table(path: Path, remedy: str) -> Table:
                 raise ValueError(f"row {number}: {error}") from error
         if not texts:
             raise ValueError("it has no rows")
+    except MemoryError:
+        raise
     except Exception as error:  # pyarrow raises nearly any exception on a damaged file
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise DatasetError(f"{path} cannot be read ({reason}): {remedy}") from error

@@ -201,15 +201,6 @@ def test_other_ways_to_compute(flags, tmp_path, monkeypatch):
     assert all(0 <= row["accuracy"] <= 1 for row in result["rows"])
 
 
-def test_memory_that_runs_out_is_said(tmp_path, monkeypatch, capsys):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nmuch more")
-
-    monkeypatch.setattr(experiment, "train", full)
-    said = refused(capsys, *SHORT, "--no-controls", "--out", str(tmp_path / "run"))
-    assert "error: CUDA out of memory. A higher --optim.accumulate splits a step into smaller batches\n" in said
-
-
 def test_every_kind_of_optimizer_and_model(tmp_path):
     few = ["--optim.steps", "3", "--log-every", "3", "--threads", "1"]
     for name, *flags in (

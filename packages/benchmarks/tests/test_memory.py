@@ -207,7 +207,10 @@ main(sys.argv[1:])
     [
         (["--optim.groups", "1000000"], "training MIMOConv-10-2 takes at least .* --optim.groups"),
         (["--model.width", "500"], "network is too large to be built .* smaller --model sizes"),
-        (["--optim.isometry", "0.1", "--optim.groups", "700", "--no-controls"], "for a training step, .* --optim.groups"),
+        (
+            ["--optim.isometry", "0.1", "--optim.groups", "8", "--model.width", "10", "--no-controls"],
+            "for a training step, .* --optim.groups",
+        ),
         (["list", "cifar10_mimoconv_n1", "--estimate"], "cifar10_mimoconv_n1: it may take"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],

@@ -8,12 +8,13 @@ import torch
 from accelerate import Accelerator
 
 from mimo_benchmarks.data.vision.images import Split
+from mimo_benchmarks.environment import device_name
 from mimo_benchmarks.evaluation import rates
 from mimo_benchmarks.experiment.findings import Trained, evaluate_network, reported_by_paper, write_result
 from mimo_benchmarks.networks.convolutional import MIMOConvNetwork
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.find import find_preset
-from mimo_benchmarks.result import Result
+from mimo_benchmarks.result import Result, Spread
 from mimo_benchmarks.run_directory import RunDirectory, read_result
 from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks.image_task import ImageTask, numbered
@@ -78,7 +79,7 @@ def test_rows_hold_what_was_measured(task):
     assert [sum(row.accuracy_per_slot) / row.n for row in rows] == pytest.approx([0.9, 0.7, 0.4])
     assert [row.changed_by_regrouping for row in rows] == [None, 0.2, 0.2]
     assert [row.macs for row in rows] == [count_macs(module, n) for n in (1, 2, 4)]
-    assert [row.inputs_per_second for row in rows] == [None] * 3
+    assert [row.rate for row in rows] == [None] * 3
     in_order = [call for call in network.calls if call[2]]
     assert in_order == [
         *[(1, 200, True), *[(1, 4, True)] * 50],
@@ -94,11 +95,14 @@ def test_a_result_says_where_and_how_it_came_about(task, tmp_path):
     crosstalk = {"before": {"2": {"logits": 0.5}}, "after": {"2": {"logits": 0.25}}}
     one = trained(CONFIG, tmp_path, rows=rows, crosstalk=crosstalk)
     (first,) = one.directory.starts
+    assert first["device"] == device_name(CPU)
     one.directory.starts.append(first | {"command": "run.py --resume", "device": "another", "processes": 2})
-    run = write_result(one, one, task, {1: 10.0, 2: 20.0, 4: 30.0}, 9.0)
+    rates = {n: Spread(value=10.0 * place, low=9.0 * place, high=12.0 * place) for place, n in enumerate((1, 2, 4), 1)}
+    run = write_result(one, one, task, rates, 9.0)
     found = run.result
     assert (found.command, found.device, found.processes) == (first["command"], "another", 2)
-    assert found.rows == tuple(replace(row, inputs_per_second=10.0 * (1 + place)) for place, row in enumerate(rows))
+    assert [row.rate for row in found.rows] == list(rates.values())
+    assert [replace(row, inputs_per_second=None, inputs_per_second_quartiles=None) for row in found.rows] == list(rows)
     assert (found.preset, found.control, found.model, found.superposed) == ("quickstart", None, SMALL.label, True)
     assert (found.steps, found.inputs_seen, found.peak_memory_bytes, found.wall_seconds) == (2, 28, 7, 9.0)
     assert (found.task, found.seed, found.crosstalk) == ("numbered", 0, crosstalk)
@@ -119,7 +123,7 @@ def test_forms_of_a_preset_are_told_apart(task, tmp_path):
     assert [row.n for row in rows] == [1]
     for name, (preset, control) in named.items():
         one = trained(THIN, tmp_path, name, rows)
-        found = write_result(one, one, task, {1: 1.0}, 0.0).result
+        found = write_result(one, one, task, {1: Spread(value=1.0, low=1.0, high=1.0)}, 0.0).result
         assert (found.preset, found.control, found.superposed, found.paper) == (preset, control, False, {})
 
 

@@ -8,13 +8,24 @@ from PIL import Image
 
 from mimo_benchmarks.report import plots
 from mimo_benchmarks.report.plots import Point, Series
+from mimo_benchmarks.result import Spread
 
-ONE = Point(n="n = 1", accuracy=0.9, spread=0.01, macs=4e6, rate=1000.0)
-FOUR = Point(n="n = 4", accuracy=0.8, spread=0.02, macs=1e6, rate=None)
+ONE = Point(n="n = 1", accuracy=0.9, spread=0.01, macs=4e6, rates={"some GPU": Spread(value=1000, low=900, high=1200)})
+FOUR = Point(n="n = 4", accuracy=0.8, spread=0.02, macs=1e6, rates={})
 OURS = Series(
-    label="MIMOConv", superposed=True, points=[ONE, FOUR], train_curves=[([1, 2, 3], [0.1, 0.2, 0.6])], dev_curves=[([2], [0.5])]
+    label="MIMOConv",
+    superposed=True,
+    points=[ONE, FOUR],
+    train_curves=[("1", [1, 2, 3], [0.1, 0.2, 0.6])],
+    dev_curves=[("1", [2], [0.5])],
 )
-PLAIN = Series(label="_plain $x$", superposed=False, points=[Point(n="n = 1", accuracy=0.85, spread=0.0, macs=2e6, rate=3000.0)])
+PLAIN = Series(
+    label="_plain $x$",
+    superposed=False,
+    points=[
+        Point(n="n = 1", accuracy=0.85, spread=0.0, macs=2e6, rates={"some GPU": Spread(value=3000, low=3000, high=3000)}),
+    ],
+)
 
 
 def points(axes) -> dict[str, tuple[list[float], list[float]]]:
@@ -24,31 +35,73 @@ def points(axes) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def test_accuracy_is_in_both_panels_at_its_cost_and_its_rate():
-    figure = plots.draw_accuracy_throughput([OURS, PLAIN], "some GPU")
+    figure = plots.draw_accuracy_throughput([OURS, PLAIN])
     top, bottom = figure.axes
     assert points(top) == {"MIMOConv": ([4, 1], [90, 80]), "plain $x$": ([2], [85])}
     assert points(bottom) == {"MIMOConv": ([1000], [90]), "plain $x$": ([3000], [85])}
     assert top.get_shared_y_axes().joined(top, bottom)
-    assert "some GPU" in bottom.get_xlabel()
+    assert bottom.get_xlabel() == "inputs per second\nsome GPU"
     assert [text.get_text() for text in top.texts] == ["n = 1", "n = 4"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MIMOConv", "plain $x$"]
 
 
+def bars(axes) -> tuple[list[list[float]], list[list[float]]]:
+    """Ends of the bars of the only network: horizontal and vertical ones."""
+    (container,) = axes.containers
+    across, along = (lines.get_segments() for lines in container[2])
+    return [list(segment[:, 0]) for segment in across], [list(segment[:, 1]) for segment in along]
+
+
 def test_bars_are_as_long_as_the_spread():
-    top = plots.draw_accuracy_throughput([OURS], "").axes[0]
-    (bar,) = top.containers
-    segments = bar[2][0].get_segments()
-    np.testing.assert_allclose([segment[:, 1] for segment in segments], [[89, 91], [78, 82]])
+    top, bottom = plots.draw_accuracy_throughput([OURS]).axes
+    np.testing.assert_allclose(bars(top), [[[4, 4], [1, 1]], [[89, 91], [78, 82]]])
+    np.testing.assert_allclose(bars(bottom), [[[900, 1200]], [[89, 91]]])
+
+
+def test_each_device_has_a_panel_and_runs_that_were_timed_apart_are_told():
+    gpu, cpu = (Spread(value=value, low=value, high=value) for value in (8000.0, 1000.0))
+    both = Series(label="x", superposed=True, points=[Point(n="", accuracy=0.5, spread=0, macs=1e6, rates={"b": gpu, "a": cpu})])
+    other = Series(label="y", superposed=True, points=[Point(n="", accuracy=0.6, spread=0, macs=1e6, rates={"a": gpu})])
+    _, first, second = plots.draw_accuracy_throughput([both, other], {"a"}).axes
+    assert points(first) == {"x": ([1000], [50]), "y": ([8000], [60])}
+    assert points(second) == {"x": ([8000], [50]), "y": ([], [])}
+    assert first.get_xlabel() == "inputs per second, runs timed apart\na"
+    assert second.get_xlabel() == "inputs per second\nb"
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "limits"), [((0.995, 0.7), (None, 100)), ((1.0, 1.0), (None, 100)), ((0.0, 0.05), (0, None))]
+)
+def test_axes_of_accuracies_end_at_0_and_100_percent(accuracies, limits):
+    """Bars too, while markers at the ends are drawn whole."""
+    rows = [Point(n="n", accuracy=share, spread=0.02, macs=1e6 * (1 + place), rates={}) for place, share in enumerate(accuracies)]
+    curve = ("1", [1, 2], accuracies)
+    series = Series(label="x", superposed=True, points=rows, train_curves=[curve], dev_curves=[curve])
+    for figure in (plots.draw_accuracy_throughput([series]), plots.draw_learning_curves([series])):
+        (axes,) = figure.axes
+        low, high = axes.get_ylim()
+        assert (low if limits[1] is None else high) == (limits[0] if limits[1] is None else limits[1])
+        assert 0 <= low < high <= 100
+        assert not any(line.get_clip_on() for line in axes.lines if len(line.get_xdata()))
+    (axes,) = plots.draw_accuracy_throughput([series]).axes
+    assert min(map(min, bars(axes)[1])) >= 0
+    assert max(map(max, bars(axes)[1])) <= 100
+
+
+def test_labels_stay_below_the_end_of_the_axis():
+    rows = [Point(n="", accuracy=share, spread=0, macs=1e6, rates={}) for share in (0.99, 0.5)]
+    (axes,) = plots.draw_accuracy_throughput([Series(label="x", superposed=True, points=rows)]).axes
+    assert [text.xyann[1] for text in axes.texts] == [-10, 10]
 
 
 def test_without_rates_there_is_one_panel():
-    assert len(plots.draw_accuracy_throughput([Series(label="x", superposed=True, points=[FOUR])], "").axes) == 1
+    assert len(plots.draw_accuracy_throughput([Series(label="x", superposed=True, points=[FOUR])]).axes) == 1
 
 
 @pytest.mark.parametrize("factor", [1, 1.5, 3, 40, 3000])
 def test_axis_of_cost_has_a_few_numbers_apart(factor):
-    rows = [Point(n="", accuracy=0.5, spread=0, macs=3.3e6 * share, rate=None) for share in (1, factor)]
-    (axes,) = plots.draw_accuracy_throughput([Series(label="x", superposed=False, points=rows)], "").axes
+    rows = [Point(n="", accuracy=0.5, spread=0, macs=3.3e6 * share, rates={}) for share in (1, factor)]
+    (axes,) = plots.draw_accuracy_throughput([Series(label="x", superposed=False, points=rows)]).axes
     low, high = axes.get_xlim()
     inside = [tick for tick in axes.get_xticks() if low <= tick <= high]
     assert 1 <= len(inside) <= 9
@@ -57,7 +110,7 @@ def test_axis_of_cost_has_a_few_numbers_apart(factor):
 
 def test_superposed_networks_are_warm_and_joined_and_all_look_different():
     series = [Series(label=str(k), superposed=k % 2 == 0, points=[ONE, FOUR]) for k in range(6)]
-    top = plots.draw_accuracy_throughput(series, "").axes[0]
+    top = plots.draw_accuracy_throughput(series).axes[0]
     drawn = [bar[0] for bar in top.containers]
     colours = [to_hex(line.get_color()) for line in drawn]
     assert all((colour in plots.WARM) == (k % 2 == 0) for k, colour in enumerate(colours))
@@ -69,15 +122,45 @@ def test_superposed_networks_are_warm_and_joined_and_all_look_different():
 
 def test_learning_curves_are_running_means():
     values = np.linspace(0, 1, 100) ** 2
-    long = Series(label="long", superposed=False, points=[ONE], train_curves=[(list(range(10, 1010, 10)), list(values))])
+    long = Series(label="long", superposed=False, points=[ONE], train_curves=[("1", list(range(10, 1010, 10)), list(values))])
     (axes,) = plots.draw_learning_curves([OURS, long]).axes
     short, dev, _, smooth, _, _ = [line.get_data() for line in axes.lines]
     np.testing.assert_allclose(short, [[1, 2, 3], [10, 20, 60]])
     np.testing.assert_allclose(dev, [[2], [50]])
     np.testing.assert_allclose(smooth[0], range(40, 1010, 10))
     np.testing.assert_allclose(smooth[1], [100 * sum(values[k : k + 4]) / 4 for k in range(97)])
-    labels = [text.get_text() for text in plots.draw_learning_curves([OURS, long]).legends[0].get_texts()]
-    assert labels == ["MIMOConv", "long", "on the dev split"]
+    assert legend(plots.draw_learning_curves([OURS, long])) == ["MIMOConv", "long", "on the dev split"]
+
+
+def legend(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_each_n_has_a_curve_in_a_style_of_its_own():
+    """The curves of one network have one colour; a plain network has one curve, whatever the n of the others."""
+    curves = [("10", [1, 4], [0.1, 0.2]), ("2", [2, 5], [0.3, 0.4]), ("1", [3, 6], [0.5, 0.6])]
+    ours = Series(label="ours", superposed=True, points=[ONE], train_curves=curves, dev_curves=[("2", [2, 4], [0.1, 0.2])])
+    plain = Series(label="plain", superposed=False, points=[ONE], train_curves=[("2", [1, 2], [0.1, 0.2])])
+    figure = plots.draw_learning_curves([ours, plain])
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    np.testing.assert_allclose([line.get_ydata() for line in lines], [[10, 20], [30, 40], [50, 60], [10, 20], [10, 20]])
+    ten, two, one, dev, single = lines
+    assert len({line.get_color() for line in (ten, two, one, dev)}) == 1
+    styles = [str(line._dash_pattern) for line in (ten, two, one, dev, single)]
+    assert len(set(styles[:3])) == 3
+    assert styles[3] == styles[1]
+    assert styles[4] == styles[2]
+    assert legend(figure) == ["ours", "plain", "n = 1", "n = 2", "n = 10", "on the dev split"]
+
+
+def test_a_curve_of_a_single_point_is_a_point():
+    curves = [("1", [20], [0.5]), ("2", [40, 60], [0.1, 0.2])]
+    series = Series(label="x", superposed=True, points=[ONE], train_curves=curves)
+    (axes,) = plots.draw_learning_curves([series]).axes
+    assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == [".", ""]
+    (axes,) = plots.draw_crosstalk({"2": {"logits": 0.5}}, {"2": {"logits": 0.4}}).axes
+    assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == [".", "o"]
 
 
 def test_crosstalk_before_is_dotted_in_the_colour_of_after():
@@ -101,8 +184,12 @@ def test_labels_are_taken_as_they_stand():
     long = plots.printable_label("word " * 100).split("\n")
     assert len(long) == 3
     assert all(len(line) <= 50 for line in long)
-    odd = Series(label="$\\frac{$ {} 100% {x}", superposed=True, points=[Point(n="$_", accuracy=0.5, spread=0, macs=1, rate=1)])
-    picture = Image.open(BytesIO(plots.render_png(lambda: plots.draw_accuracy_throughput([odd], "$\\x$"))))
+    odd = Series(
+        label="$\\frac{$ {} 100% {x}",
+        superposed=True,
+        points=[Point(n="$_", accuracy=0.5, spread=0, macs=1, rates={"$\\x$": ONE.rates["some GPU"]})],
+    )
+    picture = Image.open(BytesIO(plots.render_png(lambda: plots.draw_accuracy_throughput([odd]))))
     assert picture.format == "PNG"
     assert picture.width == round(plots.WIDTH * plots.DPI)
 
@@ -110,7 +197,7 @@ def test_labels_are_taken_as_they_stand():
 def test_a_long_legend_makes_the_figure_higher_and_not_the_panels_lower():
     def height(count: int) -> float:
         series = [
-            Series(label=f"a network {k}", superposed=False, points=[ONE], train_curves=[([1], [0.5])]) for k in range(count)
+            Series(label=f"a network {k}", superposed=False, points=[ONE], train_curves=[("1", [1], [0.5])]) for k in range(count)
         ]
         figure = plots.draw_learning_curves(series)
         figure.draw_without_rendering()

@@ -10,6 +10,7 @@ from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.evaluation import rates
 from mimo_benchmarks.networks.datamux import DataMUXConfig
 from mimo_benchmarks.networks.registry import describe
+from mimo_benchmarks.result import Spread
 from mimoconv import MIMOConv, MIMOConvConfig
 from mimoformer import MIMOFormer, MIMOFormerConfig
 
@@ -39,7 +40,8 @@ def test_rate_is_inputs_over_the_median_time_in_the_faster_layout(monkeypatch):
     monkeypatch.setattr(rates.time, "perf_counter", lambda: clock[0])
     one, four = Sleeper(clock, 0.5).eval(), Sleeper(clock, 0.25).eval()
     candidates = [(describe(CONV), one, 1), (describe(CONV), four, 4)]
-    assert rates.inputs_per_second(candidates, torch.zeros(8, 2, 8, 8), rounds=3) == [16, 32]
+    found = rates.inputs_per_second(candidates, torch.zeros(8, 2, 8, 8), rounds=3)
+    assert [rate.value for rate in found] == [16, 32]
     assert one.shapes == [(8, 1, 2, 8, 8)] * 12  # each of 3 rounds, both layouts, warm-up
     assert four.shapes == [(2, 4, 2, 8, 8)] * 12
     assert one.stem[0].weight.is_contiguous()  # as it was
@@ -55,8 +57,40 @@ def test_a_grid_of_sequences_has_one_layout(monkeypatch):
     monkeypatch.setattr(rates, "durations", durations)
     network = MIMOFormer(FORMER).eval()
     candidates = [(describe(FORMER), network, 2), (describe(FORMER), network, 1)]
-    assert rates.inputs_per_second(candidates, torch.zeros(10, 6, dtype=torch.long), rounds=2) == [20, 20]
+    found = rates.inputs_per_second(candidates, torch.zeros(10, 6, dtype=torch.long), rounds=2)
+    assert found == [Spread(value=20, low=20, high=20)] * 2
     assert seen == [((3, 2, 2, 10), 1, 1), ((10, 1, 1, 10), 1, 1)] * 2
+
+
+def test_quartiles_of_a_rate_are_those_of_the_rounds(monkeypatch):
+    """Of five rounds, the second and the fourth by their time; of the layout that is faster by its median."""
+    record = {torch.channels_last: [4.0, 1.0, 16.0, 2.0, 8.0], torch.contiguous_format: [5.0, 5.0, 5.0, 0.1, 5.0]}
+    layouts, counts = describe(CONV).layouts, [0, 0]
+
+    def durations(call, device, rounds, warmup):
+        place = sum(counts) % 2
+        counts[place] += 1
+        return [record[layouts[place]][counts[place] - 1]]
+
+    monkeypatch.setattr(rates, "durations", durations)
+    candidates = [(describe(CONV), MIMOConv(CONV).eval(), 1)]
+    (found,) = rates.inputs_per_second(candidates, torch.zeros(8, 2, 8, 8), rounds=5)
+    assert found == Spread(value=8 / 4, low=8 / 8, high=8 / 2)
+
+
+def test_rounds_have_a_progress_bar(monkeypatch):
+    bars = []
+    monkeypatch.setattr(rates, "tqdm", lambda rounds, name, **options: bars.append((len(rounds), name, options)) or rounds)
+    monkeypatch.setattr(rates, "durations", lambda *_: [1.0])
+    rates.inputs_per_second([(describe(CONV), MIMOConv(CONV).eval(), 1)], torch.zeros(8, 2, 8, 8), rounds=7)
+    assert bars == [(7, "timing rounds", {"delay": 1})]
+
+
+def test_measure_says_after_each_timed_call_that_it_was_made(monkeypatch):
+    canned(monkeypatch, [1.0, 2.0, 3.0])
+    calls = []
+    rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 5, peak=1, rounds=3, after_call=lambda: calls.append(1))
+    assert len(calls) == 3 * 2 * 2  # rounds, of one pass and of all, in two layouts
 
 
 def test_durations_are_those_of_the_calls_after_the_warm_up(monkeypatch):
@@ -67,7 +101,7 @@ def test_durations_are_those_of_the_calls_after_the_warm_up(monkeypatch):
         clock[0] += len(calls)
 
     monkeypatch.setattr(rates.time, "perf_counter", lambda: clock[0])
-    assert rates.durations(call, CPU, rounds=3, warmup=2) == [3, 4, 5]
+    assert list(rates.durations(call, CPU, rounds=3, warmup=2)) == [3, 4, 5]
     assert calls == [True] * 5
 
 
@@ -115,15 +149,16 @@ def canned(monkeypatch, *records):
     return asked
 
 
-def test_measure_tells_percentiles_rate_and_share(monkeypatch):
+def test_measure_tells_quartiles_rate_and_share(monkeypatch):
     slow, fast = [float(second) for second in range(100, 0, -5)], [float(second) for second in range(41)]
     asked = canned(monkeypatch, slow, fast, fast, slow)
     network = MIMOConv(CONV).eval()
     found = rates.measure(describe(CONV), network, 2, 5, peak=1000, rounds=7)
     assert asked == [((1, 2, 10), 7, rates.WARMUP)] * 2 + [((5, 2, 10), 7, rates.WARMUP)] * 2
-    assert (found.latency.low, found.latency.median, found.latency.high) == (2, 20, 38)
+    assert (found.latency.low, found.latency.median, found.latency.high) == (10, 20, 30)
     assert (found.latency.layout, found.batch.layout) == ("contiguous", "channels last")
     assert found.inputs_per_second == 10 / 20
+    assert found.inputs_per_second_quartiles == (10 / 30, 10 / 10)
     assert found.macs == mimoconv.count_macs(network, 2)
     assert_close(found.share, 2 * found.macs * 0.5 / 1000)
     assert (found.n, found.peak_bytes) == (2, None)

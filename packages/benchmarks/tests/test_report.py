@@ -11,13 +11,20 @@ from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.report import composition, plots
 from mimo_benchmarks.report.composition import write_report
 from mimo_benchmarks.report.runs import find_runs
+from mimo_benchmarks.result import Spread
 
 ROW = {"n": 1, "inputs": 1, "accuracy": 0.9, "accuracy_batch_statistics": None, "accuracy_per_slot": [0.9]}
-ROW |= {"changed_by_regrouping": None, "macs": 4e6, "inputs_per_second": 1000.0}
-OURS = (
-    ROW,
-    ROW | {"n": 4, "inputs": 4, "accuracy": 0.8, "changed_by_regrouping": 0.05, "macs": 1e6, "inputs_per_second": 3500.0},
-)
+ROW |= {"changed_by_regrouping": None, "macs": 4e6}
+
+
+def rate(median: float | None, low: float | None = None, high: float | None = None) -> dict[str, object]:
+    """The part of a row that tells its throughput; quartiles are a tenth below and above the median unless given."""
+    quartiles = None if median is None else [low or median - median / 10, high or median + median / 10]
+    return {"inputs_per_second": median, "inputs_per_second_quartiles": quartiles}
+
+
+ROW |= rate(1000.0)
+OURS = (ROW, ROW | {"n": 4, "inputs": 4, "accuracy": 0.8, "changed_by_regrouping": 0.05, "macs": 1e6} | rate(3500.0))
 METRICS = (
     {"step": 1, "n": 1, "loss": 2.3, "accuracy": 0.0, "skipped": 0},
     {"step": 2, "n": 4, "loss": None, "accuracy": None},
@@ -56,7 +63,7 @@ def make_run(path: Path, rows=OURS, *, settings=None, metrics=METRICS, **result)
 
 def make_control(path: Path, accuracy=0.7, macs=1e6, **result) -> Path:
     result = {"control": "equal_cost_n4", "model": "WRN-10-1"} | result
-    return make_run(path, (ROW | {"accuracy": accuracy, "macs": macs, "inputs_per_second": 2000.0},), **result)
+    return make_run(path, (ROW | {"accuracy": accuracy, "macs": macs} | rate(2000.0),), **result)
 
 
 def cells(markdown: str) -> list[dict[str, str]]:
@@ -92,19 +99,18 @@ def test_numbers_of_the_table(tmp_path):
         "accuracy (seeds)": f"82.00 ± {stdev([80, 81, 85]):.2f}% (3)",
         "with batch statistics": f"83.00 ± {stdev([80, 81, 85]):.2f}%",
         "paper": "92.25 ± 0.30%",
-        "speed-up": "3.50x",
-        "inputs/s": "3,500",
+        "speed-up over n = 1": "3.50x (2.86 to 4.28)",
+        "inputs/s (quartiles)": "3,500 (3,150 to 3,850)",
         "multiply-adds/input": "1.00 M",
         "changed by regrouping": "5.00 ± 0.00%",
     }
-    assert (one["n"], one["paper"], one["speed-up"], one["accuracy (seeds)"]) == ("1", "95.50%", "1.00x", "90.00 ± 0.00% (3)")
-    assert (control["model"], control["control"], control["speed-up"]) == ("WRN-10-1", "equal cost, n = 4", "2.00x")
+    assert (one["n"], one["paper"], one["accuracy (seeds)"]) == ("1", "95.50%", "90.00 ± 0.00% (3)")
+    assert (one["speed-up over n = 1"], control["speed-up over n = 1"]) == ("1.00x", "2.00x (1.64 to 2.44)")
+    assert (control["model"], control["control"]) == ("WRN-10-1", "equal cost, n = 4")
 
 
 def test_one_seed_has_no_spread_and_columns_without_a_word_are_left_out(tmp_path):
-    (row,), _ = written(
-        tmp_path / "out", make_run(tmp_path / "run", (OURS[1] | {"changed_by_regrouping": None, "inputs_per_second": None},))
-    )
+    (row,), _ = written(tmp_path / "out", make_run(tmp_path / "run", (OURS[1] | {"changed_by_regrouping": None} | rate(None),)))
     assert row == {"model": "MIMOConv-10-2", "n": "4", "accuracy (seeds)": "80.00% (1)", "multiply-adds/input": "1.00 M"}
 
 
@@ -191,13 +197,13 @@ def test_a_seed_counts_once_and_what_is_left_out_is_named(tmp_path):
 
 def test_rates_of_devices_are_kept_apart(tmp_path):
     make_run(tmp_path / "a", device="cpu")
-    make_run(tmp_path / "b", tuple(row | {"inputs_per_second": 8000.0 * row["n"]} for row in OURS), seed=1, device="GPU")
-    make_run(tmp_path / "c", tuple(row | {"inputs_per_second": None} for row in OURS), preset="unmeasured", device="GPU")
+    make_run(tmp_path / "b", tuple(row | rate(8000.0 * row["n"]) for row in OURS), seed=1, device="GPU")
+    make_run(tmp_path / "c", tuple(row | rate(None) for row in OURS), preset="unmeasured", device="GPU")
     rows, returned = written(tmp_path / "out", tmp_path)
-    shown = [(row["n"], row["device"], row["inputs/s"], row["speed-up"]) for row in rows]
+    shown = [(row["n"], row["device"], row["inputs/s (quartiles)"], row["speed-up over n = 1"]) for row in rows]
     assert shown[:2] == [
-        ("1", "GPU / cpu", "8,000 / 1,000", "1.00x / 1.00x"),
-        ("4", "GPU / cpu", "32,000 / 3,500", "4.00x / 3.50x"),
+        ("1", "GPU / cpu", "8,000 (7,200 to 8,800) / 1,000 (900 to 1,100)", "1.00x / 1.00x"),
+        ("4", "GPU / cpu", "32,000 (28,800 to 35,200) / 3,500 (3,150 to 3,850)", "4.00x (3.27 to 4.89) / 3.50x (2.86 to 4.28)"),
     ]
     assert shown[2:] == [("1", "GPU", "", ""), ("4", "GPU", "", "")]
     assert "Rates of different devices do not compare." in returned
@@ -207,8 +213,70 @@ def test_a_rate_is_not_set_against_that_of_another_experiment(tmp_path):
     make_run(tmp_path / "a")
     make_control(tmp_path / "alone", device="cpu")
     make_control(tmp_path / "a" / "thin", control="thin", device="GPU")
-    speeds = [(row["model"], row["speed-up"]) for row in written(tmp_path / "out", tmp_path)[0]]
-    assert speeds == [("MIMOConv-10-2", "1.00x"), ("MIMOConv-10-2", "3.50x"), ("WRN-10-1", ""), ("WRN-10-1", "")]
+    rows, returned = written(tmp_path / "out", tmp_path)
+    speeds = [(row["model"], row["speed-up over n = 1"]) for row in rows]
+    ours = [("MIMOConv-10-2", "1.00x"), ("MIMOConv-10-2", "3.50x (2.86 to 4.28)")]
+    assert speeds == [*ours, ("WRN-10-1", ""), ("WRN-10-1", "")]
+    assert "scores 70.00% against 80.00%; with one seed" in returned  # without the rates, which were not measured side by side
+    assert "Runs were timed apart, so their rates do not compare" in returned
+
+
+def test_a_verdict_compares_rates_of_the_seeds_that_were_timed_side_by_side(tmp_path):
+    for seed, factor in enumerate((1, 3)):
+        make_run(tmp_path / str(seed), tuple(row | rate(row["n"] * 1000.0 * factor) for row in OURS), seed=seed)
+    make_control(tmp_path / "1" / "equal_cost_n4", seed=1)
+    _, returned = written(tmp_path / "out", tmp_path)
+    assert "scores 70.00% against 80.00%, at 2,000 inputs/s against 12,000; with one seed" in returned
+
+
+def test_rates_of_several_runs_are_a_mean_with_the_outermost_quartiles(tmp_path):
+    """A speed-up is a mean of ratios within runs, never a ratio of rates of different runs."""
+    for seed, (one, four) in enumerate(((rate(1000.0, 900.0, 1000.0), rate(2000.0, 1800.0, 2100.0)), (rate(10.0), rate(40.0)))):
+        make_run(tmp_path / str(seed), (ROW | one, OURS[1] | four), seed=seed)
+    (one, four), returned = written(tmp_path / "out", tmp_path)
+    assert one["inputs/s (quartiles)"] == "505 (9.00 to 1,000)"
+    assert four["inputs/s (quartiles)"] == "1,020 (36.0 to 2,100)"
+    assert four["speed-up over n = 1"] == "3.00x (1.80 to 4.89)"
+    assert "Runs were timed apart, so their rates do not compare: each speed-up is a ratio within one run." in returned
+
+
+def test_a_network_with_one_n_is_compared_with_its_controls_alone(tmp_path):
+    make_run(tmp_path / "run", OURS[1:])
+    make_control(tmp_path / "run" / "thin", control="thin")
+    ours, control = written(tmp_path / "out", tmp_path)[0]
+    assert (ours["speed-up over n = 4"], control["speed-up over n = 4"]) == ("", "0.57x (0.47 to 0.70)")
+    make_run(tmp_path / "other", preset="other")
+    titles = written(tmp_path / "again", tmp_path)[0][0]
+    assert "speed-up over smallest n" in titles
+    rows, _ = written(tmp_path / "alone", make_run(tmp_path / "lone" / "run", OURS[1:]))
+    assert not [title for title in rows[0] if title.startswith("speed-up")]
+
+
+@pytest.mark.parametrize(
+    ("four", "shown"),
+    [
+        (rate(5500.0, 5200.0, 5600.0), "5.50x† (4.73 to 6.22)"),  # 4.73 is above 4 * 1.15
+        (rate(5500.0, 5000.0, 5600.0), "5.50x (4.55 to 6.22)"),
+        (rate(4000.0, 4000.0, 4000.0), "4.00x (3.64 to 4.44)"),
+    ],
+)
+def test_a_speed_up_that_multiply_adds_do_not_explain_is_marked(tmp_path, four, shown):
+    (_, row), returned = written(tmp_path / "out", make_run(tmp_path / "run", (ROW, OURS[1] | four)))
+    assert row["speed-up over n = 1"] == shown
+    told = (
+        "† More than 1.15 times what the multiply-adds explain, beyond the spread: timing noise, or a better use of the device."
+    )
+    assert (told in returned) == ("†" in shown)
+
+
+def test_the_device_stands_with_the_rates(tmp_path):
+    _, returned = written(tmp_path / "out", make_run(tmp_path / "run", device="Some CPU (threads = 2)"))
+    assert (
+        "Rates were measured on Some CPU (threads = 2): medians over the timing rounds, with quartiles in brackets." in returned
+    )
+    assert "timed apart" not in returned
+    _, returned = written(tmp_path / "again", make_run(tmp_path / "other", tuple(row | rate(None) for row in OURS)))
+    assert "Rates" not in returned
 
 
 @pytest.mark.parametrize(
@@ -297,7 +365,7 @@ def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path):
     text = (tmp_path / "out" / "report.html").read_text()
     page = Page(text)
     allowed = {"html", "meta", "title", "style", "h1", "h2", "p", "div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
-    allowed |= {"figure", "img", "figcaption", "details", "summary", "dl", "dt", "dd"}
+    allowed |= {"figure", "img", "figcaption", "details", "summary", "span", "dl", "dt", "dd"}
     assert set(page.tags) <= allowed
     known = {"lang", "charset", "name", "content", "class", "colspan", "data-label", "alt", "src"}
     assert {name for name, _ in page.attributes} <= known
@@ -312,6 +380,44 @@ def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path):
         assert "\\<script\\>" in shown
         assert not re.search(r"(?<!\\)[<>*`\[]", re.sub(r"!\[.*?\]\(\w+\.png\)", "", shown))
     assert rows[2]["model"] == "\\$x\\$ \\| y_z"
+
+
+def test_page_explains_the_words_that_it_uses(tmp_path):
+    crosstalk = {"before": {"4": {"logits": 0.6}}, "after": {"4": {"logits": 0.1}}}
+    make_run(tmp_path / "run", (ROW | {"accuracy_batch_statistics": 0.9}, OURS[1]), crosstalk=crosstalk)
+    make_control(tmp_path / "run" / "equal_cost_n4")
+    make_control(tmp_path / "run" / "thin", control="thin")
+    written(tmp_path / "out", tmp_path)
+    text = (tmp_path / "out" / "report.html").read_text()
+    terms = text.partition("<h2>Terms</h2>")[2].partition("</dl>")[0]
+    assert re.findall("<dt>(.*?)</dt>", terms) == [
+        "n", "equal cost", "thin", "batch statistics", "speed-up", "quartiles", "multiply-adds", "regrouping", "crosstalk"
+    ]  # fmt: skip
+    written(tmp_path / "again", make_run(tmp_path / "plain", (ROW | rate(None),), preset="plain", superposed=False))
+    terms = (tmp_path / "again" / "report.html").read_text().partition("<h2>Terms</h2>")[2].partition("</dl>")[0]
+    assert re.findall("<dt>(.*?)</dt>", terms) == ["n", "multiply-adds"]
+
+
+def test_pictures_can_be_enlarged_and_have_words_for_those_who_do_not_see_them(tmp_path):
+    """By the keyboard too: a summary is a button. The page itself holds the picture once."""
+    crosstalk = {"before": {"4": {"logits": 0.6}}, "after": {"4": {"superposed": 0.3, "logits": 0.1}}}
+    written(tmp_path / "out", make_run(tmp_path / "run", crosstalk=crosstalk))
+    text = (tmp_path / "out" / "report.html").read_text()
+    pictures = re.findall(
+        r'<figure><details class="picture"><summary><img alt="(.*?)" src="data:image/png;base64,"><span>enlarge or shrink</span>'
+        r"</summary></details><figcaption>(.*?)</figcaption></figure>",
+        text,
+    )
+    alts, captions = zip(*pictures, strict=True)
+    assert captions == (
+        "digits: accuracy against cost and rate",
+        "digits: accuracy while training",
+        "small: crosstalk along the network",
+    )
+    assert alts[0] == "digits: accuracy against cost and rate; the table above has the numbers"
+    assert "MIMOConv-10-2, n = 1: 0% at step 1; MIMOConv-10-2, n = 4: 50% at step 3" in alts[1]
+    assert "n = 4: superposed 0.30, logits 0.10" in alts[2]
+    assert "figure:has([open]) { grid-column: 1 / -1 }" in text
 
 
 def test_page_tells_how_each_network_was_trained(tmp_path):
@@ -395,8 +501,36 @@ def test_lines_of_metrics_that_were_cut_off_are_left_out(tmp_path):
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'\n[]\n{"step": 4, "accuracy": "x"}\n{"step": 5, "accur\xff')
     (found,), _ = find_runs([run])
-    assert found.train_curves == [([1, 3], [0.0, 0.5])]
-    assert found.dev_curves == [([2], [0.5])]
+    assert found.train_curves == {"1": ([1], [0.0]), "4": ([3], [0.5])}
+    assert found.dev_curves == {"1": ([2], [0.5])}
+
+
+def test_a_plain_network_has_one_curve(tmp_path):
+    """It takes its inputs one by one, so neither training nor dev accuracy depends on n."""
+    metrics = [*METRICS[:2], {"step": 2, "dev_accuracy": {"2": 0.5, "4": 0.5}}, METRICS[3]]
+    (found,), _ = find_runs([make_run(tmp_path / "run", (ROW,), superposed=False, metrics=metrics)])
+    assert list(found.train_curves.values()) == [([1, 3], [0.0, 0.5])]
+    assert list(found.dev_curves.values()) == [([2], [0.5])]
+
+
+def test_figures_get_each_device_and_each_n(tmp_path, monkeypatch):
+    make_run(tmp_path / "a", device="cpu", metrics=[*METRICS, {"step": 4, "n": 4, "accuracy": 0.75}])
+    make_run(tmp_path / "b", tuple(row | rate(8000.0 * row["n"]) for row in OURS), seed=1, device="GPU")
+    make_run(tmp_path / "c", (ROW | rate(2000.0),), seed=0, device="cpu", preset="other")
+    given = {}
+    for name in ("draw_accuracy_throughput", "draw_learning_curves"):
+        monkeypatch.setattr(plots, name, lambda *arguments, name=name: given.setdefault(name, arguments))
+    written(tmp_path / "out", tmp_path, render=lambda draw: bool(draw()) and b"")
+    series, apart = given["draw_accuracy_throughput"]
+    ours = next(one for one in series if one.label.startswith("small"))
+    assert [point.rates for point in ours.points] == [
+        {"GPU": Spread(value=8000, low=7200, high=8800), "cpu": Spread(value=1000, low=900, high=1100)},
+        {"GPU": Spread(value=32000, low=28800, high=35200), "cpu": Spread(value=3500, low=3150, high=3850)},
+    ]
+    assert apart == {"cpu"}  # where two runs were timed
+    ((ours, *_),) = ([one for one in given["draw_learning_curves"][0] if one.label.startswith("small")],)
+    assert list(ours.train_curves) == [("1", [1], [0.0]), ("4", [3, 4], [0.5, 0.75]), ("1", [1], [0.0]), ("4", [3], [0.5])]
+    assert list(ours.dev_curves) == [("1", [2], [0.5])] * 2
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from mimo_benchmarks.result import Result, Row
+from mimo_benchmarks.result import Result, Row, Spread
 
 ROW = Row(
     n=1,
@@ -17,6 +17,7 @@ ROW = Row(
     changed_by_regrouping=None,
     macs=1e6,
     inputs_per_second=1500.5,
+    inputs_per_second_quartiles=(1400.0, 1600.5),
 )
 TWO = replace(
     ROW,
@@ -26,6 +27,7 @@ TWO = replace(
     accuracy_per_slot=(0.9, 0.8),
     changed_by_regrouping=0.1,
     inputs_per_second=None,
+    inputs_per_second_quartiles=None,
 )
 RESULT = Result(
     preset="quickstart",
@@ -107,6 +109,24 @@ def test_counts_are_whole(path):
 def test_a_cost_is_above_zero(value):
     with pytest.raises(ValueError, match=r"macs is .*, not above 0"):
         Result.from_json(changed(("rows", 0, "macs"), value))
+
+
+@pytest.mark.parametrize(
+    "quartiles", [None, [], [1500.5], [1, 2, 3000], [0, 1600], [-1, 1600], [1501, 1600], [1400, 1500]], ids=repr
+)
+def test_a_rate_lies_between_its_quartiles_above_zero(quartiles):
+    with pytest.raises(ValueError, match=r"inputs_per_second is 1500\.5, its quartiles|values to unpack"):
+        Result.from_json(changed(("rows", 0, "inputs_per_second_quartiles"), quartiles))
+
+
+def test_quartiles_belong_to_a_rate():
+    with pytest.raises(ValueError, match=r"inputs_per_second is None, its quartiles \(1400\.0, 1600\.5\)"):
+        Result.from_json(changed(("rows", 0, "inputs_per_second"), None))
+
+
+def test_a_rate_has_a_spread():
+    assert ROW.rate == Spread(value=1500.5, low=1400.0, high=1600.5)
+    assert TWO.rate is None
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None])

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -22,12 +23,28 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "device": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": {name: installed_version(name) for name in OURS + OTHERS},
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what tells rates of one machine from those of another: a GPU's model, or a CPU's model and torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_model() if device.type == 'cpu' else device} (threads = {torch.get_num_threads()})"
+
+
+def cpu_model() -> str:
+    """Return the name of the CPU's model, or of its architecture where the system does not tell the model."""
+    try:
+        found = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine() or "cpu"
 
 
 def installed_version(name: str) -> str:

@@ -12,6 +12,15 @@ Crosstalk = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A rate, or a ratio of two, and the range in which it lies over the timing rounds."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """The measurements of a network at one n; accuracies and shares are from 0 to 1."""
 
@@ -30,7 +39,17 @@ class Row:
     macs: float
     """Multiply-adds per input."""
     inputs_per_second: float | None
-    """Throughput; None if it was not measured."""
+    """Throughput: the median over the timing rounds; None if it was not measured."""
+    inputs_per_second_quartiles: tuple[float, float] | None
+    """Lower and upper quartile of the throughput over the timing rounds; None if it was not measured."""
+
+    @property
+    def rate(self) -> Spread | None:
+        """Return the throughput with its quartiles; None if it was not measured."""
+        if self.inputs_per_second is None or self.inputs_per_second_quartiles is None:
+            return None
+        low, high = self.inputs_per_second_quartiles
+        return Spread(value=self.inputs_per_second, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +83,7 @@ class Result:
     command: str
     """The command line of the first start."""
     device: str
-    """The device of the last start, which measured the throughput."""
+    """Model of the device of the last start, for a CPU with torch's threads. All throughputs were measured on it."""
     processes: int
     versions: Mapping[str, str]
     git_revision: str
@@ -110,9 +129,14 @@ class Result:
 
 def row_from_json(found: Mapping[str, Any]) -> Row:
     """Check a row of a result.json, and return it."""
-    macs = finite(found["macs"])
+    macs, rate, quartiles = finite(found["macs"]), optional(found["inputs_per_second"]), found["inputs_per_second_quartiles"]
     if macs <= 0:
         raise ValueError(f"macs is {macs}, not above 0")
+    if quartiles is not None:
+        low, high = map(finite, quartiles)
+        quartiles = low, high
+    if (rate is None) != (quartiles is None) or (rate is not None and not 0 < low <= rate <= high):
+        raise ValueError(f"inputs_per_second is {rate}, its quartiles {quartiles}: it is not above 0 and between them")
     return Row(
         n=whole(found["n"]),
         inputs=whole(found["inputs"]),
@@ -121,7 +145,8 @@ def row_from_json(found: Mapping[str, Any]) -> Row:
         accuracy_per_slot=tuple(map(finite, found["accuracy_per_slot"])),
         changed_by_regrouping=optional(found["changed_by_regrouping"]),
         macs=macs,
-        inputs_per_second=optional(found["inputs_per_second"]) or None,
+        inputs_per_second=rate,
+        inputs_per_second_quartiles=quartiles,
     )
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import count
+from itertools import count, islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -110,24 +110,27 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def learning_curves(metrics: list[dict[str, Any]]) -> tuple[list[Curve], list[Curve]]:
-    """Return the accuracy curves of metrics: one of the training inputs, one of the dev split for each n.
+def learning_curves(metrics: list[dict[str, Any]], *, by_n: bool) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    """Return the accuracy curves of metrics, on the training inputs and on the dev split, each by n.
 
-    Damaged entries, and curves without points, are left out.
+    Damaged entries are left out. Unless `by_n`, there is one curve of each kind: a plain network takes its inputs one by one, so
+    that what it learnt does not depend on n.
     """
-    train: Curve = ([], [])
+    train: dict[str, Curve] = {}
     dev: dict[str, Curve] = {}
     for line in metrics:
         try:
             step, shares = finite(line["step"]), line.get("dev_accuracy") or {}
-            for curve, share in [(train, line.get("accuracy")), *((dev.setdefault(n, ([], [])), s) for n, s in shares.items())]:
+            n = str(line.get("n")) if by_n else "1"
+            for curves, key, share in [(train, n, line.get("accuracy")), *((dev, each, share) for each, share in shares.items())]:
                 if share is not None:
                     value = finite(share)
-                    curve[0].append(step)
-                    curve[1].append(value)
+                    steps, values = curves.setdefault(key, ([], []))
+                    steps.append(step)
+                    values.append(value)
         except (ValueError, AttributeError):
             continue
-    return [train] if train[0] else [], [curve for curve in dev.values() if curve[0]]
+    return train, dev if by_n else dict(islice(dev.items(), 1))
 
 
 def settings_as_json(config: RunConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from mimo_benchmarks.data.storage.files import cores
 from mimo_benchmarks.environment import environment
@@ -55,7 +56,7 @@ def throughput(
         preset: the preset whose network is measured.
         n: inputs per pass, or the side of a MIMOFormer's grid; the preset's unless given. A plain network has 1 only.
         passes: passes in the batch that throughput is measured with; latency is that of one pass.
-        rounds: calls that are timed for each number of the table, after some to warm up.
+        rounds: calls that are timed for each number of the table, after some to warm up; it shows their median and quartiles.
         precision: precision of the passes, by autocast; fp16 needs a GPU.
         compile: compile the network with torch.compile.
         device: where to run; a GPU if there is one, unless given.
@@ -77,17 +78,17 @@ def throughput(
         "network": settings_as_json(config)["model"],
         "passes": passes,
         "precision": precision,
-        "device": where["device"] if place.type == "cuda" else f"cpu (threads = {where['threads']})",
+        "device": where["device"],
     }
     before = read_earlier(compare, settings) if compare else {}
     path = new_file(out, preset)
     module = build(config.model).to(place).eval()
     peak = device_peak(place, DTYPES[precision])
     try:
-        rows = [
-            measure(known, module, each, passes, peak=peak, rounds=rounds, precision=precision, compiled=compile)
-            for each in known.evaluated_n(config.n)
-        ]
+        found_n = known.evaluated_n(config.n)
+        options: dict[str, Any] = {"peak": peak, "rounds": rounds, "precision": precision, "compiled": compile}
+        with tqdm(desc=preset, total=len(found_n) * 2 * len(known.layouts) * rounds, unit=" calls", delay=1) as bar:
+            rows = [measure(known, module, each, passes, **options, after_call=bar.update) for each in found_n]
     except ValueError as error:  # DataMUX accepts its own n only
         raise ConfigError(str(error)) from error
     print(f"{known.config.label} on {settings['device']}\n\n{measurement_table(rows, passes, before)}")
@@ -152,7 +153,8 @@ def read_earlier(path: Path, settings: Settings) -> EarlierMedians:
 
 def measurement_table(rows: list[Measurement], passes: int, before: EarlierMedians) -> str:
     """Write a Markdown table with a line for each n, and with the ratios old / new of the medians where there are old ones."""
-    columns = ["n", "one pass, ms (5 to 95 %)", f"{passes} passes, ms (5 to 95 %)", "inputs/s", "of peak", "memory, MB"]
+    timed = ["one pass, ms (quartiles)", f"{passes} passes, ms (quartiles)", "inputs/s (quartiles)"]
+    columns = ["n", *timed, "of peak", "memory, MB"]
     columns += ["one pass, old/new", f"{passes} passes, old/new"] * bool(before)
     lines = []
     for row in rows:
@@ -161,7 +163,7 @@ def measurement_table(rows: list[Measurement], passes: int, before: EarlierMedia
             str(row.n),
             in_milliseconds(row.latency),
             in_milliseconds(row.batch),
-            f"{row.inputs_per_second:,.0f}",
+            f"{row.inputs_per_second:,.0f} ({' to '.join(f'{rate:,.0f}' for rate in row.inputs_per_second_quartiles)})",
             f"{row.share:.1%}",
             memory,
         ]
@@ -172,5 +174,5 @@ def measurement_table(rows: list[Measurement], passes: int, before: EarlierMedia
 
 
 def in_milliseconds(timing: Timing) -> str:
-    """Write the median in milliseconds, and the two percentiles."""
+    """Write the median in milliseconds, and the two quartiles."""
     return f"{1e3 * timing.median:.3g} ({1e3 * timing.low:.3g} to {1e3 * timing.high:.3g})"

@@ -1,21 +1,24 @@
-"""Measure speed: seconds per pass, inputs per second, and the share of what the device can do."""
+"""Measure speed: seconds per pass, inputs per second, both with their spread, and the share of what the device can do."""
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.networks.network import Network
+from mimo_benchmarks.result import Spread
 from vsa_core.slots import group
 
 LAYOUT_NAMES = {torch.channels_last: "channels last", torch.contiguous_format: "contiguous"}
@@ -32,7 +35,7 @@ WARMUP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds per call: median, 5th (`low`) and 95th (`high`) percentile."""
+    """Seconds per call: median, lower (`low`) and upper (`high`) quartile over the timing rounds."""
 
     median: float
     low: float
@@ -51,6 +54,9 @@ class Measurement:
     batch: Timing
     """Time of all passes computed at once."""
     inputs_per_second: float
+    """Median over the timing rounds of all passes at once."""
+    inputs_per_second_quartiles: tuple[float, float]
+    """Lower and upper quartile over those rounds."""
     peak_bytes: int | None
     """Most memory allocated on the GPU while timing, with the weights; None on a CPU."""
     macs: float
@@ -66,11 +72,10 @@ def in_passes(network: Network, inputs: Shaped[Tensor, "count *item"], n: int) -
 
 
 @torch.inference_mode()
-def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup: int) -> list[float]:
-    """Return the seconds of each of `rounds` calls after `warmup` others: by CUDA events on a GPU, by the clock on a CPU."""
+def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup: int) -> Iterator[float]:
+    """Yield the seconds of each of `rounds` calls after `warmup` others: by CUDA events on a GPU, by the clock on a CPU."""
     for _ in range(warmup):
         call()
-    record = []
     for _ in range(rounds):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -79,34 +84,42 @@ def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup
             call()
             end.record()
             end.synchronize()
-            record.append(start.elapsed_time(end) / 1000)
+            yield start.elapsed_time(end) / 1000
         else:
             before = time.perf_counter()
             call()
-            record.append(time.perf_counter() - before)
-    return record
+            yield time.perf_counter() - before
 
 
-def inputs_per_second(candidates: Sequence[Candidate], inputs: Shaped[Tensor, "count *item"], rounds: int = 15) -> list[float]:
-    """Return the throughput of each candidate in eval mode, in its faster memory layout: the median over the rounds.
+def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile."""
+    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+    return low, median, high
+
+
+def inputs_per_second(candidates: Sequence[Candidate], inputs: Shaped[Tensor, "count *item"], rounds: int = 15) -> list[Spread]:
+    """Return the throughput of each candidate in eval mode, in its faster memory layout: median and quartiles over the rounds.
 
     Candidates take turns, so that a drift of the machine hits all alike. Each gets all `inputs` at once, in groups of its n: one
-    call to warm up, then one that is timed.
+    call to warm up, then one that is timed. A progress bar appears after a second.
     """
     groups = [in_passes(network, inputs, n) for network, _, n in candidates]
     settings = [(place, layout) for place, (network, *_) in enumerate(candidates) for layout in network.layouts]
     times: dict[tuple[int, torch.memory_format], list[float]] = {setting: [] for setting in settings}
-    for _ in range(rounds):
+    for _ in tqdm(range(rounds), "timing rounds", delay=1):
         for place, layout in settings:
             module = candidates[place][1].to(memory_format=layout)
             times[place, layout] += durations(partial(module, groups[place]), inputs.device, 1, 1)
-    medians = {setting: float(np.median(record)) for setting, record in times.items()}
-    best = [min(medians[at, layout] for at, layout in settings if at == place) for place in range(len(candidates))]
-    return [len(inputs) / seconds for seconds in best]
+    found = {setting: quartiles(record) for setting, record in times.items()}
+    rates = []
+    for place in range(len(candidates)):
+        low, median, high = min((found[at, layout] for at, layout in settings if at == place), key=itemgetter(1))
+        rates.append(Spread(value=len(inputs) / median, low=len(inputs) / high, high=len(inputs) / low))
+    return rates
 
 
-def measure_throughput(candidates: Sequence[Candidate], device: torch.device) -> list[float]:
-    """Return inputs per second of each candidate, measured in turn on the same random inputs; fewer if memory runs out."""
+def measure_throughput(candidates: Sequence[Candidate], device: torch.device) -> list[Spread]:
+    """Return the throughput of each candidate, measured in turn on the same random inputs; fewer if memory runs out."""
     whole = math.lcm(*(network.inputs_per_pass(n) for network, _, n in candidates))
     macs = max(network.count_macs(module, n) for network, module, n in candidates)
     count = whole * max(1, min(INPUTS, int(BUDGET[device.type] / macs)) // whole)
@@ -141,6 +154,7 @@ def measure(
     rounds: int = 30,
     precision: str = "no",
     compiled: bool = False,
+    after_call: Callable[[], object] = lambda: None,
 ) -> Measurement:
     """Measure the latency of one pass and the throughput of many, on random inputs.
 
@@ -153,6 +167,7 @@ def measure(
         rounds: number of timed calls in each layout, after `WARMUP` others.
         precision: "no" for float32, or "bf16" or "fp16" for autocast.
         compiled: use torch.compile, anew for each shape.
+        after_call: called after each timed call, for a progress bar.
 
     Raises:
         ConfigError: the passes do not fit into memory.
@@ -164,13 +179,16 @@ def measure(
         x = in_passes(network, network.example(passes * inputs, device), n)
         found = []
         for layout in network.layouts:
+            record = []
             run: Callable[[Tensor], Tensor] = module.to(memory_format=layout)
             if compiled:
                 torch.compiler.reset()  # otherwise shapes become symbolic, and after eight of them nothing is compiled
                 run = torch.compile(module, dynamic=False)
             with autocast(device, precision):  # entered for each layout, because it caches the weights that it has cast
-                record = durations(lambda: run(x), device, rounds, WARMUP)  # noqa: B023
-            low, median, high = np.quantile(record, (0.05, 0.5, 0.95)).tolist()
+                for seconds in durations(lambda: run(x), device, rounds, WARMUP):  # noqa: B023
+                    record.append(seconds)
+                    after_call()
+            low, median, high = quartiles(record)
             found.append(Timing(median=median, low=low, high=high, layout=LAYOUT_NAMES[layout]))
         return min(found, key=lambda each: each.median)
 
@@ -191,6 +209,7 @@ def measure(
         latency=latency,
         batch=batch,
         inputs_per_second=rate,
+        inputs_per_second_quartiles=(passes * inputs / batch.high, passes * inputs / batch.low),
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         macs=macs,
         share=2 * macs * rate / peak,

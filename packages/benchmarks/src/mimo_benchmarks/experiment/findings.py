@@ -12,7 +12,7 @@ from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.presets.find import PRESETS
 from mimo_benchmarks.presets.paper import PAPER, Reported
 from mimo_benchmarks.report.runs import Run, make_run
-from mimo_benchmarks.result import Crosstalk, Result, Row
+from mimo_benchmarks.result import Crosstalk, Result, Row, Spread
 from mimo_benchmarks.run_directory import RESULT, RunDirectory, settings_as_json
 from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.tasks.protocol import Task
@@ -61,6 +61,7 @@ def evaluate_network(network: Network, module: nn.Module, task: Task, config: Ru
             changed_by_regrouping=changed_by_regrouping(network, module, task, n, answers, config.seed) if shared > 1 else None,
             macs=network.count_macs(module, n),
             inputs_per_second=None,
+            inputs_per_second_quartiles=None,
         )
         rows.append(row)
     return tuple(rows)
@@ -71,20 +72,21 @@ def crosstalk_of(config: RunConfig, module: nn.Module, task: Task) -> Crosstalk 
     return measure_crosstalk(describe(config.model), module, task, config.n, config.seed)
 
 
-def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, float], wall_seconds: float) -> Run:
+def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, Spread], wall_seconds: float) -> Run:
     """Write result.json of a trained network, and return the run for the report.
 
     Args:
         one: the trained network.
         root: the network that the experiment is about; `one` is this network or a control of it.
         task: the task that it was trained on.
-        rates: inputs per second for each n.
+        rates: throughput for each n.
         wall_seconds: seconds of the experiment so far.
     """
     preset, *forms = one.name.split(".")
     control = forms.pop() if forms and forms[-1] != "short" else None
     first, last = one.directory.starts[0], one.directory.starts[-1]
     measured_in: dict[str, Any] = {name: last[name] for name in ("device", "processes", "versions", "git_revision")}
+    timed = [(row, rates[row.n]) for row in one.rows]
     result = Result(
         preset=".".join([preset, *forms]),
         control=control,
@@ -93,7 +95,9 @@ def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, float
         task=task.name,
         seed=one.config.seed,
         paper=reported_by_paper(one.config, one.name),
-        rows=tuple(replace(row, inputs_per_second=rates[row.n]) for row in one.rows),
+        rows=tuple(
+            replace(row, inputs_per_second=rate.value, inputs_per_second_quartiles=(rate.low, rate.high)) for row, rate in timed
+        ),
         guesses=task.guesses,
         crosstalk=one.crosstalk,
         steps=one.progress.step,

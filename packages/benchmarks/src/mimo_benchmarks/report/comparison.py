@@ -5,12 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import floor, log10
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from mimo_benchmarks.presets.controls import TOLERANCE
 from mimo_benchmarks.report.runs import Run, Settings
-from mimo_benchmarks.result import Result, Row
+from mimo_benchmarks.result import Result, Row, Spread
+
+UNEXPLAINED = 1.15
+"""A speed-up is marked where even its lower end is more than this many times the ratio of multiply-adds."""
+
+
+def over_runs(found: Sequence[Spread]) -> Spread:
+    """Return the mean of the values, and the range from the lowest to the highest end."""
+    return Spread(value=fmean(one.value for one in found), low=min(one.low for one in found), high=max(one.high for one in found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +94,10 @@ class TableLine:
     group: SeedGroup
     rows: Sequence[Row]
     """Row of each seed's result at this n."""
-    speedups: Mapping[str, Sequence[float]]
-    """For each device, the speed-up of each seed: inputs per second over those of the experiment's network at its smallest n."""
+    baseline: Row | None
+    """Row that speed-ups are relative to: the first seed's superposed network at its smallest n; None without speed-ups."""
+    speedups: Mapping[str, Sequence[Spread]]
+    """For each device, the speed-up of each seed: its inputs per second over those of the baseline in the same run."""
     cost_ratio: float | None
     """Multiply-adds of a control over those that it was built to have, if they differ by more than TOLERANCE."""
 
@@ -122,14 +133,33 @@ class TableLine:
         """Return the name of the network, with the kind of control in brackets."""
         return self.group.model + (f" ({self.control})" if self.control else "")
 
-    def rates(self) -> dict[str, list[float]]:
-        """Return the inputs per second of each seed, by device."""
-        return by_device(self.group.runs, [row.inputs_per_second for row in self.rows])
+    def rates(self) -> dict[str, list[Spread]]:
+        """Return the inputs per second of each seed, with their quartiles, by device."""
+        return by_device(self.group.runs, [row.rate for row in self.rows])
+
+    def timings(self) -> dict[tuple[Path, str], float]:
+        """Return the inputs per second by experiment and device: networks with the same key were timed side by side."""
+        found = zip(self.group.runs, self.rows, strict=True)
+        return {(run.root, run.result.device): row.inputs_per_second for run, row in found if row.inputs_per_second}
+
+    def unexplained(self, speedup: Spread) -> bool:
+        """Return whether a speed-up is more than the ratio of multiply-adds explains, by more than its spread."""
+        return self.baseline is not None and speedup.low > UNEXPLAINED * self.baseline.macs / self.macs
 
 
-def by_device(runs: Sequence[Run], values: Sequence[float | None]) -> dict[str, list[float]]:
+def speed_up(row: Row, baseline: Row | None) -> Spread | None:
+    """Return how many times the baseline's inputs per second a row has, from worst to best quartiles; None if not known."""
+    ours, base = row.rate, baseline.rate if baseline else None
+    if ours is None or base is None:
+        return None
+    if row is baseline:
+        return Spread(value=1, low=1, high=1)
+    return Spread(value=ours.value / base.value, low=ours.low / base.high, high=ours.high / base.low)
+
+
+def by_device(runs: Sequence[Run], values: Sequence[Spread | None]) -> dict[str, list[Spread]]:
     """Return one value of each run, by device; empty if no run has one."""
-    found: dict[str, list[float]] = {device: [] for device in sorted({run.result.device for run in runs})}
+    found: dict[str, list[Spread]] = {device: [] for device in sorted({run.result.device for run in runs})}
     for run, value in zip(runs, values, strict=True):
         found[run.result.device] += [] if value is None else [value]
     return found if any(found.values()) else {}
@@ -140,24 +170,27 @@ def table_lines(groups: Sequence[SeedGroup]) -> list[TableLine]:
     roots = {run.root: run for each in groups for run in each.runs if run.result.control is None}
     found = []
     for each in groups:
-        baselines = [baseline_rate(run, roots.get(run.root)) for run in each.runs]
+        baselines = [baseline_row(run, roots.get(run.root)) for run in each.runs]
         cost_ratio = unequal_cost(each.example, roots.get(each.example.root))
         for place in range(len(each.result.rows)):
             rows = [run.result.rows[place] for run in each.runs]
-            rates = [row.inputs_per_second for row in rows]
-            speed = [rate / base if rate and base else None for rate, base in zip(rates, baselines, strict=True)]
-            found.append(TableLine(group=each, rows=rows, speedups=by_device(each.runs, speed), cost_ratio=cost_ratio))
+            speedups = by_device(each.runs, list(map(speed_up, rows, baselines)))
+            baseline = next((base for base in baselines if base), None) if speedups else None
+            found.append(TableLine(group=each, rows=rows, baseline=baseline, speedups=speedups, cost_ratio=cost_ratio))
     return found
 
 
-def baseline_rate(run: Run, root: Run | None) -> float | None:
-    """Return the inputs per second that a speed-up is relative to: the experiment's network at its smallest n.
+def baseline_row(run: Run, root: Run | None) -> Row | None:
+    """Return the row that speed-ups of a run are relative to: the experiment's network at its smallest n.
 
-    None where that network is plain, was measured on another device, or is not in the report.
+    None where that network is plain, was measured on another device, or is not in the report; and where it is the run itself and
+    has only one n, so that nothing would be compared.
     """
     if root is None or root.result.device != run.result.device or not root.result.superposed:
         return None
-    return min(root.result.rows, key=lambda row: row.n).inputs_per_second
+    if root is run and len(root.result.rows) == 1:
+        return None
+    return min(root.result.rows, key=lambda row: row.n)
 
 
 def unequal_cost(run: Run, root: Run | None) -> float | None:
@@ -190,9 +223,14 @@ def paper_accuracy(line: TableLine) -> str:
     return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}") + "%"
 
 
-def mean_per_device(values: Mapping[str, Sequence[float]], show: Callable[[float], str]) -> str:
-    """Write the mean of each device, in the order of the devices."""
-    return " / ".join(show(fmean(each)) if each else "-" for each in values.values())
+def write_per_device(values: Mapping[str, Sequence[Spread]], show: Callable[[float], str], unit: Callable[[Spread], str]) -> str:
+    """Write the mean over the runs of each device and its unit, in the order of the devices, with the range in brackets.
+
+    A range of a single number, as that of a network's speed-up over itself, is left out.
+    """
+    found = [over_runs(each) if each else None for each in values.values()]
+    ranges = [f" ({show(one.low)} to {show(one.high)})" if one and one.low < one.high else "" for one in found]
+    return " / ".join(show(one.value) + unit(one) + around if one else "-" for one, around in zip(found, ranges, strict=True))
 
 
 COLUMNS: dict[str, Callable[[TableLine], str]] = {
@@ -203,8 +241,8 @@ COLUMNS: dict[str, Callable[[TableLine], str]] = {
     "accuracy (seeds)": lambda line: f"{mean_percent([row.accuracy for row in line.rows])} ({len(line.rows)})",
     "with batch statistics": lambda line: mean_percent([row.accuracy_batch_statistics for row in line.rows]),
     "paper": paper_accuracy,
-    "speed-up": lambda line: mean_per_device(line.speedups, "{:.2f}x".format),
-    "inputs/s": lambda line: mean_per_device(line.rates(), three_digits),
+    "speed-up": lambda line: write_per_device(line.speedups, "{:.2f}".format, lambda one: "x" + "†" * line.unexplained(one)),
+    "inputs/s (quartiles)": lambda line: write_per_device(line.rates(), three_digits, lambda _: ""),
     "multiply-adds/input": lambda line: f"{three_digits(line.macs / 1e6)} M",
     "changed by regrouping": lambda line: mean_percent([row.changed_by_regrouping for row in line.rows]),
     "device": lambda line: " / ".join(sorted({run.result.device for run in line.group.runs})),
@@ -220,4 +258,6 @@ def table_cells(lines: Sequence[TableLine]) -> tuple[list[str], list[list[str]]]
     hidden = {name for name, found in several.items() if len(found) == 1}
     shown = {name: [cell(line) for line in lines] for name, cell in COLUMNS.items() if name not in hidden}
     kept = {name: cells for name, cells in shown.items() if any(cells)}
-    return list(kept), [list(cells) for cells in zip(*kept.values(), strict=True)]
+    smallest = {line.baseline.n for line in lines if line.baseline}
+    over = f"speed-up over n = {smallest.pop()}" if len(smallest) == 1 else "speed-up over smallest n"
+    return [over if name == "speed-up" else name for name in kept], [list(cells) for cells in zip(*kept.values(), strict=True)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 from math import hypot
 from pathlib import Path
 from statistics import fmean
@@ -13,9 +13,10 @@ from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.presets.controls import TOLERANCE
 from mimo_benchmarks.report import plots
 from mimo_benchmarks.report.comparison import (
+    UNEXPLAINED,
     TableLine,
     group_by_seed,
-    mean_per_device,
+    over_runs,
     table_cells,
     table_lines,
     three_digits,
@@ -24,9 +25,7 @@ from mimo_benchmarks.report.rendering import Picture, Section, escape_markdown, 
 from mimo_benchmarks.report.runs import Run
 from mimo_benchmarks.result import Crosstalk, one_line
 
-SPREAD = (
-    "± is the standard deviation over the seeds, whose number is in brackets; speed-up is relative to the network's smallest n."
-)
+SPREAD = "± is the standard deviation over the seeds; their number is in brackets after the accuracy."
 AT_WILL = "What superposition adds is one set of weights whose throughput can be chosen at every call."
 
 
@@ -59,12 +58,13 @@ def verdict(line: TableLine, plain: Sequence[TableLine]) -> str:
 
 
 def compare_scores(rival: TableLine, line: TableLine) -> str:
-    """Write both accuracies, and both rates if they were measured on the same single device."""
-    ours, theirs = line.rates(), rival.rates()
+    """Write both accuracies, and both rates if they were measured side by side, on a single device."""
     both = f"{rival.accuracy:.2%} against {line.accuracy:.2%}"
-    if len(ours) == 1 and ours.keys() == theirs.keys():
-        return f"{both}, at {mean_per_device(theirs, three_digits)} inputs/s against {mean_per_device(ours, three_digits)}"
-    return both
+    shared = line.timings().keys() & rival.timings().keys()
+    if len({device for _, device in shared}) != 1:
+        return both
+    theirs, ours = (three_digits(fmean(each.timings()[one] for one in shared)) for each in (rival, line))
+    return f"{both}, at {theirs} inputs/s against {ours}"
 
 
 def seed_caveat(rival: TableLine, line: TableLine) -> str:
@@ -85,32 +85,68 @@ def table_notes(lines: Sequence[TableLine]) -> list[str]:
     guesses = {name: share for line in lines for run in line.group.runs for name, share in run.result.guesses.items()}
     if guesses:
         notes.append(f"Right by guessing: {', '.join(f'{name} {share:.2%}' for name, share in guesses.items())}.")
-    return [*notes, SPREAD]
+    return [*notes, SPREAD, *rate_notes(lines)]
 
 
-def task_figures(lines: Sequence[TableLine], task: str) -> list[tuple[str, str, Callable[[], Figure]]]:
-    """Return the figures of a task: the kind, the caption, and a function that draws it."""
-    devices = [device for line in lines for device, rates in line.rates().items() if rates]
-    main_device = max(sorted(set(devices)), key=devices.count, default="")
+def rate_notes(lines: Sequence[TableLine]) -> list[str]:
+    """Say where rates were measured, what is in their brackets, and which of them do not compare; nothing without rates."""
+    timings = sorted({timing for line in lines for timing in line.timings()})
+    devices = sorted({device for _, device in timings})
+    if not timings:
+        return []
+    notes = [f"Rates were measured on {', '.join(devices)}: medians over the timing rounds, with quartiles in brackets."]
+    if len(timings) > 1:
+        notes.append(
+            "Runs were timed apart, so their rates do not compare: each speed-up is a ratio within one run. Where a line has "
+            "several runs, it shows the mean of their medians, and in brackets the lowest and the highest quartile."
+        )
+    if len(devices) > 1:
+        notes.append("Rates of different devices do not compare.")
+    speedups = [(line, over_runs(found)) for line in lines for found in line.speedups.values() if found]
+    if speedups:
+        notes.append(
+            "Speed-up is inputs/s over those of the superposed network at its smallest n, in the same run; in brackets, the "
+            "lower quartile over the upper one, and the upper one over the lower."
+        )
+    if any(line.unexplained(speedup) for line, speedup in speedups):
+        notes.append(
+            f"† More than {UNEXPLAINED} times what the multiply-adds explain, beyond the spread: timing noise, or a better use "
+            "of the device."
+        )
+    return notes
+
+
+def task_figures(lines: Sequence[TableLine], task: str) -> list[tuple[str, str, str, Callable[[], Figure]]]:
+    """Return the figures of a task: the kind, the caption, what it shows in words, and a function that draws it."""
+    timings = {timing for line in lines for timing in line.timings()}
+    devices = [device for _, device in timings]
+    apart = {device for device in devices if devices.count(device) > 1}
     several = len({line.group.preset for line in lines}) > 1
     networks = [list(members) for _, members in groupby(lines, key=lambda line: id(line.group))]
-    series = [network_series(own, main_device, f"{own[0].group.preset}: " * several) for own in networks]
-    found: list[tuple[str, str, Callable[[], Figure]]]
-    found = [
-        ("accuracy_throughput", f"{task}: accuracy against cost", partial(plots.draw_accuracy_throughput, series, main_device))
-    ]
+    series = [network_series(own, f"{own[0].group.preset}: " * several) for own in networks]
+    caption = f"{task}: accuracy against cost{' and rate' * bool(devices)}"
+    draw: Callable[[], Figure] = partial(plots.draw_accuracy_throughput, series, apart)
+    found = [("accuracy_throughput", caption, f"{caption}; the table above has the numbers", draw)]
     if any(one.train_curves or one.dev_curves for one in series):
-        found.append(("learning_curves", f"{task}: accuracy while training", partial(plots.draw_learning_curves, series)))
+        caption = f"{task}: accuracy while training"
+        last = [
+            f"{one.label}{f', n = {n}' * one.superposed}: {values[-1]:.0%} at step {steps[-1]:,.0f}"
+            for one in series
+            for n, steps, values in one.train_curves
+        ]
+        found.append(("learning_curves", caption, "; ".join([caption, *last]), partial(plots.draw_learning_curves, series)))
     for each in (own[0].group for own in networks):
         if known := [run.result.crosstalk for run in each.runs if run.result.crosstalk]:
             before, after = (mean_crosstalk([both[when] for both in known]) for when in ("before", "after"))
             caption = f"{each.preset}: crosstalk along the network"
-            found.append(("crosstalk", caption, partial(plots.draw_crosstalk, before, after)))
+            stages = [f"n = {n}: {', '.join(f'{stage} {share:.2f}' for stage, share in own.items())}" for n, own in after.items()]
+            draw = partial(plots.draw_crosstalk, before, after)
+            found.append(("crosstalk", caption, "; ".join([f"{caption} after training", *stages]), draw))
     return found
 
 
-def network_series(lines: Sequence[TableLine], device: str, prefix: str) -> plots.Series:
-    """Return one network as figures show it, with its rates on one device."""
+def network_series(lines: Sequence[TableLine], prefix: str) -> plots.Series:
+    """Return one network as figures show it."""
     group = lines[0].group
     points = [
         plots.Point(
@@ -118,7 +154,7 @@ def network_series(lines: Sequence[TableLine], device: str, prefix: str) -> plot
             accuracy=line.accuracy,
             spread=line.spread,
             macs=line.macs,
-            rate=fmean(rates) if (rates := line.rates().get(device)) else None,
+            rates={device: over_runs(rates) for device, rates in line.rates().items() if rates},
         )
         for line in lines
     ]
@@ -126,8 +162,8 @@ def network_series(lines: Sequence[TableLine], device: str, prefix: str) -> plot
         label=prefix + lines[0].name,
         superposed=group.result.superposed,
         points=points,
-        train_curves=list(chain(*(run.train_curves for run in group.runs))),
-        dev_curves=list(chain(*(run.dev_curves for run in group.runs))),
+        train_curves=[(n, *curve) for run in group.runs for n, curve in run.train_curves.items()],
+        dev_curves=[(n, *curve) for run in group.runs for n, curve in run.dev_curves.items()],
     )
 
 
@@ -164,10 +200,10 @@ def write_report(
         columns, cells = table_cells(lines)
         heading = task if len(presets) > 1 else f"{task}: {presets[0]}"
         own: list[Picture] = []
-        for kind, caption, draw in task_figures(lines, task):
+        for kind, caption, alt, draw in task_figures(lines, task):
             number = sum(picture.file.startswith(kind) for picture in pictures + own) + 1
             file = f"{kind}_{number}.png" if number > 1 else f"{kind}.png"
-            own.append(Picture(file=file, caption=caption, content=render(draw)))
+            own.append(Picture(file=file, caption=caption, alt=alt, content=render(draw)))
         pictures += own
         sections.append(Section(heading=heading, columns=columns, rows=cells, notes=table_notes(lines), pictures=own))
     head = introduction(runs, begun, [run.path for run in repeated])
@@ -188,9 +224,7 @@ def write_report(
 
 def introduction(runs: Sequence[Run], begun: Sequence[Path], repeated: Sequence[Path]) -> list[str]:
     """Say how many networks and which devices the report is about, and which runs it leaves out."""
-    devices = sorted({run.result.device for run in runs})
-    caveat = " Rates of different devices do not compare." if len(devices) > 1 else ""
-    lines = [f"Networks: {len(runs)}, on {', '.join(devices)}.{caveat}"]
+    lines = [f"Networks: {len(runs)}, on {', '.join(sorted({run.result.device for run in runs}))}."]
     for paths, why in ((begun, "not finished"), (repeated, "same settings and seed as another run")):
         if paths:
             lines.append(f"Left out, {why}: {', '.join(map(one_line, paths))}.")

@@ -1,23 +1,35 @@
 """Draw the figures of a report: accuracy against cost and throughput, learning curves, crosstalk."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import cycle
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from mimo_benchmarks.result import Spread
 
 WARM = ("#c2410c", "#f59e0b", "#be123c", "#7c2d12", "#ec4899")
 COLD = ("#1d4ed8", "#0891b2", "#7c3aed", "#475569", "#059669", "#38bdf8", "#84cc16")
 MARKERS = "osD^vPX"
+LineStyle = str | tuple[float, tuple[float, ...]]
 DPI = 200
 WIDTH = 4.6
 """Width of a figure in inches; narrow, so that its text is large enough to read on a phone."""
+LINES: tuple[LineStyle, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 3)), (0, (5, 1, 1, 1, 1, 1)))
+"""Line styles that tell the n of a network apart in learning curves."""
+DEV: dict[str, Any] = {"marker": "o", "markersize": 4, "markerfacecolor": "white"}
+"""Markers of accuracies on the dev split."""
+NamedCurve = tuple[str, Sequence[float], Sequence[float]]
+"""n, steps, and the share of right answers at each."""
 Stages = Mapping[str, float]
 """Crosstalk at each place of the network, from its input on."""
 
@@ -34,8 +46,8 @@ class Point:
     """Standard deviation of that share over the seeds."""
     macs: float
     """Multiply-adds per input."""
-    rate: float | None
-    """Inputs per second; None where it was not measured on the device of the figure."""
+    rates: Mapping[str, Spread]
+    """Inputs per second, with their quartiles, on each device where they were measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +58,10 @@ class Series:
     """Name of the network in legends."""
     superposed: bool
     points: Sequence[Point]
-    train_curves: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
-    """Steps of each seed, and the accuracy on their training inputs."""
-    dev_curves: Sequence[tuple[Sequence[float], Sequence[float]]] = ()
-    """Steps of each seed and n, and the accuracy on the dev split."""
+    train_curves: Sequence[NamedCurve] = ()
+    """For each seed and n, the steps with that n and the accuracy on their training inputs."""
+    dev_curves: Sequence[NamedCurve] = ()
+    """For each seed and n, the steps and the accuracy on the dev split."""
 
 
 def render_png(draw: Callable[[], Figure]) -> bytes:
@@ -76,64 +88,137 @@ def legend_height(series: Sequence[Series]) -> float:
     return sum(0.06 + 0.16 * (1 + printable_label(one.label).count("\n")) for one in series)
 
 
-def draw_accuracy_throughput(series: Sequence[Series], device: str) -> Figure:
-    """Draw accuracy against multiply-adds, and below it against throughput if measured; bars are standard deviations."""
-    measured = any(point.rate for one in series for point in one.points)
-    figure = Figure(figsize=(WIDTH, (6 if measured else 3.2) + legend_height(series)), layout="constrained")
-    panels = figure.subplots(2 if measured else 1, 1, sharey=True, squeeze=False).ravel()
-    draw_accuracy_against(lambda point: point.macs / 1e6, panels[0], series)
-    panels[0].set(xlabel="million multiply-adds per input (fewer is cheaper)", ylabel="test accuracy (%)")
-    if measured:
-        draw_accuracy_against(lambda point: point.rate, panels[1], series)
-        panels[1].set(xlabel=f"inputs per second, {printable_label(device)}", ylabel="test accuracy (%)")
+def draw_accuracy_throughput(series: Sequence[Series], apart: Collection[str] = ()) -> Figure:
+    """Draw accuracy against multiply-adds, and below it against the throughput on each device where it was measured.
+
+    Bars are standard deviations of accuracy and quartiles of throughput.
+
+    Args:
+        series: the networks.
+        apart: devices on which several runs were timed one after another, which the axis says.
+    """
+    devices = sorted({device for one in series for point in one.points for device in point.rates})
+    figure = Figure(figsize=(WIDTH, 3.2 + 3 * len(devices) + legend_height(series)), layout="constrained")
+    panels = figure.subplots(1 + len(devices), 1, sharey=True, squeeze=False).ravel()
+    measures: list[Callable[[Point], Spread | None]]
+    measures = [macs_in_millions, *(partial(rate_on, device) for device in devices)]
+    for measure, axes in zip(measures, panels, strict=True):
+        draw_accuracy_against(measure, axes, series)
+        axes.set(ylabel="test accuracy (%)")
+    stay_within_100_percent(panels[0])
+    for measure, axes in zip(measures, panels, strict=True):
+        label_points(measure, axes, series)
+    panels[0].set(xlabel="million multiply-adds per input (fewer is cheaper)")
+    for device, axes in zip(devices, panels[1:], strict=True):
+        axes.set(xlabel=f"inputs per second{', runs timed apart' * (device in apart)}\n{printable_label(device)}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=1)
     return figure
 
 
-def draw_accuracy_against(measure: Callable[[Point], float | None], axes: Axes, series: Sequence[Series]) -> None:
+def macs_in_millions(point: Point) -> Spread:
+    """Return the multiply-adds per input, in millions."""
+    return Spread(value=point.macs / 1e6, low=point.macs / 1e6, high=point.macs / 1e6)
+
+
+def rate_on(device: str, point: Point) -> Spread | None:
+    """Return the inputs per second on a device; None where they were not measured."""
+    return point.rates.get(device)
+
+
+def measured_points(measure: Callable[[Point], Spread | None], one: Series) -> list[tuple[Spread, Point]]:
+    """Return the points that have a measure, each behind it."""
+    return [(x, point) for point in one.points if (x := measure(point)) is not None]
+
+
+def draw_accuracy_against(measure: Callable[[Point], Spread | None], axes: Axes, series: Sequence[Series]) -> None:
     """Draw accuracy against a positive measure; points where it is None are left out."""
-    all_xs: list[float] = []
-    sides = cycle((1, -1))  # above and below, so that the labels of two networks keep apart
+    ends: list[float] = []
     for one, colour, marker in series_styles(series):
-        found = [(x, point) for point in one.points if (x := measure(point)) is not None]
-        xs, ys = [x for x, _ in found], [100 * point.accuracy for _, point in found]
-        bars = [100 * point.spread for _, point in found]
-        line = "-" if one.superposed else ""
-        axes.errorbar(xs, ys, yerr=bars, linestyle=line, marker=marker, color=colour, capsize=3, label=printable_label(one.label))
-        if one.superposed:
-            side = next(sides)
-            for x, point in found:
-                place, offset = (x, 100 * (point.accuracy + side * point.spread)), (0, 10 * side)
-                axes.annotate(
-                    printable_label(point.n), place, offset, textcoords="offset points", ha="center", va="center", fontsize=9
-                )
-        all_xs += xs
+        found = measured_points(measure, one)
+        xs, ys = np.array([x.value for x, _ in found]), np.array([100 * point.accuracy for _, point in found])
+        spread = np.array([100 * point.spread for _, point in found])
+        lows, highs = np.array([x.low for x, _ in found]), np.array([x.high for x, _ in found])
+        axes.errorbar(
+            xs,
+            ys,
+            xerr=[xs - lows, highs - xs],
+            yerr=[np.minimum(spread, ys), np.minimum(spread, 100 - ys)],
+            linestyle="-" if one.superposed else "",
+            marker=marker,
+            color=colour,
+            capsize=3,
+            clip_on=False,  # a marker at 100 % is drawn whole
+            label=printable_label(one.label),
+        )
+        ends += [*lows, *highs]
     axes.set_xscale("log")
-    span = max(all_xs) / min(all_xs)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 60 else (1,)) if span > 6 else MaxNLocator(5))
+    span = max(ends) / min(ends)
+    digits = (1, 2, 5) if span < 20 else (1, 3) if span < 200 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=digits) if span > 6 else MaxNLocator(5))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.margins(0.12, 0.2)
 
 
+def stay_within_100_percent(axes: Axes) -> None:
+    """Let an axis of accuracies end at 0 and 100 % where it would go beyond."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0, low), min(100, high))
+
+
+def label_points(measure: Callable[[Point], Spread | None], axes: Axes, series: Sequence[Series]) -> None:
+    """Write n above the points of one superposed network, below those of the next, and always below where the axis ends."""
+    low, high = axes.get_ylim()
+    room = high - 0.12 * (high - low)
+    sides = cycle((1, -1))
+    for one in series:
+        if not one.superposed:
+            continue
+        side = next(sides)
+        for x, point in measured_points(measure, one):
+            here = -1 if 100 * (point.accuracy + point.spread) > room else side
+            place, offset = (x.value, 100 * (point.accuracy + here * point.spread)), (0, 10 * here)
+            axes.annotate(
+                printable_label(point.n), place, offset, textcoords="offset points", ha="center", va="center", fontsize=9
+            )
+
+
 def draw_learning_curves(series: Sequence[Series]) -> Figure:
-    """Draw training accuracy, as a running mean over a 25th of the logged steps, and dev accuracy where there is any."""
-    figure = Figure(figsize=(WIDTH, 3.4 + legend_height(series)), layout="constrained")
+    """Draw training accuracy for each n, as a running mean over a 25th of the logged steps, and dev accuracy where there is any.
+
+    Networks differ in colour, n in the style of the line; a curve of a single point is a marker.
+    """
+    curves = [curve for one in series if one.superposed for curve in (*one.train_curves, *one.dev_curves)]
+    ns = sorted({n for n, *_ in curves}, key=lambda n: (len(n), n))
+    styles = dict(zip(ns, cycle(LINES), strict=False)) if len(ns) > 1 else {}
+    has_dev = any(one.dev_curves for one in series)
+    extra = len(styles) + has_dev
+    figure = Figure(figsize=(WIDTH, 3.4 + legend_height(series) + 0.22 * extra), layout="constrained")
     axes = figure.subplots()
     for one, colour, _ in series_styles(series):
-        for steps, values in one.train_curves:
+        plot = partial(axes.plot, color=colour, linewidth=1, clip_on=False)
+        style_of = styles if one.superposed else {}
+        for n, steps, values in one.train_curves:
             window = max(1, len(values) // 25)
             mean = np.convolve(100 * np.asarray(values), np.full(window, 1 / window), "valid")
-            axes.plot(steps[window - 1 :], mean, "-", color=colour, linewidth=1)
-        for steps, values in one.dev_curves:
-            axes.plot(steps, 100 * np.asarray(values), "o--", color=colour, markersize=3, linewidth=1)
+            plot(steps[window - 1 :], mean, linestyle=style_of.get(n, "-"), marker=marker_of_curve(mean))
+        for n, steps, values in one.dev_curves:
+            plot(steps, 100 * np.asarray(values), linestyle=style_of.get(n, "-"), **DEV)
         axes.plot([], [], color=colour, label=printable_label(one.label))
-    if any(one.dev_curves for one in series):
-        axes.plot([], [], "o--", color="gray", markersize=3, label="on the dev split")
+    for n, style in styles.items():
+        axes.plot([], [], linestyle=style, color="gray", linewidth=1, label=printable_label(f"n = {n}"))
+    if has_dev:
+        axes.plot([], [], color="gray", linewidth=1, label="on the dev split", **DEV)
+    stay_within_100_percent(axes)
     axes.set(xlabel="step", ylabel="accuracy (%)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(loc="outside lower center", ncols=1)
     return figure
+
+
+def marker_of_curve(values: Sequence[float] | NDArray[np.floating]) -> str:
+    """Return a dot for a curve of a single point, of which a line shows nothing; no marker for others."""
+    return "." if len(values) == 1 else ""
 
 
 def draw_crosstalk(before: Mapping[str, Stages], after: Mapping[str, Stages]) -> Figure:
@@ -143,7 +228,8 @@ def draw_crosstalk(before: Mapping[str, Stages], after: Mapping[str, Stages]) ->
     for place, (n, shares) in enumerate(after.items()):
         colour = f"C{place % 10}"
         if n in before:
-            axes.plot([printable_label(stage) for stage in before[n]], list(before[n].values()), ":", color=colour)
+            stages, values = [printable_label(stage) for stage in before[n]], list(before[n].values())
+            axes.plot(stages, values, linestyle=":", marker=marker_of_curve(values), color=colour)
         axes.plot(
             [printable_label(stage) for stage in shares],
             list(shares.values()),

@@ -27,6 +27,10 @@ figcaption, dt { font-size: .9rem; opacity: .8 }
 dd { margin: 0 0 .5rem; font-size: .9rem }
 ul { padding-left: 1.2rem }
 details details { margin: .5rem 0 .5rem 1rem }
+.picture > summary { list-style: none; cursor: zoom-in }
+.picture[open] > summary { cursor: zoom-out }
+.picture span { font-size: .9rem; text-decoration: underline }
+figure:has([open]) { grid-column: 1 / -1 }
 @media (prefers-color-scheme: dark) { img { filter: invert(.93) hue-rotate(180deg) } }
 @media (max-width: 45rem) {
   table, tbody, tr, th { display: block }
@@ -45,6 +49,23 @@ TEXT_COLUMNS = {"preset", "model", "control", "device"}
 TEXT_CLASS = ' class="name"'
 
 
+TERMS = {
+    "n": "how many inputs share a pass; for a MIMOFormer, the side of the grid of sequences that do.",
+    "equal cost": "the plain network, one input per pass, whose multiply-adds per input come closest to those of the superposed "
+    "network at the n that is named.",
+    "thin": "the plain network as wide as one slot of the superposed network would be by itself.",
+    "batch statistics": "BatchNorm normalises by the test batch at hand, as the paper evaluates, rather than by averages from "
+    "training.",
+    "speed-up": "inputs per second over those of the superposed network at its smallest n, measured side by side in one run.",
+    "quartiles": "the range that the middle half of the timing rounds lies in.",
+    "multiply-adds": "products of the convolutions and matrix products, per input; half of what is often called FLOPs.",
+    "regrouping": "letting inputs share their passes with other inputs; in superposition some answers change.",
+    "crosstalk": "what unbinding leaves of the other inputs of a pass: the share of the variance of one input's features they "
+    "cause.",
+}
+"""Explanations of words; a page has those of the words that it uses."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """A figure of the report, as PNG."""
@@ -52,6 +73,8 @@ class Picture:
     file: str
     """File name, in the folder of report.md."""
     caption: str
+    alt: str
+    """What the figure shows, for those who do not see it."""
     content: bytes
     """The PNG file."""
 
@@ -65,6 +88,11 @@ class Section:
     rows: Sequence[Sequence[str]]
     notes: Sequence[str]
     pictures: Sequence[Picture]
+
+    def texts(self) -> list[str]:
+        """Return all that the section says."""
+        cells = [cell for row in self.rows for cell in row]
+        return [*self.columns, *cells, *self.notes, *(picture.caption for picture in self.pictures)]
 
 
 def escape_markdown(text: str) -> str:
@@ -90,7 +118,9 @@ def markdown_body(head: Sequence[str], sections: Sequence[Section], *, pictures:
 
 
 def html_page(title: str, head: Sequence[str], sections: Sequence[Section], facts: Mapping[str, Mapping[str, str]]) -> str:
-    """Render the HTML file; the facts of each run (settings, cost, versions) are folded away at its end."""
+    """Render the HTML file: sections, the terms that they use, and the facts of each run (settings, versions) folded away."""
+    said = " ".join(text for each in sections for text in each.texts())
+    terms = {word: meaning for word, meaning in TERMS.items() if word in said}
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -100,6 +130,8 @@ def html_page(title: str, head: Sequence[str], sections: Sequence[Section], fact
 <h1>{html.escape(title)}</h1>
 {"".join(f"<p>{html.escape(line)}</p>" for line in head)}
 {"".join(map(html_section, sections))}
+<h2>Terms</h2>
+{html_definitions(terms)}
 <details><summary>Settings of each run</summary>
 {"".join(html_facts(run, found) for run, found in facts.items())}
 </details>
@@ -115,7 +147,9 @@ def html_section(section: Section) -> str:
 
     def pictured(picture: Picture) -> str:
         caption, data = html.escape(picture.caption), b64encode(picture.content).decode()
-        return f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+        image = f'<img alt="{html.escape(picture.alt)}" src="data:image/png;base64,{data}">'
+        enlarged = f'<details class="picture"><summary>{image}<span>enlarge or shrink</span></summary></details>'
+        return f"<figure>{enlarged}<figcaption>{caption}</figcaption></figure>"
 
     grouped = section.columns[0] == "preset"
     columns = section.columns[grouped:]
@@ -134,5 +168,9 @@ def html_section(section: Section) -> str:
 
 def html_facts(run: str, facts: Mapping[str, str]) -> str:
     """Render the facts of one run in HTML, folded away under its name."""
-    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
-    return f"<details><summary>{html.escape(run)}</summary><dl>{told}</dl></details>\n"
+    return f"<details><summary>{html.escape(run)}</summary>{html_definitions(facts)}</details>\n"
+
+
+def html_definitions(found: Mapping[str, str]) -> str:
+    """Render words and what they mean in HTML."""
+    return f"<dl>{''.join(f'<dt>{html.escape(word)}</dt><dd>{html.escape(text)}</dd>' for word, text in found.items())}</dl>"

@@ -37,10 +37,10 @@ class Run:
     """Settings that decide what is learnt, except the seed; and the number of processes."""
     experiment: Settings
     """The same settings of the experiment's own network, which the run may be a control of."""
-    train_curves: Sequence[Curve]
-    """Steps, and accuracy on their training inputs; empty if it was never logged."""
-    dev_curves: Sequence[Curve]
-    """Steps, and accuracy on the dev split, for each n."""
+    train_curves: Mapping[str, Curve]
+    """For each n, the steps with it, and the accuracy on their training inputs; a plain network has a single curve."""
+    dev_curves: Mapping[str, Curve]
+    """For each n, steps, and the accuracy on the dev split; a plain network has a single curve."""
 
     def facts(self) -> dict[str, str]:
         """Return how the run went, as text for people to read; unknown facts are left out."""
@@ -69,7 +69,7 @@ def make_run(
     path: Path, root: Path, result: Result, settings: Mapping[str, Any], around: Mapping[str, Any], metrics: list[dict[str, Any]]
 ) -> Run:
     """Make a run from its result, its settings, the settings `around` of the experiment's own network, and its metrics."""
-    train, dev = learning_curves(metrics)
+    train, dev = learning_curves(metrics, by_n=result.superposed)
     both = [relevant_settings(each) | {"processes": str(result.processes)} for each in (settings, around)]
     return Run(path=path, root=root, result=result, settings=both[0], experiment=both[1], train_curves=train, dev_curves=dev)
 

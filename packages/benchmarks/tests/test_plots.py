@@ -10,7 +10,8 @@ from mimo_benchmarks.report import plots
 from mimo_benchmarks.report.plots import Point, Series
 from mimo_benchmarks.result import Spread
 
-ONE = Point(n="n = 1", accuracy=0.9, spread=0.01, macs=4e6, rates={"some GPU": Spread(value=1000, low=900, high=1200)})
+RATE = Spread(value=1000, low=900, high=1200)
+ONE = Point(n="n = 1", accuracy=0.9, spread=0.01, macs=4e6, rates={"some GPU": RATE})
 FOUR = Point(n="n = 4", accuracy=0.8, spread=0.02, macs=1e6, rates={})
 OURS = Series(
     label="MIMOConv",
@@ -58,13 +59,21 @@ def test_bars_are_as_long_as_the_spread():
     np.testing.assert_allclose(bars(bottom), [[[900, 1200]], [[89, 91]]])
 
 
+def test_panels_are_of_one_height_where_networks_were_timed_on_different_devices():
+    other = Series(label="y", superposed=True, points=[Point(n="", accuracy=0.6, spread=0, macs=1e6, rates={"a": RATE})])
+    figure = plots.draw_accuracy_throughput([OURS, PLAIN, other])
+    figure.draw_without_rendering()
+    heights = [axes.get_window_extent().height for axes in figure.axes]
+    assert min(heights) > 0.95 * max(heights) > 2 * figure.dpi
+
+
 def test_each_device_has_a_panel_and_runs_that_were_timed_apart_are_told():
     gpu, cpu = (Spread(value=value, low=value, high=value) for value in (8000.0, 1000.0))
     both = Series(label="x", superposed=True, points=[Point(n="", accuracy=0.5, spread=0, macs=1e6, rates={"b": gpu, "a": cpu})])
     other = Series(label="y", superposed=True, points=[Point(n="", accuracy=0.6, spread=0, macs=1e6, rates={"a": gpu})])
     _, first, second = plots.draw_accuracy_throughput([both, other], {"a"}).axes
     assert points(first) == {"x": ([1000], [50]), "y": ([8000], [60])}
-    assert points(second) == {"x": ([8000], [50]), "y": ([], [])}
+    assert points(second) == {"x": ([8000], [50])}
     assert first.get_xlabel() == "inputs per second, runs timed apart\na"
     assert second.get_xlabel() == "inputs per second\nb"
 
@@ -130,6 +139,10 @@ def test_learning_curves_are_running_means():
     np.testing.assert_allclose(smooth[0], range(40, 1010, 10))
     np.testing.assert_allclose(smooth[1], [100 * sum(values[k : k + 4]) / 4 for k in range(97)])
     assert legend(plots.draw_learning_curves([OURS, long])) == ["MIMOConv", "long", "on the dev split"]
+    two = Series(label="two", superposed=True, points=[ONE], train_curves=[("2", [1, 2], [0.1, 0.2])])
+    figure = plots.draw_learning_curves([two])
+    assert legend(figure) == ["two", "n = 2"]
+    assert figure.axes[0].xaxis.get_major_locator().tick_values(1, 2).tolist() == [1, 2]
 
 
 def legend(figure) -> list[str]:

@@ -1,5 +1,6 @@
 """Compare networks at each n over their seeds, and show them as the lines of a report's tables."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from mimo_benchmarks.report.runs import Run, Settings
 from mimo_benchmarks.result import Result, Row, Spread
 
 UNEXPLAINED = 1.15
-"""A speed-up is marked where even its lower end is more than this many times the ratio of multiply-adds."""
+"""A speed-up is marked where it is more than this many times the ratio of multiply-adds, and its whole range above that ratio."""
 
 
 def over_runs(found: Sequence[Spread]) -> Spread:
@@ -143,8 +144,9 @@ class TableLine:
         return {(run.root, run.result.device): row.inputs_per_second for run, row in found if row.inputs_per_second}
 
     def unexplained(self, speedup: Spread) -> bool:
-        """Return whether a speed-up is more than the ratio of multiply-adds explains, by more than its spread."""
-        return self.baseline is not None and speedup.low > UNEXPLAINED * self.baseline.macs / self.macs
+        """Return whether a speed-up is well above the ratio of multiply-adds, and so is the lower end of its range."""
+        ratio = self.baseline.macs / self.macs if self.baseline else math.inf
+        return speedup.value > UNEXPLAINED * ratio and speedup.low > ratio
 
 
 def speed_up(row: Row, baseline: Row | None) -> Spread | None:

@@ -135,6 +135,8 @@ def draw_accuracy_against(measure: Callable[[Point], Spread | None], axes: Axes,
     ends: list[float] = []
     for one, colour, marker in series_styles(series):
         found = measured_points(measure, one)
+        if not found:
+            continue
         xs, ys = np.array([x.value for x, _ in found]), np.array([100 * point.accuracy for _, point in found])
         spread = np.array([100 * point.spread for _, point in found])
         lows, highs = np.array([x.low for x, _ in found]), np.array([x.high for x, _ in found])
@@ -190,7 +192,7 @@ def draw_learning_curves(series: Sequence[Series]) -> Figure:
     """
     curves = [curve for one in series if one.superposed for curve in (*one.train_curves, *one.dev_curves)]
     ns = sorted({n for n, *_ in curves}, key=lambda n: (len(n), n))
-    styles = dict(zip(ns, cycle(LINES), strict=False)) if len(ns) > 1 else {}
+    styles = dict(zip(ns, cycle(LINES), strict=False)) if ns != ["1"] else {}
     has_dev = any(one.dev_curves for one in series)
     extra = len(styles) + has_dev
     figure = Figure(figsize=(WIDTH, 3.4 + legend_height(series) + 0.22 * extra), layout="constrained")
@@ -211,6 +213,7 @@ def draw_learning_curves(series: Sequence[Series]) -> Figure:
         axes.plot([], [], color="gray", linewidth=1, label="on the dev split", **DEV)
     stay_within_100_percent(axes)
     axes.set(xlabel="step", ylabel="accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(loc="outside lower center", ncols=1)
     return figure

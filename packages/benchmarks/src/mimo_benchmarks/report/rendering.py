@@ -16,7 +16,7 @@ h1, h2 { line-height: 1.2 }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 th, td { padding: .3rem .5rem; border-bottom: 1px solid #8886; text-align: right; vertical-align: top }
-thead th { vertical-align: bottom }
+thead th { vertical-align: bottom; text-wrap: balance }
 td { white-space: nowrap }
 th.name, td.name { text-align: left }
 tr > [colspan] { padding-top: 1rem }
@@ -143,7 +143,8 @@ def html_section(section: Section) -> str:
     """Render one task in HTML: heading, table with a heading row for each preset, notes and pictures."""
 
     def cell(name: str, value: str) -> str:
-        return f'<td data-label="{html.escape(name)}"{TEXT_CLASS * (name in TEXT_COLUMNS)}>{html.escape(value)}</td>'
+        text = html.escape(value) if name in TEXT_COLUMNS - {"device"} else html.escape(value).replace(" / ", " /<br>")
+        return f'<td data-label="{html.escape(name)}"{TEXT_CLASS * (name in TEXT_COLUMNS)}>{text}</td>'
 
     def pictured(picture: Picture) -> str:
         caption, data = html.escape(picture.caption), b64encode(picture.content).decode()

@@ -158,14 +158,17 @@ def test_throughput_is_measured_in_one_go(monkeypatch):
         assert [n for _, _, n in candidates] == [1, 2, 4, 1]
         assert isinstance(candidates[-1][1], WideResNet)
         assert inputs.shape == (960, 1, 8, 8)
-        return [1.0, 2.0, 3.0, 4.0]
+        return found
 
+    found = [Spread(value=value, low=value, high=value) for value in (1.0, 2.0, 3.0, 4.0)]
     both = candidates(CONFIG, THIN)
     monkeypatch.setattr(rates, "inputs_per_second", inputs_per_second)
-    assert rates.measure_throughput(both, CPU) == [1.0, 2.0, 3.0, 4.0]
+    assert rates.measure_throughput(both, CPU) == found
     monkeypatch.setitem(rates.BUDGET, "cpu", 1.0)
-    monkeypatch.setattr(rates, "inputs_per_second", lambda candidates, inputs: [float(len(inputs))] * len(candidates))
-    assert rates.measure_throughput(both, CPU)[-1] == 4
+    counts = []
+    monkeypatch.setattr(rates, "inputs_per_second", lambda candidates, inputs: counts.append(len(inputs)) or found)
+    assert rates.measure_throughput(both, CPU) == found
+    assert counts == [4]
 
 
 @pytest.mark.unchecked

@@ -266,9 +266,7 @@ def test_a_network_with_one_n_is_compared_with_its_controls_alone(tmp_path):
 def test_a_speed_up_that_multiply_adds_do_not_explain_is_marked(tmp_path, four, shown):
     (_, row), returned = written(tmp_path / "out", make_run(tmp_path / "run", (ROW, OURS[1] | four)))
     assert row["speed-up over n = 1"] == shown
-    told = (
-        "† More than 1.15 times what fewer multiply-adds explain, and not within the brackets: timing noise, or a better use of"
-    )
+    told = "† More than 1.15 times what multiply-adds explain, with all of the range in brackets above it: timing noise, or a"
     assert (told in returned) == ("†" in shown)
 
 

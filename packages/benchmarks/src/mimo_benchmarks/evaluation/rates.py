@@ -71,9 +71,9 @@ def in_passes(network: Network, inputs: Shaped[Tensor, "count *item"], n: int) -
     return group(inputs, network.inputs_per_pass(n)).unflatten(1, network.axes(n))
 
 
-@torch.inference_mode()
 def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup: int) -> Iterator[float]:
     """Yield the seconds of each of `rounds` calls after `warmup` others: by CUDA events on a GPU, by the clock on a CPU."""
+    call = torch.inference_mode()(call)
     for _ in range(warmup):
         call()
     for _ in range(rounds):

@@ -110,8 +110,8 @@ def rate_notes(lines: Sequence[TableLine]) -> list[str]:
         )
     if any(line.unexplained(speedup) for line, speedup in speedups):
         notes.append(
-            f"† More than {UNEXPLAINED} times what fewer multiply-adds explain, and not within the brackets: timing noise, or a "
-            "better use of the device."
+            f"† More than {UNEXPLAINED} times what multiply-adds explain, with all of the range in brackets above it: timing "
+            "noise, or a better use of the device."
         )
     return notes
 

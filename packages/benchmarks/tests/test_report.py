@@ -12,6 +12,7 @@ from mimo_benchmarks.report import composition, plots
 from mimo_benchmarks.report.composition import write_report
 from mimo_benchmarks.report.runs import find_runs
 from mimo_benchmarks.result import Spread
+from mimo_benchmarks.run_directory import learning_curves
 
 ROW = {"n": 1, "inputs": 1, "accuracy": 0.9, "accuracy_batch_statistics": None, "accuracy_per_slot": [0.9]}
 ROW |= {"changed_by_regrouping": None, "macs": 4e6}
@@ -504,6 +505,14 @@ def test_lines_of_metrics_that_were_cut_off_are_left_out(tmp_path):
     (found,), _ = find_runs([run])
     assert found.train_curves == {"1": ([1], [0.0]), "4": ([3], [0.5])}
     assert found.dev_curves == {"1": ([2], [0.5])}
+
+
+def test_curves_are_the_same_before_they_are_written():
+    """A run that has just ended has its metrics in memory, where n is a number."""
+    lines = [{"step": 2, "n": 4, "accuracy": 0.5}, {"step": 2, "dev_accuracy": {1: 0.5, 4: 0.25}}]
+    found = learning_curves(lines, by_n=True)
+    assert found == learning_curves(json.loads(json.dumps(lines)), by_n=True)
+    assert found == ({"4": ([2], [0.5])}, {"1": ([2], [0.5]), "4": ([2], [0.25])})
 
 
 def test_a_plain_network_has_one_curve(tmp_path):

@@ -122,7 +122,10 @@ def learning_curves(metrics: list[dict[str, Any]], *, by_n: bool) -> tuple[dict[
         try:
             step, shares = finite(line["step"]), line.get("dev_accuracy") or {}
             n = str(line.get("n")) if by_n else "1"
-            for curves, key, share in [(train, n, line.get("accuracy")), *((dev, each, share) for each, share in shares.items())]:
+            for curves, key, share in [
+                (train, n, line.get("accuracy")),
+                *((dev, str(each), share) for each, share in shares.items()),
+            ]:
                 if share is not None:
                     value = finite(share)
                     steps, values = curves.setdefault(key, ([], []))

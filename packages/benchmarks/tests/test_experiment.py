@@ -254,4 +254,4 @@ def test_the_report_is_made_from_results_in_memory(monkeypatch, tmp_path, capsys
     (one,) = shown
     assert SMALL.label in (tmp_path / "run" / "report.md").read_text()
     assert SMALL.label in capsys.readouterr().out
-    assert (one.result.model, len(one.train_curves[0][0])) == (SMALL.label, 2)
+    assert (one.result.model, sum(len(steps) for steps, _ in one.train_curves.values())) == (SMALL.label, 2)

@@ -172,6 +172,7 @@ def test_a_curve_of_a_single_point_is_a_point():
     series = Series(label="x", superposed=True, points=[ONE], train_curves=curves)
     (axes,) = plots.draw_learning_curves([series]).axes
     assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == [".", ""]
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [("n = 1", (20, 50))]
     (axes,) = plots.draw_crosstalk({"2": {"logits": 0.5}}, {"2": {"logits": 0.4}}).axes
     assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == [".", "o"]
 

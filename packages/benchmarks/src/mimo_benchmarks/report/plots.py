@@ -204,6 +204,10 @@ def draw_learning_curves(series: Sequence[Series]) -> Figure:
             window = max(1, len(values) // 25)
             mean = np.convolve(100 * np.asarray(values), np.full(window, 1 / window), "valid")
             plot(steps[window - 1 :], mean, linestyle=style_of.get(n, "-"), marker=marker_of_curve(mean))
+            if n in style_of and len(mean) == 1:  # a dot has no line style to tell its n
+                label, place = printable_label(f"n = {n}"), (steps[window - 1], mean[0])
+                axes.annotate(label, place, (0, -8), textcoords="offset points", ha="center", va="center", fontsize=9)
+                axes.margins(0.1)  # room for the label
         for n, steps, values in one.dev_curves:
             plot(steps, 100 * np.asarray(values), linestyle=style_of.get(n, "-"), **DEV)
         axes.plot([], [], color=colour, label=printable_label(one.label))

@@ -1,0 +1,127 @@
+"""scripts/uv acts on its own checkout, or refuses: tested with a stand-in for uv that says how it was called."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "scripts" / "uv"
+STAND_IN = """#!/bin/sh
+echo "folder $(pwd)"
+echo "python ${UV_PYTHON:-none}"
+echo "active ${VIRTUAL_ENV:-none}"
+for word; do echo "word $word"; done
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout without .venv, and beside it a folder elsewhere, a stand-in for uv, and a machine's own Python."""
+    for folder in ("checkout/scripts", "elsewhere", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(SCRIPT, tmp_path / "checkout" / "scripts" / "uv")
+    for name, text in (("uv", STAND_IN), ("python3", f"#!/bin/sh\necho {tmp_path}/bin/python3\n")):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path / "checkout"
+
+
+def make_environment(path):
+    (path / "bin").mkdir(parents=True)
+    (path / "pyvenv.cfg").touch()
+
+
+def call(checkout, *words, path=None, **variables):
+    """Call scripts/uv from elsewhere; returns the finished process, and what uv was told as {"folder": [..], "word": [..]}."""
+    environment = {"PATH": f"{path or checkout.parent / 'bin'}:/usr/bin:/bin", **variables}
+    done = subprocess.run(
+        [checkout / "scripts" / "uv", *words],
+        check=False,
+        cwd=checkout.parent / "elsewhere",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    told: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        name, _, value = line.partition(" ")
+        told.setdefault(name, []).append(value)
+    return done, told
+
+
+@pytest.mark.parametrize("command", ["sync", "run", "add", "remove", "lock", "export", "tree"])
+def test_commands_on_a_project_are_about_this_one(checkout, command):
+    """Wherever they are called from, and whatever environment is active there; the folder stays, as `run` needs it."""
+    _, told = call(checkout, command, "a b", VIRTUAL_ENV="/another")
+    assert told["word"] == ["--project", str(checkout), command, "a b"]
+    assert told["folder"] == [str(checkout.parent / "elsewhere")]
+    assert told["python"] == [str(checkout.parent / "bin" / "python3")]
+    assert told["active"] == ["none"]
+
+
+@pytest.mark.parametrize("command", ["venv", "build", "publish"])
+def test_commands_on_a_folder_are_called_in_this_one(checkout, command):
+    _, told = call(checkout, command, "--quiet")
+    assert (told["word"], told["folder"]) == ([command, "--quiet"], [str(checkout)])
+
+
+def test_pip_never_takes_the_machines_python(checkout):
+    """Without .venv it refuses; with it, .venv is what uv is told, even where UV_PYTHON or an active environment say otherwise."""
+    done, told = call(checkout, "pip", "install", "x")
+    assert (done.returncode, told) == (2, {})
+    assert done.stderr == f"scripts/uv: {checkout}/.venv is not a virtual environment: `scripts/uv sync` makes .venv\n"
+    make_environment(checkout / ".venv")
+    _, told = call(checkout, "pip", "install", "x", UV_PYTHON="/usr/bin/python3", VIRTUAL_ENV="/another")
+    assert told["word"] == ["pip", "install", "x"]
+    assert (told["python"], told["active"]) == ([f"{checkout}/.venv"], ["none"])
+
+
+def test_pip_takes_the_environment_that_is_named(checkout):
+    """As UV_PROJECT_ENVIRONMENT, absolute or below the checkout, or as --python, which must be in an environment."""
+    other = checkout.parent / "other"
+    make_environment(other)
+    make_environment(checkout / "inside")
+    for named, expected in ((str(other), other), ("inside", checkout / "inside")):
+        _, told = call(checkout, "pip", "list", UV_PROJECT_ENVIRONMENT=named)
+        assert told["python"] == [str(expected)]
+    for words in (["--python", f"{other}/bin/python"], [f"--python={other}/bin/python"], ["-p", str(other)], [f"-p{other}"]):
+        _, told = call(checkout, "pip", "install", *words, "x")
+        assert told["word"] == ["pip", "install", *words, "x"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tool", "install", "x"],
+        ["python", "install"],
+        ["self", "update"],
+        ["cache", "clean"],
+        ["init"],
+        ["--quiet", "sync"],
+        ["pip", "install", "--system", "x"],
+        ["pip", "install", "--target", "folder", "x"],
+        ["pip", "install", "-tfolder", "x"],
+        ["pip", "install", "--prefix=folder", "x"],
+        ["pip", "install", "--python", "/usr/bin/python3", "x"],
+        ["pip", "install", "--python=3.12", "x"],
+        ["pip", "install", "-p/usr/bin/python3", "x"],
+    ],
+    ids=" ".join,
+)
+def test_what_may_change_the_machine_is_refused(checkout, words):
+    make_environment(checkout / ".venv")
+    done, told = call(checkout, *words)
+    assert (done.returncode, told) == (2, {})
+    assert done.stderr.startswith("scripts/uv: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_folder_of_the_script_on_the_path(checkout):
+    """Then `uv` is the script itself; it takes the uv of its checkout instead of calling itself for ever."""
+    (checkout / ".uv" / "bin").mkdir(parents=True)
+    shutil.move(checkout.parent / "bin" / "uv", checkout / ".uv" / "bin" / "uv")
+    assert os.access(checkout / "scripts" / "uv", os.X_OK)
+    _, told = call(checkout, "sync", path=f"{checkout}/scripts:{checkout.parent}/bin")
+    assert told["word"] == ["--project", str(checkout), "sync"]

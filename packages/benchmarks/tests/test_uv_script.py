@@ -68,7 +68,7 @@ def test_commands_on_a_folder_are_called_in_this_one(checkout, command):
 
 
 def test_pip_never_takes_the_machines_python(checkout):
-    """Without .venv it refuses; with it, .venv is what uv is told, even where UV_PYTHON or an active environment say otherwise."""
+    """Without .venv it refuses; with it, uv is told .venv, even where UV_PYTHON or an active environment says otherwise."""
     done, told = call(checkout, "pip", "install", "x")
     assert (done.returncode, told) == (2, {})
     assert done.stderr == f"scripts/uv: {checkout}/.venv is not a virtual environment: `scripts/uv sync` makes .venv\n"

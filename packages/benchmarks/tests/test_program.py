@@ -14,8 +14,9 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 
 from mimo_benchmarks.__main__ import main
-from mimo_benchmarks.cli import train as command
-from mimo_benchmarks.cli.train import parse_settings, prepare_machine
+from mimo_benchmarks.cli import machine
+from mimo_benchmarks.cli.machine import prepare_machine
+from mimo_benchmarks.cli.train import parse_settings
 from mimo_benchmarks.evaluation import rates
 from mimo_benchmarks.experiment import experiment
 from mimo_benchmarks.experiment.experiment import run_experiment
@@ -242,7 +243,7 @@ def test_trackers_are_told_what_is_logged(tmp_path, monkeypatch):
         def log(self, values, step, **_):
             told.append((step, values))
 
-    monkeypatch.setattr(command, "get_available_trackers", lambda: ["ours"])
+    monkeypatch.setattr(machine, "get_available_trackers", lambda: ["ours"])
     monkeypatch.setattr(experiment, "filter_trackers", lambda names, path: [Tracker(_blank=True)])
     main([*SHORT, "--no-controls", "--tracker", "ours", "--out", str(tmp_path / "run")])
     (config, *lines) = told

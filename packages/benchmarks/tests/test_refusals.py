@@ -121,7 +121,7 @@ def test_a_gpu_where_there_is_none(capsys):
         (["--dev-every", "5"], "task digits has no dev split"),
         pytest.param(["--sync-batch-norm"], "sync_batch_norm is for several GPUs", marks=WITHOUT_GPU),
         pytest.param(["--precision", "fp16"], "precision = fp16 is for GPUs", marks=WITHOUT_GPU),
-        (["--tracker", "nothing"], "tracker 'nothing' is not installed, only"),
+        (["--tracker", "tensorbord"], "there is no tracker 'tensorbord': did you mean tensorboard"),
         (["--resume", "/nonexistent"], "is /nonexistent a run directory?"),
         (["--resume=/nonexistent"], "is /nonexistent a run directory?"),
         (

@@ -185,7 +185,7 @@ class RunConfig:
         sync_batch_norm: On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each.
         compile: Compile the network with torch.compile; with CUDA graphs where every step is one pass of images of one shape.
         device: Device to train on; a GPU if there is one, unless given.
-        threads: CPU threads per process, whatever OMP_NUM_THREADS says; all cores, shared between the processes, unless given.
+        threads: CPU threads per process; unless given, OMP_NUM_THREADS, which launchers set to 1, else all cores but one.
         data_dir: Folder of data sets in torchvision's layout; unless given, the variable MIMO_DATA, else the platform's cache
             folder.
         out: Run directory to make, which must not exist yet; runs/PRESET-001, -002, .. unless given.

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.flop_counter import FlopCounterMode
 
 from mimoconv.config import NetworkConfig
 from mimoconv.model import WideResNet
@@ -130,6 +129,8 @@ def count_macs(model: Superposed | WideResNet, n: int | None = None, *, shape: t
         if (config := network_config(model)) is None:
             raise ValueError("this model has no configuration that says the size of its images: give shape=(c, h, w)")
         shape = config.in_channels, config.image_size, config.image_size
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports triton, which is slow
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         probe = copy.deepcopy(getattr(model, "_orig_mod", model)).to("meta", torch.float32).eval()
         probe(torch.zeros(COUNTED_PASSES, n, *shape, device="meta"))

@@ -5,7 +5,6 @@ import copy
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mimoformer.blocks import AttentionBlock, AttentionMLPBlock
 from mimoformer.bundles import check_mask
@@ -98,6 +97,8 @@ def count_macs(model: MIMOFormer, n: int | tuple[int, int] | None = None, *, len
     length = config.max_length if length is None else length
     checks.positive(length=length)
     pair = (2,) if config.head == "pair" else ()
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports triton, which is slow
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         probe = copy.deepcopy(getattr(model, "_orig_mod", model)).to("meta", torch.float32).eval()
         probe(torch.zeros(COUNTED_PASSES, m, columns, *pair, length, dtype=torch.long, device="meta"))

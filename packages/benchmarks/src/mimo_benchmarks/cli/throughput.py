@@ -60,7 +60,7 @@ def throughput(
         precision: precision of the passes, by autocast; fp16 needs a GPU.
         compile: compile the network with torch.compile.
         device: where to run; a GPU if there is one, unless given.
-        threads: CPU threads; as many as torch takes unless given.
+        threads: CPU threads; unless given, OMP_NUM_THREADS, else all cores but one.
         compare: an earlier file of this command; adds how many times faster each n is now.
         out: file to write, which must not exist yet; runs/throughput-PRESET-001.json, -002, .. unless given.
     """

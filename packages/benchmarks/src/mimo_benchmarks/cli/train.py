@@ -1,24 +1,17 @@
 """`mimonets [train] [PRESET] [--flags]`: train the network of a preset, evaluate it and write a report."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 import tyro
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 
-from mimo_benchmarks.data.storage.files import cores
 from mimo_benchmarks.errors import ConfigError
-from mimo_benchmarks.experiment.compatibility import check_effect
-from mimo_benchmarks.experiment.experiment import run_experiment
 from mimo_benchmarks.presets.find import PRESETS, find_preset
 from mimo_benchmarks.run_directory import read_settings
-from mimo_benchmarks.settings import RunConfig, require
+from mimo_benchmarks.settings import RunConfig
 
 FIRST = ("quickstart", "mnist", "cifar10")
 """Presets that `--help` lists."""
@@ -36,6 +29,9 @@ def execute_train(arguments: Sequence[str], other: Sequence[str] = ()) -> None:
         SystemExit: a flag that tyro refuses (code 2), or --help (code 0).
     """
     preset, config = parse_settings(arguments, other)
+    from mimo_benchmarks.cli.machine import prepare_machine  # here, because --help needs none of what these import
+    from mimo_benchmarks.experiment.experiment import run_experiment
+
     accelerator = prepare_machine(config)
     # the precision may come from the launcher, and a resumed run must keep it
     run_experiment(replace(config, precision=accelerator.mixed_precision), preset, accelerator)
@@ -73,7 +69,8 @@ def parse_settings(arguments: Sequence[str], other: Sequence[str] = ()) -> tuple
         f"\n\nmimonets [train] [PRESET] [--flags]: a preset comes first, and flags change it. Presets:\n\n{presets}\n"
         f"  and {len(PRESETS) - len(FIRST)} more: `mimonets list` shows them\n\nPRESET.short takes a twentieth of the steps, "
         "PRESET.thin and PRESET.equal_cost_n4 are its controls alone.\n\n"
-        f"Other commands: `mimonets {' | '.join(other)}`, each with --help.\n\nThe defaults below are those of {name}."
+        f"Other commands: `mimonets {' | '.join(other)}`, each with --help, and `mimonets --version`.\n\n"
+        f"The defaults below are those of {name}."
     )
     settings = (tyro.conf.AvoidSubcommands,)
     try:
@@ -86,29 +83,7 @@ def parse_settings(arguments: Sequence[str], other: Sequence[str] = ()) -> tuple
         raise
     except ValueError as error:  # a dataclass refused a value
         raise ConfigError(str(error)) from error
+    from mimo_benchmarks.experiment.compatibility import check_effect  # here, because --help needs none of what it imports
+
     check_effect(default, asked)
     return name, asked
-
-
-def prepare_machine(config: RunConfig) -> Accelerator:
-    """Return device, precision and processes, and share the cores between the processes; launchers set one thread for each.
-
-    Raises:
-        ConfigError: settings that this machine cannot follow.
-    """
-    gpu = torch.cuda.is_available()
-    require(config.device != "cuda" or gpu, "device = cuda, but there is no GPU that torch can use: leave out --device")
-    precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    on_cpu = config.device == "cpu" or not gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    require(not (precision == "fp16" and on_cpu), "precision = fp16 is for GPUs: take bf16 or no on a CPU")
-    there = [str(tracker) for tracker in get_available_trackers()]
-    for tracker in config.tracker:
-        known = f"tracker {tracker!r} is not installed, only {', '.join(there) or 'none'}: `pip install {tracker}`"
-        require(tracker in there, known)
-    require(not (config.resume and config.out), "a resumed run keeps its own directory: leave out --out")
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
-    available = cores()
-    threads = config.threads or max(1, available // accelerator.num_processes)
-    require(threads <= available, f"threads = {threads}, but this process may use {available} cores")
-    torch.set_num_threads(threads)
-    return accelerator

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vsa_core import slots
 from vsa_core.hub import Library
@@ -114,6 +113,8 @@ class Network:
 
     def count_macs(self, module: nn.Module, n: int) -> float:
         """Count multiply-adds per input, at the network's own image size or its longest sequence, by torch's flop counter."""
+        from torch.utils.flop_counter import FlopCounterMode  # here, because it imports triton, which is slow
+
         with torch.no_grad(), FlopCounterMode(display=False) as counter, torch.device("meta"):
             one_pass = self.example(self.inputs_per_pass(n), torch.device("meta")).unflatten(0, (1, *self.axes(n)))
             self.build().eval()(one_pass)

@@ -1,0 +1,79 @@
+"""How the program starts: what it imports, and how many threads it takes."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mimo_benchmarks import __version__
+from mimo_benchmarks.cli import machine
+from mimo_benchmarks.cli import main as command
+from mimo_benchmarks.cli.machine import prepare_machine
+from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.settings import RunConfig
+
+HEAVY = {"torch", "accelerate", "datasets", "matplotlib", "pandas", "PIL", "pyarrow", "scipy", "sklearn", "torchvision", "triton"}
+PROGRAM = """
+import sys
+from mimo_benchmarks.__main__ import main
+try:
+    main(sys.argv[1:])
+except SystemExit as exit_:
+    assert exit_.code == 0
+print(*sys.modules)
+"""
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [(["--version"], set()), (["--help"], {"torch"}), (["list"], {"torch"})],
+    ids=lambda value: " ".join(sorted(value)),
+)
+def test_what_answers_a_question_imports_little(arguments, needed):
+    """torch takes most of the seconds of a start; nothing else that is heavy comes on top, and the version needs none of it."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=True, capture_output=True, text=True)
+    *_, modules = done.stdout.splitlines()
+    assert HEAVY & set(modules.split()) == needed
+
+
+def test_version(capsys):
+    command.execute_command(["--version"])
+    assert capsys.readouterr().out == f"mimonets {__version__}\n"
+
+
+@pytest.mark.parametrize(("available", "processes", "expected"), [(1, "1", "1"), (2, "1", "1"), (8, "1", "7"), (8, "3", "2")])
+def test_threads_leave_a_core_to_other_programs(available, processes, expected, monkeypatch):
+    """Of 8 cores one thread takes 7; three processes take 2 each."""
+    monkeypatch.setattr(command, "cores", lambda: available)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command.set_default_threads()
+    assert os.environ["OMP_NUM_THREADS"] == expected
+
+
+def test_the_users_own_number_of_threads_stays(monkeypatch):
+    """OMP_NUM_THREADS itself, and what torch made of it, which only --threads changes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    command.set_default_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        prepare_machine(RunConfig(device="cpu"))
+        assert torch.get_num_threads() == 3
+        prepare_machine(RunConfig(device="cpu", threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_missing_can_be_installed_by_the_line_that_is_given(monkeypatch):
+    """For users of pip, and in a checkout, where `pip` is not in the environment."""
+    monkeypatch.setattr(machine, "get_available_trackers", list)
+    line = "`pip install tensorboard`, or in a checkout `scripts/uv pip install tensorboard`"
+    with pytest.raises(ConfigError, match=re.escape(f"tracker 'tensorboard' is not installed: {line}")):
+        prepare_machine(RunConfig(device="cpu", tracker=("tensorboard",)))

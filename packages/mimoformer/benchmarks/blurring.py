@@ -1,6 +1,6 @@
 """Attention weights of superposed sequences: what is left of them under one softmax for all slots, and under FAVOR+S.
 
-usage: uv run python packages/mimoformer/benchmarks/blurring.py [--seeds 20] [--out docs/blurring.png]
+usage: python packages/mimoformer/benchmarks/blurring.py [--seeds 20] [--out docs/blurring.png]
 
 Prints the errors as a table and draws them, with the weights of two slots. Every slot has the same attention keys, rows of a
 Hadamard matrix, and its own rule by which a token looks for another, so that the exact weights are the same at every dim. The

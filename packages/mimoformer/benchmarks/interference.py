@@ -1,6 +1,6 @@
 """Noise between the slots of FAVOR+S: of its scores and of its outputs, beside theory.
 
-usage: uv run python packages/mimoformer/benchmarks/interference.py [--draws 2000] [--seeds 20] [--out docs/favor_s_noise.png]
+usage: python packages/mimoformer/benchmarks/interference.py [--draws 2000] [--seeds 20] [--out docs/favor_s_noise.png]
 
 Prints three tables and draws their figures.
 

@@ -1,6 +1,6 @@
 """Binding beside torchhd's, in one run: results compared first, then interleaved medians.
 
-usage: uv run --group bench python packages/vsa-core/benchmarks/against_torchhd.py [--device cuda] [--repeats 21]
+usage: scripts/uv run --group bench python packages/vsa-core/benchmarks/against_torchhd.py [--device cuda] [--repeats 21]
 
 Columns: milliseconds of both and their ratio, for one key shared by all vectors and for one key per vector. The rates of
 vsa-core count the bytes of x, key and result once, and the arithmetic of the algorithm that it chooses for the shape.

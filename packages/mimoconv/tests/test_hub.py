@@ -671,10 +671,14 @@ def test_packages_that_are_missing(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert hub.from_pretrained(saved).capacity == 4  # needs only safetensors
     for call in (lambda: hub.push_to_hub(model, "ada/net"), lambda: hub.from_pretrained("ada/net")):
-        with pytest.raises(ImportError, match=r"huggingface_hub is not installed: pip install vsa-core\[hub\]"):
+        with pytest.raises(
+            ImportError, match=r"huggingface_hub is not installed: `pip install 'vsa-core\[hub\]'`, or in a checkout `scripts/uv"
+        ):
             call()
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     for call in (lambda: hub.save_pretrained(model, tmp_path / "none"), lambda: hub.from_pretrained(saved)):
-        with pytest.raises(ImportError, match=r"safetensors is not installed: pip install vsa-core\[hub\]"):
+        with pytest.raises(
+            ImportError, match=r"safetensors is not installed: `pip install 'vsa-core\[hub\]'`, or in a checkout `scripts/uv"
+        ):
             call()
     assert not (tmp_path / "none").exists()

@@ -185,7 +185,7 @@ def test_card(tmp_path):
     rows = [("sequences per pass", "test accuracy"), ("1 x 1", "100.00 %"), ("1 x 4", "0.00 %"), ("2 x 4", "91.23 %")]
     table = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in text.splitlines() if line.count("|") == 3]
     assert [row for row in table if "-" not in row[0]] == rows
-    assert "`pip install mimoformer[hub]`" in text
+    assert "`pip install 'mimoformer[hub]'`" in text
     assert "```bash\ntrain --m 2 \\\n  --seed 0\n```\n" in text
     assert "predict(model, tokens)  # integers below 11: (count, length), length to 8\n" in text
 
@@ -293,11 +293,15 @@ def test_packages_that_are_missing(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert MIMOFormer.from_pretrained(saved).config.m == 2  # needs only safetensors
     for call in (lambda: small().push_to_hub("ada/net"), lambda: MIMOFormer.from_pretrained("ada/net")):
-        with pytest.raises(ImportError, match=r"huggingface_hub is not installed: pip install vsa-core\[hub\]"):
+        with pytest.raises(
+            ImportError, match=r"huggingface_hub is not installed: `pip install 'vsa-core\[hub\]'`, or in a checkout `scripts/uv"
+        ):
             call()
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     for call in (lambda: small().save_pretrained(tmp_path / "none"), lambda: MIMOFormer.from_pretrained(saved)):
-        with pytest.raises(ImportError, match=r"safetensors is not installed: pip install vsa-core\[hub\]"):
+        with pytest.raises(
+            ImportError, match=r"safetensors is not installed: `pip install 'vsa-core\[hub\]'`, or in a checkout `scripts/uv"
+        ):
             call()
     assert not (tmp_path / "none").exists()
 

@@ -62,7 +62,7 @@ A network of [this paper](https://example.org).
 
 ## Use
 
-`pip install numnets[hub]`, then
+`pip install 'numnets[hub]'`, then
 
 ```python
 import numnets

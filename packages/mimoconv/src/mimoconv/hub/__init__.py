@@ -1,4 +1,4 @@
-"""Saves networks of this package to folders and the Hugging Face hub and loads them (`pip install mimoconv[hub]`)."""
+"""Saves networks of this package to folders and the Hugging Face hub and loads them (`pip install 'mimoconv[hub]'`)."""
 
 import mimoconv
 from mimoconv.config import MIMOConvConfig, SuperposedConfig, WideResNetConfig

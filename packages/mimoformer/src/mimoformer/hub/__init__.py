@@ -1,4 +1,4 @@
-"""Save networks to folders, load them, and share them on the Hugging Face hub: `pip install mimoformer[hub]`."""
+"""Save networks to folders, load them, and share them on the Hugging Face hub: `pip install 'mimoformer[hub]'`."""
 
 import mimoformer
 from mimoformer.config import MIMOFormerConfig

@@ -50,7 +50,7 @@ def model_card(
 {accuracy}
 ## Use
 
-`pip install {library}[hub]`, then
+`pip install '{library}[hub]'`, then
 
 {fenced(use, "python")}
 

@@ -280,7 +280,9 @@ def import_extra(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name.partition('.')[0]} is not installed: pip install vsa-core[hub]") from error
+        install = "pip install 'vsa-core[hub]'"
+        missing = f"{name.partition('.')[0]} is not installed: `{install}`, or in a checkout `scripts/uv {install}`"
+        raise ImportError(missing) from error
 
 
 def load_strict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

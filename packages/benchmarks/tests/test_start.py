@@ -27,6 +27,12 @@ print(*sys.modules)
 """
 
 
+@pytest.fixture(autouse=True)
+def environment_stays(monkeypatch):
+    """What the program sets in os.environ, it sets in a copy."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("arguments", "needed"),
@@ -51,21 +57,31 @@ def test_threads_leave_a_core_to_other_programs(available, processes, expected, 
     monkeypatch.setattr(command, "cores", lambda: available)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    command.set_default_threads()
+    command.set_thread_defaults()
     assert os.environ["OMP_NUM_THREADS"] == expected
+
+
+def test_threads_wait_as_the_user_says(monkeypatch):
+    for policy, count, expected in ((None, None, "1000"), (None, "7", "7"), ("active", None, None)):
+        for name, value in (("OMP_WAIT_POLICY", policy), ("GOMP_SPINCOUNT", count)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        command.set_thread_defaults()
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
 def test_the_users_own_number_of_threads_stays(monkeypatch):
     """OMP_NUM_THREADS itself, and what torch made of it, which only --threads changes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    command.set_default_threads()
+    command.set_thread_defaults()
     assert os.environ["OMP_NUM_THREADS"] == "3"
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        prepare_machine(RunConfig(device="cpu"))
+        prepare_machine(RunConfig())
         assert torch.get_num_threads() == 3
-        prepare_machine(RunConfig(device="cpu", threads=1))
+        prepare_machine(RunConfig(threads=1))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -76,4 +92,4 @@ def test_what_is_missing_can_be_installed_by_the_line_that_is_given(monkeypatch)
     monkeypatch.setattr(machine, "get_available_trackers", list)
     line = "`pip install tensorboard`, or in a checkout `scripts/uv pip install tensorboard`"
     with pytest.raises(ConfigError, match=re.escape(f"tracker 'tensorboard' is not installed: {line}")):
-        prepare_machine(RunConfig(device="cpu", tracker=("tensorboard",)))
+        prepare_machine(RunConfig(tracker=("tensorboard",)))

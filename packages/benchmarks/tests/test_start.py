@@ -12,6 +12,7 @@ from mimo_benchmarks import __version__
 from mimo_benchmarks.cli import machine
 from mimo_benchmarks.cli import main as command
 from mimo_benchmarks.cli.machine import prepare_machine
+from mimo_benchmarks.environment import environment
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.settings import RunConfig
 
@@ -85,6 +86,18 @@ def test_the_users_own_number_of_threads_stays(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["/somewhere/.venv/bin/mimonets", "mnist", "--out", "a b"], "mimonets mnist --out 'a b'"),
+        (["benchmarks/run.py", "--seed", "1"], "python benchmarks/run.py --seed 1"),
+    ],
+)
+def test_a_run_says_its_command_as_a_shell_takes_it(arguments, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert environment(torch.device("cpu"))["command"] == expected
 
 
 def test_what_is_missing_can_be_installed_by_the_line_that_is_given(monkeypatch):

@@ -19,7 +19,7 @@ OTHERS = ("torch", "torchvision", "numpy", "scikit-learn", "accelerate")
 def environment(device: torch.device) -> dict[str, Any]:
     """Return machine, versions, git revision and command line for environment.json."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -45,6 +45,12 @@ def cpu_model() -> str:
     except OSError:  # not Linux
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine() or "cpu"
+
+
+def command_line() -> str:
+    """Return the command of this process as a shell takes it, the program mimonets by its name rather than its path."""
+    program = ["mimonets"] if Path(sys.argv[0]).stem == "mimonets" else ["python", sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def installed_version(name: str) -> str:

@@ -18,12 +18,14 @@ from mimo_benchmarks.settings import RunConfig
 
 HEAVY = {"torch", "accelerate", "datasets", "matplotlib", "pandas", "PIL", "pyarrow", "scipy", "sklearn", "torchvision", "triton"}
 PROGRAM = """
+import gc
 import sys
 from mimo_benchmarks.__main__ import main
 try:
     main(sys.argv[1:])
 except SystemExit as exit_:
     assert exit_.code == 0
+assert gc.isenabled()
 print(*sys.modules)
 """
 

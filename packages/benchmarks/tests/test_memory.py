@@ -14,8 +14,7 @@ from PIL import Image
 from torch.autograd.graph import saved_tensors_hooks
 
 from mimo_benchmarks.__main__ import main
-from mimo_benchmarks.cli import list as listing
-from mimo_benchmarks.cli import throughput
+from mimo_benchmarks.cli import estimate, throughput
 from mimo_benchmarks.errors import NotEnoughMemory
 from mimo_benchmarks.evaluation import rates
 from mimo_benchmarks.experiment import experiment
@@ -171,10 +170,10 @@ def test_throughput_names_passes(full, capsys, monkeypatch, tmp_path):
 def test_list_estimates_what_fits_and_names_the_rest(capsys, monkeypatch):
     """What does not fit by far is not even built."""
     built = []
-    monkeypatch.setattr(listing, "STEPS", 1)
-    monkeypatch.setattr(listing, "build", lambda config: built.append(config) or build(config))
+    monkeypatch.setattr(estimate, "STEPS", 1)
+    monkeypatch.setattr(estimate, "build", lambda config: built.append(config) or build(config))
     need = training_bytes(find_preset("recall_n2_att"))
-    monkeypatch.setattr(listing, "free_memory", lambda device: listing.ROOM * need)
+    monkeypatch.setattr(estimate, "free_memory", lambda device: estimate.ROOM * need)
     with pytest.raises(SystemExit) as exit_:
         main(["list", "recall_[np]*", "--estimate"])
     assert exit_.value.code == 2
@@ -189,7 +188,7 @@ def test_list_estimates_what_fits_and_names_the_rest(capsys, monkeypatch):
 
 LIMITED = """
 import resource, sys
-import mimo_benchmarks.cli.list, mimo_benchmarks.cli.train
+import mimo_benchmarks.cli.estimate, mimo_benchmarks.cli.train, mimo_benchmarks.experiment.experiment
 from mimo_benchmarks.__main__ import main
 from mimo_benchmarks.memory import read_table
 from pathlib import Path

@@ -172,10 +172,11 @@ def test_throughput_is_measured_in_one_go(monkeypatch):
 
 
 @pytest.mark.unchecked
-def test_fewer_inputs_where_memory_does_not_hold_them(monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_fewer_inputs_where_memory_does_not_hold_them(error, monkeypatch):
     def inputs_per_second(candidates, inputs):
         if len(inputs) > 100:
-            raise torch.OutOfMemoryError
+            raise error
         return [len(inputs)] * len(candidates)
 
     monkeypatch.setattr(rates, "inputs_per_second", inputs_per_second)

@@ -22,7 +22,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, CheckpointError | DatasetError):
         return False
     full = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return full or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(SIGNS.search(str(error))))
+    return (
+        full
+        or isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(error, RuntimeError) and bool(SIGNS.search(str(error))))
+    )
 
 
 @contextmanager

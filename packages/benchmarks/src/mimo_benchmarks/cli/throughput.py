@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from tqdm import tqdm
 
 from mimo_benchmarks.data.storage.files import cores
 from mimo_benchmarks.environment import environment
@@ -17,6 +16,7 @@ from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.evaluation.rates import DTYPES, Measurement, Timing, device_peak, measure
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.find import find_preset
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.run_directory import flatten_settings, settings_as_json
 from mimo_benchmarks.settings import require
 from vsa_core.hub.markdown import markdown_table
@@ -87,7 +87,7 @@ def throughput(
     try:
         found_n = known.evaluated_n(config.n)
         options: dict[str, Any] = {"peak": peak, "rounds": rounds, "precision": precision, "compiled": compile}
-        with tqdm(desc=preset, total=len(found_n) * 2 * len(known.layouts) * rounds, unit=" calls", delay=1) as bar:
+        with progress_bar(preset, len(found_n) * 2 * len(known.layouts) * rounds, unit=" calls") as bar:
             rows = [measure(known, module, each, passes, **options, after_call=bar.update) for each in found_n]
     except ValueError as error:  # DataMUX accepts its own n only
         raise ConfigError(str(error)) from error

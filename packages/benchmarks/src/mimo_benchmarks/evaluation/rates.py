@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.memory import memory_for, ran_out_of_memory
 from mimo_benchmarks.networks.network import Network
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.result import Spread
 from vsa_core.slots import group
 
@@ -101,15 +101,17 @@ def inputs_per_second(candidates: Sequence[Candidate], inputs: Shaped[Tensor, "c
     """Return the throughput of each candidate in eval mode, in its faster memory layout: median and quartiles over the rounds.
 
     Candidates take turns, so that a drift of the machine hits all alike. Each gets all `inputs` at once, in groups of its n: one
-    call to warm up, then one that is timed. A progress bar appears after a second.
+    call to warm up, then one that is timed.
     """
     groups = [in_passes(network, inputs, n) for network, _, n in candidates]
     settings = [(place, layout) for place, (network, *_) in enumerate(candidates) for layout in network.layouts]
     times: dict[tuple[int, torch.memory_format], list[float]] = {setting: [] for setting in settings}
-    for _ in tqdm(range(rounds), "timing rounds", delay=1):
-        for place, layout in settings:
-            module = candidates[place][1].to(memory_format=layout)
-            times[place, layout] += durations(partial(module, groups[place]), inputs.device, 1, 1)
+    with progress_bar("measuring throughput", rounds, unit=" rounds") as bar:
+        for _ in range(rounds):
+            for place, layout in settings:
+                module = candidates[place][1].to(memory_format=layout)
+                times[place, layout] += durations(partial(module, groups[place]), inputs.device, 1, 1)
+            bar.update()
     found = {setting: quartiles(record) for setting, record in times.items()}
     rates = []
     for place in range(len(candidates)):
@@ -126,8 +128,8 @@ def measure_throughput(candidates: Sequence[Candidate], device: torch.device) ->
     while True:
         try:
             return inputs_per_second(candidates, candidates[0][0].example(count, device))
-        except torch.OutOfMemoryError:
-            if count == whole:
+        except (RuntimeError, MemoryError) as error:
+            if count == whole or not ran_out_of_memory(error):
                 raise
             count = max(whole, count // 2 // whole * whole)
 
@@ -170,7 +172,7 @@ def measure(
         after_call: called after each timed call, for a progress bar.
 
     Raises:
-        ConfigError: the passes do not fit into memory.
+        NotEnoughMemory: the passes do not fit into memory.
     """
     device = next(module.parameters()).device
     macs, inputs = network.count_macs(module, n), network.inputs_per_pass(n)
@@ -192,17 +194,12 @@ def measure(
             found.append(Timing(median=median, low=low, high=high, layout=LAYOUT_NAMES[layout]))
         return min(found, key=lambda each: each.median)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), memory_for(f"{passes} passes with n = {n}", "give fewer --passes"):
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # the caller chose the precision
-        try:
-            latency = timing(1)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            batch = timing(passes)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-                raise ConfigError(f"{passes} passes with n = {n} do not fit into memory: give fewer --passes") from error
-            raise
+        latency = timing(1)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        batch = timing(passes)
     rate = passes * inputs / batch.median
     return Measurement(
         n=n,

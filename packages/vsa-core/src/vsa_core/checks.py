@@ -45,7 +45,7 @@ def broadcastable(x: Tensor, key: Tensor, key_axes: int = 1) -> None:
         raise ValueError(f"x of shape {tuple(x.shape)} and key of shape {tuple(key.shape)}: both need a last axis dim")
     if x.shape[-1] != key.shape[-1] or x.shape[-1] < 1:
         raise ValueError(f"x has dim {x.shape[-1]} and key has dim {key.shape[-1]}: their last axes must be equal and at least 1")
-    shared = range(min(x.dim() - 1, key.dim() - key_axes))  # torch 2.6 cannot compile a zip of unequal lengths
+    shared = range(min(x.dim() - 1, key.dim() - key_axes))  # torch 2.8 cannot compile a zip of unequal lengths here
     if any(x.shape[-2 - i] not in (key.shape[-1 - key_axes - i], 1) and key.shape[-1 - key_axes - i] != 1 for i in shared):
         raise ValueError(
             f"the leading axes of x {tuple(x.shape[:-1])} and key {tuple(key.shape[:-key_axes])} do not broadcast: "
@@ -64,7 +64,7 @@ def positive(**counts: int) -> None:
 def whole_numbers(**counts: int) -> None:
     """Raise TypeError unless every named count is a whole number; 2.0 and True are not."""
     for name, value in counts.items():
-        if not isinstance(value, Integral | torch.SymInt) or isinstance(value, bool):
+        if not isinstance(value, (Integral, torch.SymInt)) or isinstance(value, bool):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 

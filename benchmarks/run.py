@@ -9,7 +9,7 @@ if __name__ == "__main__":
     except ModuleNotFoundError as error:
         if error.name != "mimo_benchmarks":
             raise
-        start = "`scripts/uv run benchmarks/run.py` in the root of the checkout, or `pip install mimo-benchmarks` first"
+        start = "start `scripts/uv run benchmarks/run.py` in the root of the checkout"
         print(f"mimo_benchmarks is not installed for {sys.executable}: {start}", file=sys.stderr)
         sys.exit(2)
     main()

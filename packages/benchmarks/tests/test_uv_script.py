@@ -1,8 +1,10 @@
 """scripts/uv acts on its own checkout, or refuses: tested with a stand-in for uv that says how it was called."""
 
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ STAND_IN = """#!/bin/sh
 echo "folder $(pwd)"
 echo "python ${UV_PYTHON:-none}"
 echo "active ${VIRTUAL_ENV:-none}"
+echo "virtual ${PIP_REQUIRE_VIRTUALENV:-none}"
 for word; do echo "word $word"; done
 """
 
@@ -33,11 +36,11 @@ def make_environment(path):
     (path / "pyvenv.cfg").touch()
 
 
-def call(checkout, *words, path=None, **variables):
-    """Call scripts/uv from elsewhere; returns the finished process, and what uv was told as {"folder": [..], "word": [..]}."""
+def call(checkout, *words, path=None, script=None, **variables):
+    """Call scripts/uv, or a link to it, from elsewhere; returns the process, and what uv was told, such as {"folder": [..]}."""
     environment = {"PATH": f"{path or checkout.parent / 'bin'}:/usr/bin:/bin", **variables}
     done = subprocess.run(
-        [checkout / "scripts" / "uv", *words],
+        [script or checkout / "scripts" / "uv", *words],
         check=False,
         cwd=checkout.parent / "elsewhere",
         env=environment,
@@ -91,6 +94,56 @@ def test_pip_takes_the_environment_that_is_named(checkout):
         assert told["word"] == ["pip", "install", *words, "x"]
 
 
+def test_pip_itself_is_that_of_the_environment(checkout):
+    """`run pip` takes the pip of .venv or none; pip under another name changes virtual environments only."""
+    make_environment(checkout / ".venv")
+    for words in (["run", "pip", "install", "x"], ["run", "--no-sync", "pip3", "list"]):
+        done, told = call(checkout, *words)
+        assert (done.returncode, told) == (2, {})
+        name = next(word for word in words if word.startswith("pip"))
+        assert done.stderr == f"scripts/uv: {checkout}/.venv has no {name}: `scripts/uv sync` puts pip into .venv\n"
+        (checkout / ".venv" / "bin" / name).touch(mode=0o755)
+        _, told = call(checkout, *words)
+        assert told["word"] == ["--project", str(checkout), *words]
+        assert told["virtual"] == ["1"]
+
+
+def test_the_environment_has_pip():
+    """For `pip` after `. .venv/bin/activate`, which otherwise is the machine's."""
+    groups = tomllib.loads((SCRIPT.parents[1] / "pyproject.toml").read_text())["dependency-groups"]
+    assert any(re.match(r"pip\b(?!-)", requirement) for requirement in groups["dev"])
+
+
+def test_only_a_path_names_a_python(checkout):
+    """A version stays a version where the current folder is a virtual environment, or holds one of that name."""
+    make_environment(checkout / ".venv")
+    for folder in ("", "bin", "3.11"):
+        make_environment(checkout.parent / "elsewhere" / folder)
+    for name in ("3.11", "python3"):
+        for words in (["--python", name], [f"--python={name}"], ["-p", name], [f"-p{name}"]):
+            done, told = call(checkout, "pip", "install", *words, "x")
+            assert (done.returncode, told) == (2, {})
+            assert f"--python {name} is not a path" in done.stderr
+
+
+def test_flags_come_after_the_command(checkout):
+    done, told = call(checkout, "-v", "sync")
+    assert (done.returncode, told) == (2, {})
+    line = "-v is before the command: put flags after the command, as in `scripts/uv sync --verbose`"
+    assert done.stderr == f"scripts/uv: {line}\n"
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_link_to_the_script_is_the_script(checkout, absolute):
+    """It acts on the checkout that holds the script, not on the folder that holds the link."""
+    folder = checkout.parent / "links" / "scripts"
+    folder.mkdir(parents=True)
+    (folder / "first").symlink_to(checkout / "scripts" / "uv" if absolute else "../../checkout/scripts/uv")
+    (folder / "second").symlink_to("first")
+    _, told = call(checkout, "sync", script=folder / "second")
+    assert told["word"] == ["--project", str(checkout), "sync"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -107,6 +160,9 @@ def test_pip_takes_the_environment_that_is_named(checkout):
         ["pip", "install", "--python", "/usr/bin/python3", "x"],
         ["pip", "install", "--python=3.12", "x"],
         ["pip", "install", "-p/usr/bin/python3", "x"],
+        ["pip", "install", "-vp", "/usr/bin/python3", "x"],
+        ["pip", "install", "-qqp/usr/bin/python3", "x"],
+        ["pip", "install", "-vt", "folder", "x"],
     ],
     ids=" ".join,
 )

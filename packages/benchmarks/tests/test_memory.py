@@ -1,5 +1,6 @@
 """Memory that runs out ends in one message that names what to lower, with exit code 2; what cannot fit is refused before."""
 
+import gc
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mimo_benchmarks.__main__ import main
 from mimo_benchmarks.cli import estimate, throughput
+from mimo_benchmarks.cli import main as command
 from mimo_benchmarks.errors import NotEnoughMemory
 from mimo_benchmarks.evaluation import rates
 from mimo_benchmarks.experiment import experiment
@@ -69,6 +71,13 @@ def test_errors_of_torch_and_numpy_are_known_and_say_how_much_was_asked_for(full
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("std::bad_alloc"), True),
         (OSError(12, "Cannot allocate memory"), True),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object: Cannot allocate memory"), True),
+        (ImportError("\n\nImporting the numpy C-extensions failed.\n\na.so: failed to map segment from shared object\n"), True),
+        (OSError("libtorch_global_deps.so: failed to map segment from shared object"), True),
+        (ImportError("a.so: failed to map segment from shared object: Operation not permitted"), False),
+        (ImportError("a.so: cannot allocate memory in static TLS block"), False),
+        (ModuleNotFoundError("No module named 'scipy'"), False),
         (OSError(28, "No space left on device"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("n is out of range"), False),
@@ -88,6 +97,26 @@ def refused(capsys, *arguments):
     assert "Traceback" not in said
     assert said.count("error: ") == 1
     return said[said.index("error: ") :]
+
+
+@pytest.mark.parametrize("name", ["torch", "mimo_benchmarks.cli.list"])
+def test_a_library_that_does_not_fit(name, capsys, monkeypatch):
+    """Be it torch itself, or what a command imports later: one line, with what the system's loader says, and what to do."""
+    line = "libtorch_python.so: failed to map segment from shared object"
+
+    def import_module(wanted):
+        if wanted == name:
+            raise ImportError(line)
+
+    if name == "torch":
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(command, "import_module", import_module)
+    said = refused(capsys, "list")
+    assert (
+        said
+        == f"error: there is not enough memory to load a library ({line}): free some, or raise the limit that `ulimit -v` shows\n"
+    )
+    assert gc.isenabled()
 
 
 @pytest.mark.once

@@ -64,6 +64,16 @@ def test_threads_leave_a_core_to_other_programs(available, processes, expected, 
     assert os.environ["OMP_NUM_THREADS"] == expected
 
 
+@pytest.mark.parametrize(("number", "expected"), [("", "7"), ("0", "7"), ("all", "7"), ("-1", "7"), (" 3", " 3"), ("3,2", "3,2")])
+def test_what_is_no_number_of_threads_counts_as_not_set(number, expected, monkeypatch):
+    """Of 8 cores one process takes 7, unless OMP_NUM_THREADS is a number, or one for each level of nesting."""
+    monkeypatch.setattr(command, "cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", number)
+    command.set_thread_defaults()
+    assert os.environ["OMP_NUM_THREADS"] == expected
+
+
 def test_threads_wait_as_the_user_says(monkeypatch):
     for policy, count, expected in ((None, None, "1000"), (None, "7", "7"), ("active", None, None)):
         for name, value in (("OMP_WAIT_POLICY", policy), ("GOMP_SPINCOUNT", count)):
@@ -103,7 +113,7 @@ def test_a_run_says_its_command_as_a_shell_takes_it(arguments, expected, monkeyp
 
 
 def test_what_is_missing_can_be_installed_by_the_line_that_is_given(monkeypatch):
-    """For users of pip, and in a checkout, where `pip` is not in the environment."""
+    """For users of pip, and in a checkout, where `scripts/uv` always means its environment."""
     monkeypatch.setattr(machine, "get_available_trackers", list)
     line = "`pip install tensorboard`, or in a checkout `scripts/uv pip install tensorboard`"
     with pytest.raises(ConfigError, match=re.escape(f"tracker 'tensorboard' is not installed: {line}")):

@@ -5,14 +5,23 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from mimo_benchmarks.errors import CheckpointError, DatasetError, NotEnoughMemory
 
+if TYPE_CHECKING:  # the import of torch may itself run out of memory, which this file then reports
+    import torch
+
 SIGNS = re.compile(r"out of memory|allocate memory|enough memory|alloc(ation)?_failed|bad_alloc", re.IGNORECASE)
 """What torch's errors say where a GPU or the main memory is full, on any system."""
+LIBRARY = re.compile(
+    r"^.*(failed to map segment from shared object|cannot map zero-fill pages|: Cannot allocate memory)(?!: Operation).*$",
+    re.MULTILINE,
+)
+"""The line with which glibc's loader says that a shared library does not fit into memory, in the error of an import.
+
+"Operation not permitted" after it means a disk whose programs may not run.
+"""
 CGROUP = Path("/sys/fs/cgroup")
 """Folder where Linux tells the limits of a container."""
 
@@ -24,7 +33,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
     full = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return (
         full
-        or isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or isinstance(error, MemoryError)
+        or bool(loader_line(error))
         or (isinstance(error, RuntimeError) and bool(SIGNS.search(str(error))))
     )
 
@@ -37,7 +47,17 @@ def memory_for(purpose: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if not ran_out_of_memory(error):
             raise
+        if line := loader_line(error):
+            raise NotEnoughMemory(
+                f"there is not enough memory to load a library ({line}): free some, or raise the limit that `ulimit -v` shows"
+            ) from error
         raise NotEnoughMemory(f"there is not enough memory for {purpose}{amount_asked(error)}: {remedy}") from error
+
+
+def loader_line(error: BaseException) -> str:
+    """Return the line of an error that says that a shared library does not fit into memory; empty if there is none."""
+    found = LIBRARY.search(str(error)) if isinstance(error, ImportError | OSError) else None
+    return found[0].strip() if found else ""
 
 
 def amount_asked(error: BaseException) -> str:
@@ -54,17 +74,19 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.3g} GB" if size < 1e12 else f"{size / 1e9:,.0f} GB"
 
 
-def module_bytes(module: nn.Module) -> int:
+def module_bytes(module: "torch.nn.Module") -> int:
     """Return how many bytes the parameters and buffers of a module take, on whatever device they are."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def free_memory(device: torch.device) -> int | None:
+def free_memory(device: "torch.device") -> int | None:
     """Return how many bytes this process can still take on a device; None if the system does not tell.
 
     On a CPU, that is the least of what the system has, what the container may take, and what the process may address.
     """
     if device.type == "cuda":
+        import torch
+
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     rooms = []

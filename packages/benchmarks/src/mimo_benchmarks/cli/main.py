@@ -9,6 +9,7 @@ from importlib import import_module
 from mimo_benchmarks import __version__
 from mimo_benchmarks.data.storage.files import cores
 from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError, NotEnoughMemory
+from mimo_benchmarks.memory import memory_for
 from mimo_benchmarks.training.signals import Stopped
 
 SMALLER = {
@@ -24,13 +25,16 @@ COMMANDS = ("list", "report", "throughput", "predict", "data")
 
 
 def set_thread_defaults() -> None:
-    """Let OpenMP leave one core to other programs, unless OMP_NUM_THREADS is set; call this before torch is imported.
+    """Let OpenMP leave one core to other programs, unless OMP_NUM_THREADS is a number; call this before torch is imported.
 
+    An OMP_NUM_THREADS that is empty, 0 or not a number counts as not set; "4,2", a number per level of nesting, is one.
     The threads of an operation wait for each other, so a thread that shares its core with another program holds up all of them:
     two threads beside one other program on two cores can be a hundred times slower than one thread. Launchers set one thread.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores() - 1) // processes)))
+    number = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if not number.isdecimal() or int(number) == 0:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (cores() - 1) // processes))
     if "OMP_WAIT_POLICY" not in os.environ:  # a thread that waits gives up its core after 0.05 ms; GNU's default is 15 ms
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
@@ -42,9 +46,11 @@ def import_torch() -> None:
     """
     if "torch" not in sys.modules:
         gc.disable()
-        import_module("torch")
-        gc.freeze()
-        gc.enable()
+        try:
+            import_module("torch")
+            gc.freeze()
+        finally:
+            gc.enable()
 
 
 def execute_command(arguments: Sequence[str]) -> None:
@@ -54,12 +60,10 @@ def execute_command(arguments: Sequence[str]) -> None:
         print(f"mimonets {__version__}")
         return
     set_thread_defaults()  # before torch is imported
-    import_torch()
-    from mimo_benchmarks.memory import memory_for
-
     smaller = SMALLER.get(first, "give a smaller --optim.groups or smaller --model sizes")
     try:
         with memory_for(f"mimonets {first if first in COMMANDS else 'train'}", smaller):
+            import_torch()
             if first in COMMANDS:
                 if os.environ.get("RANK", "0") == "0":  # once, however many processes a launcher starts
                     getattr(import_module(f"mimo_benchmarks.cli.{first}"), f"execute_{first}")(rest)

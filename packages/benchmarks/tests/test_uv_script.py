@@ -108,6 +108,14 @@ def test_pip_itself_is_that_of_the_environment(checkout):
         assert told["virtual"] == ["1"]
 
 
+@pytest.mark.parametrize("command", ["sync", "run", "pip"])
+def test_a_python_outside_virtual_environments_is_no_environment(checkout, command):
+    """uv itself would install into UV_PROJECT_ENVIRONMENT=/usr; a folder that is yet to be made is left to it."""
+    done, told = call(checkout, command, "x", UV_PROJECT_ENVIRONMENT=str(checkout.parent))
+    assert (done.returncode, told) == (2, {})
+    assert done.stderr.startswith(f"scripts/uv: {checkout.parent} is not a virtual environment")
+
+
 def test_the_environment_has_pip():
     """For `pip` after `. .venv/bin/activate`, which otherwise is the machine's."""
     groups = tomllib.loads((SCRIPT.parents[1] / "pyproject.toml").read_text())["dependency-groups"]

@@ -329,14 +329,18 @@ refusals = [
     ),
     ({"dim": 7}, {}, "channelConv.weight has shape (2, 1, 7); expected an even D, got 7"),
     # numbers
-    ({}, {"bn1.bias": NAN.expand(8)}, "bn1.bias holds NaN or infinite values"),
+    ({}, {"bn1.bias": NAN.repeat(8)}, "bn1.bias holds NaN or infinite values"),
     ({}, {"fc.bias": torch.tensor([0, 0, 0, 0, float("-inf")])}, "fc.bias holds NaN or infinite values"),
-    ({}, {"channelConv.weight": NAN.expand(2, 1, 8)}, "channelConv.weight holds NaN"),
+    ({}, {"channelConv.weight": NAN.repeat(2, 1, 8)}, "channelConv.weight holds NaN"),
     ({}, {"layer1.0.alpha": NAN}, "layer1.0.alpha holds NaN"),
     ({}, {"layer1.0.alpha": torch.tensor(0.25)}, "layer1.0.alpha is 0.25; expected 0: this network was trained with skip-init"),
     ({}, {"layer1.0.bn2.bias": torch.zeros(4).double()}, "layer1.0.bn2.bias is torch.float64; expected one floating-point type"),
     ({}, {"layer1.0.bn2.bias": torch.zeros(4).long()}, "layer1.0.bn2.bias is torch.int64; expected one floating-point type"),
     ({}, {"conv1.weight": torch.zeros(8, 3, 3, 3).int()}, "conv1.weight is torch.int32; expected one floating-point type"),
+    ({}, {"bn1.num_batches_tracked": torch.tensor(-5)}, "bn1.num_batches_tracked is -5; expected a count"),
+    ({}, {"bn1.num_batches_tracked": torch.tensor(2.5)}, "bn1.num_batches_tracked is 2.5; expected a count"),
+    ({}, {"bn1.num_batches_tracked": torch.tensor(2.0**70)}, "expected a count, which is a whole number of at least 0"),
+    ({}, {"bn1.num_batches_tracked": torch.tensor(2 + 3j)}, "bn1.num_batches_tracked is (2+3j); expected a count"),
 ]
 
 
@@ -365,3 +369,7 @@ def test_what_is_no_state_dict():
         import_published({"model_state_dict": entries, "epoch": 3})
     with pytest.raises(TypeError, match="state_dict is a str; expected a mapping"):
         import_published("checkpoint.pt")
+    huge = {"fc.weight": torch.zeros(1, 1).expand(3 * 10**10, 16), "fc.bias": torch.zeros(1).expand(3 * 10**10)}
+    for value in (huge["fc.weight"], entries["fc.weight"].to_sparse(), entries["fc.weight"].to("meta")):
+        with pytest.raises(TypeError, match=r"fc\.weight \(\d+, 16\) is sparse, expanded or empty; expected a dense tensor"):
+            import_published(entries | huge | {"fc.weight": value})

@@ -160,10 +160,94 @@ def test_instance_norm_is_estimated_again():
     assert_close(body[1].running_var, torch.stack([torch.ones(5), reference.running_var]))
 
 
+class Entangled(nn.Module):
+    """Reaches layers by a list, a tuple of methods and a method in place of forward, and notes what it did."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.layers, self.last = [self.conv, self.norm], (self.finish,)
+        self.forward = self.run
+        self.calls, self.seen = 0, None
+
+    def run(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        self.calls += 1
+        self.seen = x.shape
+        return self.last[0](x)
+
+    def finish(self, x):
+        return self.other(x.relu())
+
+
+def test_bodies_that_reach_their_layers_by_other_ways():
+    reference = Entangled()
+    per_n = StatisticsPerN(copy.deepcopy(reference), 2)
+    for _ in range(3):
+        x = torch.randn(4, 8, 5, 5)
+        assert_close(per_n(x, 2), reference(x))
+    assert_close(per_n.module.other.running_var[1], reference.other.running_var)
+    assert (per_n.module.calls, per_n.module.seen) == (3, (4, 6, 3, 3))
+    assert per_n.module.layers[1] is per_n.module.norm
+    assert per_n.module.forward.__self__ is per_n.module
+
+
+class Centred(nn.Module):
+    """A layer of one's own with a running mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(5))
+        self.momentum = 0.5
+
+    def forward(self, x):
+        if self.training:
+            self.running_mean.lerp_(x.detach().mean((0, 2, 3)), self.momentum)
+        return x - self.running_mean[:, None, None]
+
+
+def test_layers_of_ones_own_with_running_statistics():
+    per_n, references = StatisticsPerN(nn.Sequential(Centred()), 2), [Centred(), Centred()]
+    for n in (1, 2, 2, 1):
+        x = n + torch.randn(3, 5, 4, 4)
+        assert_close(per_n(x, n), references[n - 1](x))
+    model = Superposed(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 5, 3), Centred()), nn.Linear(5, 4), 2, 8)
+    images = torch.randn(8, 3, 9, 9)
+    recalibrate(model, [images], 2)
+    expected = model.body.module[0](model.superpose(images.unflatten(0, (4, 2)))).mean((0, 2, 3))
+    assert_close(model.body.module[1].running_mean, torch.stack([torch.zeros(5), expected]))
+
+
+def test_an_error_undoes_the_estimate_for_its_own_n_alone():
+    model = trained()
+
+    def batches():
+        yield torch.randn(24, 2, 8, 8, dtype=torch.float64)
+        recalibrate(model, [3 * torch.randn(24, 2, 8, 8, dtype=torch.float64)], 2)  # as another thread may
+        raise KeyError
+
+    before = [buffer.clone() for norm in model.body.norms() for buffer in norm.buffers()]
+    with pytest.raises(KeyError):
+        recalibrate(model, batches(), 1)
+    after = [buffer for norm in model.body.norms() for buffer in norm.buffers()]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old[[0, 2, 3]], new[[0, 2, 3]])
+    assert not torch.equal(before[0][1], after[0][1])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+@pytest.mark.unchecked
 def test_what_has_no_place_in_it():
     body = nn.Sequential(torch.compile(nn.Sequential(nn.Conv2d(8, 5, 3), nn.BatchNorm2d(5))))
-    with pytest.raises(TypeError, match="compiled on its own: compile the whole network instead"):
-        Superposed(nn.Conv2d(3, 8, 3), body, nn.Linear(5, 4), 2, 8, features=5)
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(8, 5, 3), nn.BatchNorm2d(5)))
+    for part in (body, scripted, nn.Sequential(scripted)):
+        with pytest.raises(TypeError, match="is compiled or scripted on its own: compile the whole network instead"):
+            Superposed(nn.Conv2d(3, 8, 3), part, nn.Linear(5, 4), 2, 8, features=5)
+    per_n = StatisticsPerN(nn.BatchNorm2d(3), 2)
+    for n in (0, -1, 3):
+        with pytest.raises(ValueError, match=f"{n} superposed inputs, but there are 2 slots"):
+            per_n(torch.randn(2, 3, 4, 4), n)
     head = nn.Sequential(nn.InstanceNorm1d(5, track_running_stats=True), nn.Linear(5, 4))
     with pytest.raises(ValueError, match="the head has layers with running statistics"):
         Superposed(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3), head, 2, 8)

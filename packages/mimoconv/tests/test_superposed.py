@@ -1,6 +1,7 @@
 """Any CNN in superposition: torchvision's, on real images."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_parts_that_do_not_fit():
         ValueError, match=r"the body fails on maps of shape \(2, 8, 64, 64\): .*Is dim = 8 what the stem returns\?"
     ):
         Superposed(stem, nn.Conv2d(16, 8, 3), head, 2, 8)
-    with pytest.raises(ValueError, match=r"the head takes \(b, 6\) and fails: .*Are 6 features what it takes\?"):
+    with pytest.raises(ValueError, match=r"the head takes \(b, 6\) and fails: .*Is 6 what the body returns and the head takes\?"):
         Superposed(stem, nn.Conv2d(8, 6, 3), head, 2, 8)
     with pytest.raises(
         ValueError, match=r"the head takes \(b, 8\) and must return \(b, classes\); for b = 2 it returns \(2, 4, 2\)"
@@ -133,6 +134,32 @@ def test_parts_that_do_not_fit():
         Superposed(stem, nn.Conv2d(8, 8, 3), nn.Sequential(nn.BatchNorm1d(8), head), 2, 8)
     with pytest.raises(TypeError, match="images are a list"):
         predict(Superposed(stem, nn.Conv2d(8, 8, 3), head, 2, 8), [1, 2], 1)
+
+
+class Moody(nn.Module):
+    """A head that looks at its numbers, or holds a lock, or returns something of another kind."""
+
+    def __init__(self, mood):
+        super().__init__()
+        self.mood, self.linear = mood, nn.Linear(8, 3)
+        self.lock = threading.Lock() if mood == "lock" else None
+
+    def forward(self, x):
+        if self.mood == "numbers" and x.isnan().any():
+            raise ValueError
+        return (self.linear(x),) if self.mood == "tuple" else self.linear(x)
+
+
+def test_heads_that_cannot_run_without_memory():
+    for mood in ("numbers", "lock"):
+        model = Superposed(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), Moody(mood), 2, 8)
+        assert model(torch.randn(2, 2, 3, 9, 9)).shape == (2, 2, 3)
+    with pytest.raises(ValueError, match=r"must return \(b, classes\); for b = 2 it returns tuple"):
+        Superposed(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), Moody("tuple"), 2, 8)
+    with pytest.raises(TypeError, match="the head is a function; it must be a module"):
+        Superposed(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), lambda x: x, 2, 8)
+    with pytest.raises(ValueError, match=r"the body fails on maps.*cannot be copied.*Give features="):
+        Superposed(nn.Conv2d(3, 8, 3), Moody("lock"), nn.Linear(3, 3), 2, 8)
 
 
 def test_unbinding_that_outweighs_the_network_is_warned_of():

@@ -230,8 +230,8 @@ refusals = [
         "seq_classifer.mlpblock.0.weight has shape (10, 12); expected (10, 6)",
     ),
     # numbers
-    ({}, {"model.norm.bias": NAN.expand(6)}, "model.norm.bias holds NaN or infinite values"),
-    ({}, {f"{ATTENTION}.projection_matrix": NAN.expand(7, 4)}, f"{ATTENTION}.projection_matrix holds NaN"),
+    ({}, {"model.norm.bias": NAN.repeat(6)}, "model.norm.bias holds NaN or infinite values"),
+    ({}, {f"{ATTENTION}.projection_matrix": NAN.repeat(7, 4)}, f"{ATTENTION}.projection_matrix holds NaN"),
     ({}, {"model.norm.bias": torch.zeros(6).double()}, "model.norm.bias is torch.float64; expected one floating-point type"),
     ({}, {WORDS: torch.zeros(11, 6).int()}, f"{WORDS} is torch.int32; expected one floating-point type"),
 ]

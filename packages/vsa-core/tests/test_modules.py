@@ -90,3 +90,11 @@ def test_a_model_that_cannot_be_copied():
     with pytest.raises(TypeError, match=r"a Linear in training mode cannot be copied .*: call its eval\(\) first"):
         in_eval_mode(model)
     assert in_eval_mode(model.eval()) is model
+
+
+def test_a_forward_that_would_run_the_original():
+    model = nn.Sequential(nn.Dropout())
+    inner = model[0].forward
+    model[0].forward = lambda x: inner(x) + 0
+    with pytest.raises(TypeError, match=r"forward is a function that may hold the original\): call its eval\(\) first"):
+        in_eval_mode(model)

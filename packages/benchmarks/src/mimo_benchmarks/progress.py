@@ -3,12 +3,12 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
 
-LOG_INTERVAL = 60
+LOG_INTERVAL = 10
 """Seconds between lines about the same step in a log."""
 BRIEF = 1
 """Seconds after which a step inside another one gets a bar on a terminal."""
@@ -54,7 +54,7 @@ def progress_bar(
     """Show a bar while a long step runs; only the first of several processes shows it.
 
     On a terminal, the bar disappears at the end of the step unless it is to stay. A log, such as a file or a pipe, gets a line
-    at the start of the step and one a minute; a step inside another one is told there only if it takes longer than that.
+    at the start of the step and one every ten seconds; a step inside another one is told there only if it takes longer than that.
 
     Args:
         name: what is being done.
@@ -78,6 +78,9 @@ def progress_bar(
     if sys.stderr.isatty():
         delay = BRIEF if (brief or open_bars) and total is not None else 0
         options |= {"mininterval": 0.5, "leave": leave}
+        with suppress(OSError, ValueError):  # a terminal that a program made may have no width, and tqdm would show nothing
+            if not os.get_terminal_size(sys.stderr.fileno()).columns:
+                options["ncols"] = 80
     else:
         delay = LOG_INTERVAL if brief or open_bars else 0
         options |= {"mininterval": LOG_INTERVAL, "leave": False, "file": Lines(), "position": 0}

@@ -2,11 +2,11 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
 from mimoconv.config import NetworkConfig
 from mimoconv.model import WideResNet
@@ -33,10 +33,10 @@ def predict(
 
     The last pass is filled by repeating images. The logits of an image depend a little on the images that share its pass, hence
     on the order (docs/crosstalk.md has how much). The model does not change, so any number of threads may use it at once, each
-    with an n of its own.
+    with an n of its own, as long as none changes its mode.
 
     Args:
-        model: the network, compiled or not.
+        model: the network, compiled or not; for several threads, compiled whole (`fullgraph=True`).
         images: floating-point images as the network was trained on, or uint8 ones, which the `mean` and `std` of the model's
             configuration normalise.
         n: images per pass, from 1 to capacity; the capacity unless given.
@@ -45,14 +45,14 @@ def predict(
     Raises:
         ValueError: n is not from 1 to capacity, passes_at_once is below 1, or the images do not fit the network.
         TypeError: the images are integers other than uint8, or uint8 for a model whose configuration has no mean and std; or a
-            count is not a whole number.
+            count is not a whole number; or the model is in training mode and cannot be copied: call its eval() first.
         RuntimeError: the model was trained, but its BatchNorm statistics for n were never estimated: see `recalibrate`.
     """
     n = model.capacity if n is None else n
     slots.assignment(n, model.capacity)  # refuses an n that does not fit
     checks.positive(passes_at_once=passes_at_once)
-    seen = [norm.num_batches_tracked for norm in norms_per_n(model) if norm.num_batches_tracked is not None]
-    if any(counts.any() and not counts[n - 1] for counts in seen):
+    seen = [norm._buffers.get("num_batches_tracked") for norm in norms_per_n(model)]
+    if any(counts is not None and counts.any() and not counts[n - 1] for counts in seen):
         raise RuntimeError(
             f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for n = {n}: "
             f"estimate them on training images with recalibrate(model, batches, n={n})"
@@ -82,12 +82,12 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
     slots.assignment(n, model.capacity)  # refuses an n that does not fit
     estimating = eval_copy(model)  # shares the statistics, not the modes
     norms = norms_per_n(estimating)
-    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    before = [buffer.clone() for buffer in buffers]
+    buffers = [(name, buffer[n - 1]) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    before = [buffer.clone() for _, buffer in buffers]
     passes = 0
+    for name, buffer in buffers:
+        buffer.fill_(1 if name == "running_var" else 0)
     for norm in norms:
-        for name, buffer in norm.named_buffers(recurse=False):
-            buffer[n - 1] = 1 if name == "running_var" else 0
         norm.train()
     try:
         for images in batches:
@@ -102,7 +102,7 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
         if not passes:
             raise ValueError("batches holds no images: statistics need training images")
     except BaseException:
-        for buffer, old in zip(buffers, before, strict=True):
+        for (_, buffer), old in zip(buffers, before, strict=True):
             buffer.copy_(old)
         raise
 
@@ -159,6 +159,6 @@ def network_config(model: torch.nn.Module) -> NetworkConfig | None:
     return config if isinstance(config, NetworkConfig) else None
 
 
-def norms_per_n(model: torch.nn.Module) -> list[_NormBase]:
+def norms_per_n(model: torch.nn.Module) -> list[Any]:
     """Return the BatchNorm layers whose statistics depend on n."""
     return [norm for module in model.modules() if isinstance(module, StatisticsPerN) for norm in module.norms()]

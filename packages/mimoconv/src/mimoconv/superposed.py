@@ -3,8 +3,8 @@
 import copy
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
+from types import MethodType
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from mimoconv.config import SuperposedConfig
 from vsa_core import checks, slots
 from vsa_core.hub import Pretrained
 from vsa_core.hub.pretrained import library_of
+from vsa_core.modules import eval_copy
 
 __all__ = ["StatisticsPerN", "Superposed", "check_images", "count_features", "pool_features"]
 
@@ -27,80 +28,125 @@ class StatisticsPerN(nn.Module):
     """Runs a module whose layers with running statistics keep them for every n from 1 to capacity, with shared affine parameters.
 
     Sums of one and of four bound images have different means and variances, so averages over both would fit neither. The
-    statistics of the BatchNorm and InstanceNorm layers inside gain a first axis, n - 1: `running_mean` becomes (capacity
+    statistics of the layers inside, BatchNorm and InstanceNorm, gain a first axis, n - 1: `running_mean` becomes (capacity
     channels), and each n starts from the statistics that the module came with. Afterwards use the module through this one only.
 
-    The module never changes while it runs, so any number of threads may run it in eval mode, each with an n of its own.
+    A pass does not change the module, apart from the statistics in training, so any number of threads may run it in eval mode,
+    each with an n of its own. Layers with statistics, and what they are part of, run as copies that share parameters, buffers and
+    hooks: hooks get such a copy as their module, and a copy's new attributes are the module's after the pass. Threads that share
+    a compiled module need one that compiles whole (`fullgraph=True`): at a break in its graph, buffers are really replaced.
 
     Raises:
         ValueError: the module is already part of a `StatisticsPerN`.
-        TypeError: a part of the module was compiled on its own.
+        TypeError: a part of the module was compiled or scripted on its own.
     """
 
     def __init__(self, module: nn.Module, capacity: int) -> None:
         super().__init__()
         checks.positive(capacity=capacity)
         require_own_statistics(module)
+        for part in module.modules():
+            if any(map(has_statistics, part.modules())):
+                require_copyable(part)
         self.module, self.capacity = module, capacity
         for norm in self.norms():
             for name, buffer in list(norm.named_buffers(recurse=False)):
                 norm.register_buffer(name, buffer.expand(capacity, *buffer.shape).clone())
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.zero_()  # the batches counted so far were not superpositions
-        self.at(1)
+            if (counts := norm._buffers.get("num_batches_tracked")) is not None:
+                counts.zero_()  # the batches counted so far were not superpositions
 
-    def norms(self) -> list[_NormBase]:
+    def norms(self) -> list[nn.Module]:
         """Return the layers whose statistics depend on n."""
-        return list(self.named_norms().values())
-
-    def named_norms(self) -> dict[str, _NormBase]:
-        """Return the layers whose statistics depend on n by their paths in the module."""
-        return {path: layer for path, layer in self.module.named_modules() if isinstance(layer, _NormBase)}
+        return [layer for layer in self.module.modules() if has_statistics(layer)]
 
     def forward(self, x: Tensor, n: int) -> Tensor:
-        """Run the module on superpositions of n inputs, with the batch's statistics in training, else with those of n."""
-        empty = self.training and x.shape[0] == 0  # An empty batch has no statistics, so its updates go to copies.
-        if torch.compiler.is_compiling():  # A compiler follows this without changing the module, and cannot follow `at`.
-            own = {f"{path}.{name}" if path else name: row.clone() if empty else row
-                   for path, norm in self.named_norms().items() for name, row in rows(norm, n).items()}  # fmt: skip
-            out: Tensor = functional_call(self.module, own, (x,), tie_weights=False)
-        else:
-            out = self.at(n, copied=empty)(x)
-        return out
+        """Run the module on superpositions of n inputs, with the batch's statistics in training, else with those of n.
 
-    def at(self, n: int, *, copied: bool = False) -> nn.Module:
-        """Return the module with the statistics of n, or with copies of them; all else is shared with the module.
-
-        Only layers with statistics, and what they are part of, are new objects, so that they can belong to one n; their
-        parameters and hooks are the module's.
+        Raises:
+            ValueError: n is not from 1 to the capacity.
         """
-        return share(self.module, lambda norm: {name: row.clone() if copied else row for name, row in rows(norm, n).items()}, {})
+        slots.assignment(n, self.capacity)  # refuses an n that does not fit
+        return run_with_statistics(self.module, x, n)
 
     def extra_repr(self) -> str:
         return f"capacity={self.capacity}"
 
 
-def rows(norm: _NormBase, n: int) -> dict[str, Tensor]:
-    """Return the statistics of a layer for n, as views: updates in place change the layer's own."""
-    return {name: buffer[n - 1] for name, buffer in norm.named_buffers(recurse=False)}
+def has_statistics(layer: nn.Module) -> bool:
+    """Tell whether a layer keeps running statistics, as BatchNorm and InstanceNorm do."""
+    return any(name == "running_mean" for name, _ in layer.named_buffers(recurse=False))
 
 
-def share(module: nn.Module, statistics: Callable[[_NormBase], dict[str, Tensor]], done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return a module like the given one, whose layers with running statistics have those given; all else is shared."""
-    if module not in done:
-        parts = {name: part and share(part, statistics, done) for name, part in module._modules.items()}
-        changes: dict[str, Any] = {}
-        if isinstance(module, _NormBase):
-            changes["_buffers"] = {**module._buffers, **statistics(module)}
-        elif any(part is not module._modules[name] for name, part in parts.items()):
-            changes["_modules"] = parts
-        done[module] = module
-        if changes:
-            if hasattr(module, "_orig_mod"):
-                raise TypeError("a part of the body is compiled on its own: compile the whole network instead")
-            done[module] = object.__new__(type(module))
-            vars(done[module]).update({**vars(module), "_compiled_call_impl": None, **changes})
-    return done[module]
+def rows(norm: nn.Module, n: int, *, copied: bool) -> dict[str, Tensor]:
+    """Return the statistics of a layer for n: views, so that updates in place change the layer's own, or copies."""
+    return {name: buffer[n - 1].clone() if copied else buffer[n - 1] for name, buffer in norm.named_buffers(recurse=False)}
+
+
+def run_with_statistics(module: nn.Module, x: Tensor, n: int) -> Tensor:
+    """Run a module with the statistics of n, without changing it."""
+    copied = module.training and x.shape[0] == 0  # An empty batch has no statistics, so its updates go to copies.
+    if torch.compiler.is_compiling():  # A compiler cannot follow `WithRows`; what it follows here it does not do, without breaks.
+        own = {f"{path}.{name}" if path else name: row for path, norm in module.named_modules() if has_statistics(norm)
+               for name, row in rows(norm, n, copied=copied).items()}  # fmt: skip
+        out: Tensor = functional_call(module, own, (x,), tie_weights=False)
+    else:
+        with_rows = WithRows(n, copied=copied)
+        out = with_rows.share(module)(x)
+        with_rows.return_attributes()
+    return out
+
+
+def require_copyable(module: nn.Module) -> None:
+    """Raise TypeError if a module would still run the original if its attributes were copied."""
+    if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(f"a {type(module).__name__} is compiled or scripted on its own: compile the whole network instead")
+
+
+class WithRows:
+    """Copies of the layers with statistics, which have those of one n, and of what they are part of; all else is shared."""
+
+    def __init__(self, n: int, *, copied: bool) -> None:
+        self.n, self.copied = n, copied
+        self.done: dict[nn.Module, nn.Module] = {}
+        self.attributes: list[tuple[nn.Module, nn.Module, dict[str, Any]]] = []
+
+    def share(self, module: nn.Module) -> nn.Module:
+        """Return the copy of a module, or the module itself if nothing in it has statistics."""
+        if module not in self.done:
+            parts = {name: part and self.share(part) for name, part in module._modules.items()}
+            changes: dict[str, Any] = {}
+            if has_statistics(module):
+                changes = {"_buffers": {**module._buffers, **rows(module, self.n, copied=self.copied)}}
+            if any(part is not module._modules[name] for name, part in parts.items()):
+                changes["_modules"] = parts
+            self.done[module] = self.copy(module, changes) if changes else module
+        return self.done[module]
+
+    def copy(self, module: nn.Module, changes: dict[str, Any]) -> nn.Module:
+        """Return a module with the attributes of another one and some changes."""
+        require_copyable(module)
+        twin = self.done[module] = object.__new__(type(module))
+        own = {name: self.adopt(value) for name, value in vars(module).items()} | {"_compiled_call_impl": None} | changes
+        vars(twin).update(own)
+        self.attributes.append((module, twin, own))
+        return twin
+
+    def adopt(self, value: Any) -> Any:
+        """Return an attribute in which modules are their copies: a module, a method of one, or a list or tuple of them."""
+        if isinstance(value, nn.Module):
+            return self.done.get(value, value)
+        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+            return MethodType(value.__func__, self.adopt(value.__self__))
+        if type(value) in (list, tuple) and any(isinstance(part, nn.Module | MethodType) for part in value):
+            return type(value)(map(self.adopt, value))
+        return value
+
+    def return_attributes(self) -> None:
+        """Give the modules the attributes that the pass has set on their copies."""
+        for module, twin, before in self.attributes:
+            for name, value in vars(twin).items():
+                if name != "training" and (name not in before or before[name] is not value):
+                    setattr(module, name, value)
 
 
 class Superposed(Pretrained):
@@ -154,12 +200,15 @@ class Superposed(Pretrained):
         unbinding_relu: bool = True,
     ) -> None:
         super().__init__()
+        for name, part in (("stem", stem), ("body", body), ("head", head)):
+            if not isinstance(part, nn.Module):
+                raise TypeError(f"the {name} is a {type(part).__name__}; it must be a module")
         require_own_statistics(body)
         features = count_features(body, dim) if features is None else features
         self.config = SuperposedConfig(
             capacity=capacity, dim=dim, features=features, trainable_keys=trainable_keys, unbinding_relu=unbinding_relu
         )
-        if any(isinstance(layer, _NormBase) and layer.track_running_stats for layer in head.modules()):
+        if any(has_statistics(layer) for layer in head.modules()):
             raise ValueError("the head has layers with running statistics, which would mix all n: move them into the body")
         check_head(head, features)
         own = sum(parameter.numel() for part in (stem, body, head) for parameter in part.parameters())
@@ -237,7 +286,7 @@ class Superposed(Pretrained):
 
 
 def require_own_statistics(module: nn.Module) -> None:
-    """Raise ValueError if a layer of the module keeps its statistics per n already, as a part of another network."""
+    """Raise ValueError if a BatchNorm layer of the module keeps its statistics per n already, as a part of another network."""
     for norm in module.modules():
         if isinstance(norm, _NormBase) and norm.running_mean is not None and norm.running_mean.dim() > 1:
             raise ValueError("this module keeps its statistics per n already: give each network a body of its own")
@@ -249,12 +298,10 @@ def pool_features(x: Float[Tensor, "b dim ..."]) -> Float[Tensor, "b dim"]:
 
 
 def count_features(body: nn.Module, dim: int) -> int:
-    """Count the channels that the body returns, by running a copy without memory."""
+    """Count the channels that the body returns, by running a copy."""
     checks.positive(dim=dim)
-    probe = copy.deepcopy(body).to("meta", torch.float32).eval()
     try:
-        with torch.no_grad():
-            return int(probe(torch.empty(2, dim, 64, 64, device="meta")).shape[1])
+        return int(try_out(body, (2, dim, 64, 64)).shape[1])
     except Exception as error:
         raise ValueError(
             f"the body fails on maps of shape (2, {dim}, 64, 64): {error}. "
@@ -263,17 +310,37 @@ def count_features(body: nn.Module, dim: int) -> int:
 
 
 def check_head(head: nn.Module, features: int) -> None:
-    """Raise ValueError unless the head takes features (b features) to (b classes); a copy without memory is run."""
-    probe = copy.deepcopy(getattr(head, "_orig_mod", head)).to("meta", torch.float32).eval()
+    """Raise ValueError unless the head takes features (b features) to (b classes); a head that cannot be copied is not tried."""
     try:
-        with torch.no_grad():
-            out = probe(torch.empty(2, features, device="meta"))
-    except NotImplementedError:  # something that needs real numbers
+        out = try_out(head, (2, features))
+    except CopyError:
         return
     except Exception as error:
-        raise ValueError(f"the head takes (b, {features}) and fails: {error}. Are {features} features what it takes?") from error
-    if out.dim() != 2 or out.shape[0] != 2:
-        raise ValueError(f"the head takes (b, {features}) and must return (b, classes); for b = 2 it returns {tuple(out.shape)}")
+        raise ValueError(
+            f"the head takes (b, {features}) and fails: {error}. Is {features} what the body returns and the head takes?"
+        ) from error
+    found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != 2:
+        raise ValueError(f"the head takes (b, {features}) and must return (b, classes); for b = 2 it returns {found}")
+
+
+class CopyError(TypeError):
+    """A module cannot be copied."""
+
+
+def try_out(module: nn.Module, shape: tuple[int, ...]) -> Any:
+    """Run a copy of a module in eval mode on numbers of this shape: without memory, or on zeros if it needs numbers."""
+    module = getattr(module, "_orig_mod", module)
+    with torch.no_grad():
+        try:
+            return copy.deepcopy(module).to("meta", torch.float32).eval()(torch.empty(shape, device="meta"))
+        except Exception:
+            like = next(module.parameters(), torch.empty(0))
+            try:
+                copied = eval_copy(module)
+            except TypeError as error:
+                raise CopyError(str(error)) from error
+            return copied(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
 
 def check_images(x: Tensor, axes: str, channels: int | None = None) -> None:

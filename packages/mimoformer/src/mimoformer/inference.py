@@ -31,7 +31,7 @@ def predict(
 
     Consecutive sequences share a pass; the last pass is filled by repeating sequences. The same sequences in the same order get
     the same logits; in another order they share passes with others, and logits move a little. The model does
-    not change, so any number of threads may use it at once, each with an n of its own.
+    not change, so any number of threads may use it at once, each with an n of its own, as long as none changes its mode.
 
     Args:
         model: the network.

@@ -199,7 +199,7 @@ class SuperposedAttention(SoftmaxAttention):
         """
         q, k, v = self.project(x, mask)
         scale = (x.shape[1] * x.shape[2]) ** -0.5
-        if isinstance(self.feature_map, ReLUFeatures):
+        if isinstance(getattr(self.feature_map, "_orig_mod", self.feature_map), ReLUFeatures):  # compiled or not
             scale *= q.shape[-1] ** -0.25
         return q * scale, k * scale, v, keys_of_grid(self.keys, x)
 

@@ -1,6 +1,7 @@
 """Modules that own keys, one for each algebra; the algebra's functions compute. And any module in eval mode."""
 
 import copy
+from types import FunctionType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -90,11 +91,12 @@ def in_eval_mode(model: Module) -> Module:
 def eval_copy(model: Module) -> Module:
     """Copy a model into eval mode, while parameters, buffers and hooks stay shared with the original.
 
-    The model itself does not change, so other threads may use it, or train it, meanwhile. The copy of a compiled
-    model is not compiled.
+    The model itself does not change, so other threads may use it, or train it, meanwhile. The copy of a compiled model is not
+    compiled.
 
     Raises:
-        TypeError: the model holds something that cannot be copied, such as a lock.
+        TypeError: the model holds something that cannot be copied, such as a lock, or a `forward` that was put in place of its
+            own and would still run the original.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
@@ -103,10 +105,11 @@ def eval_copy(model: Module) -> Module:
     (True, False, True)
     """
     original: Module = getattr(model, "_orig_mod", model)
-    shared = [
-        value for layer in original.modules() for name, value in held_by(layer) if "hooks" in name or isinstance(value, Tensor)
-    ]
+    held = [entry for layer in original.modules() for entry in held_by(layer)]
+    shared = [value for name, value in held if "hooks" in name or isinstance(value, Tensor)]
     try:
+        if any(name == "forward" and isinstance(value, FunctionType) for name, value in held):
+            raise TypeError("forward is a function that may hold the original")
         return copy.deepcopy(original, {id(value): value for value in shared}).eval()
     except Exception as error:
         raise TypeError(f"a {type(model).__name__} in training mode cannot be copied ({error}): call its eval() first") from error

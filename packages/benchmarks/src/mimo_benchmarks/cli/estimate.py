@@ -11,6 +11,7 @@ from mimo_benchmarks.errors import NotEnoughMemory
 from mimo_benchmarks.experiment.memory_need import training_bytes
 from mimo_benchmarks.memory import free_memory, gigabytes, memory_for
 from mimo_benchmarks.networks.registry import build, describe
+from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.tasks.registry import TASKS
 from mimo_benchmarks.training.feed import Feed
@@ -38,15 +39,19 @@ def seconds_per_step(config: RunConfig) -> float:
     need, room = ROOM * training_bytes(config), free_memory(accelerator.device)
     if room is not None and need > room:
         raise NotEnoughMemory(f"it may take {gigabytes(need)} of memory, and {gigabytes(room)} are free")
-    times = {}
+    times: dict[int, float] = {}
 
     def after_step(step: int) -> None:
+        bar.update()
         if step in (WARMUP, WARMUP + STEPS):
             if accelerator.device.type == "cuda":
                 torch.cuda.synchronize()
             times[step] = time.perf_counter()
 
-    with memory_for("its training", "take a machine with more"):
+    with (
+        memory_for("its training", "take a machine with more"),
+        progress_bar("timing training steps", WARMUP + STEPS, unit=" steps") as bar,
+    ):
         task = TASKS[config.task].kind.random(describe(config.model), ITEMS).to(accelerator.device)
         training = Training(build(config.model), config, accelerator)
         train(training, Feed(task, config), accelerator, name="probe", log=lambda **_: None, after_step=after_step)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 __all__ = ["check_entry_names", "check_entry_values", "entry_shape", "published_entries"]
@@ -11,7 +12,7 @@ def published_entries(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Check that a state dict maps names to tensors; return it without the prefix of DataParallel, `module.`, if all have it.
 
     Raises:
-        TypeError: it is not a mapping, a name is not a string, or an entry is not a tensor.
+        TypeError: it is not a mapping, a name is not a string, or an entry is not a dense tensor with all its numbers in memory.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict is a {type(state_dict).__name__}; expected a mapping of names to tensors")
@@ -20,6 +21,11 @@ def published_entries(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor: is this a checkpoint around a state dict?")
         if not isinstance(name, str):
             raise TypeError(f"an entry is named {name!r}; expected a string")
+        if value.layout != torch.strided or value.is_meta or value.untyped_storage().nbytes() < value.nbytes:
+            # An expanded tensor can claim any size in a file of a few bytes.
+            raise TypeError(
+                f"{name} {tuple(value.shape)} is sparse, expanded or empty; expected a dense tensor with all its numbers"
+            )
     prefix = "module." if all(name.startswith("module.") for name in state_dict) else ""
     return {name.removeprefix(prefix): value for name, value in state_dict.items()}
 
@@ -59,5 +65,7 @@ def check_entry_values(
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shapes[name]}")
         if name not in counts and (value.dtype != dtype or not dtype.is_floating_point):
             raise ValueError(f"{name} is {value.dtype}; expected one floating-point type throughout, and {like} is {dtype}")
-        if not value.isfinite().all():
+        if name in counts and (value.is_complex() or not 0 <= value.item() < 2**63 or value.item() % 1):
+            raise ValueError(f"{name} is {value.item()}; expected a count, which is a whole number of at least 0")
+        if name not in counts and not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values; expected finite ones")

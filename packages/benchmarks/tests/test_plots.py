@@ -1,4 +1,5 @@
 from io import BytesIO
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,8 +43,44 @@ def test_accuracy_is_in_both_panels_at_its_cost_and_its_rate():
     assert points(bottom) == {"MIMOConv": ([1000], [90]), "plain $x$": ([3000], [85])}
     assert top.get_shared_y_axes().joined(top, bottom)
     assert bottom.get_xlabel() == "inputs per second\nsome GPU"
-    assert [text.get_text() for text in top.texts] == ["n = 1", "n = 4"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MIMOConv", "plain $x$"]
+    assert legend(figure) == ["MIMOConv", "plain $x$", "n = 1", "n = 4"]
+
+
+def test_each_n_has_a_marker_which_the_legend_explains():
+    """Words beside the points would cover those of other networks."""
+    other = Series(label="other", superposed=True, points=[FOUR])
+    figure = plots.draw_accuracy_throughput([OURS, PLAIN, other])
+    top = figure.axes[0]
+    drawn = [
+        (line.get_marker(), line.get_xdata()[0])
+        for line in top.lines
+        if line.get_marker() in ("o", "s") and len(line.get_xdata())
+    ]
+    assert sorted(drawn) == [("o", 2), ("o", 4), ("s", 1), ("s", 1)]
+    handles = dict(zip(legend(figure), figure.legends[0].legend_handles, strict=True))
+    assert [handles[n].get_marker() for n in ("n = 1", "n = 4")] == ["o", "s"]
+    assert not top.texts
+    assert legend(plots.draw_accuracy_throughput([PLAIN])) == ["plain $x$"]
+
+
+@pytest.mark.parametrize("low", [150, 9_000, 24_000, 950_000])
+@pytest.mark.parametrize("factor", [1, 1.01, 1.5, 2.4, 2.6, 5.9, 6.1, 19, 21, 199])
+def test_numbers_of_an_axis_of_rates_do_not_collide(low, factor):
+    rates = [Spread(value=value, low=value, high=value) for value in (low, low * factor)]
+    rows = [Point(n="", accuracy=0.5, spread=0, macs=1e6, rates={"a": one}) for one in rates]
+    figure = plots.draw_accuracy_throughput([Series(label="x", superposed=False, points=rows)])
+    figure.draw_without_rendering()
+    axes = figure.axes[1]
+    left, right = axes.get_xlim()
+    labels = [label for at, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True) if left <= at <= right]
+    boxes = [label.get_window_extent() for label in labels]
+    assert labels
+    assert all(one.x1 + 3 < two.x0 for one, two in pairwise(boxes))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.25, "0.25"), (9000, "9,000"), (24000, "24k"), (1.5e6, "1.5M")])
+def test_numbers_of_axes_are_short(value, shown):
+    assert plots.short_number(value, 0) == shown
 
 
 def bars(axes) -> tuple[list[list[float]], list[list[float]]]:
@@ -91,16 +128,12 @@ def test_axes_of_accuracies_end_at_0_and_100_percent(accuracies, limits):
         low, high = axes.get_ylim()
         assert (low if limits[1] is None else high) == (limits[0] if limits[1] is None else limits[1])
         assert 0 <= low < high <= 100
-        assert not any(line.get_clip_on() for line in axes.lines if len(line.get_xdata()))
+        lines = [line for line in axes.lines if len(line.get_xdata())]
+        assert not any(line.get_clip_on() for line in lines)
+        assert all(line.get_zorder() > axes.spines["top"].get_zorder() for line in lines)
     (axes,) = plots.draw_accuracy_throughput([series]).axes
     assert min(map(min, bars(axes)[1])) >= 0
     assert max(map(max, bars(axes)[1])) <= 100
-
-
-def test_labels_stay_below_the_end_of_the_axis():
-    rows = [Point(n="", accuracy=share, spread=0, macs=1e6, rates={}) for share in (0.99, 0.5)]
-    (axes,) = plots.draw_accuracy_throughput([Series(label="x", superposed=True, points=rows)]).axes
-    assert [text.xyann[1] for text in axes.texts] == [-10, 10]
 
 
 def test_without_rates_there_is_one_panel():
@@ -125,8 +158,6 @@ def test_superposed_networks_are_warm_and_joined_and_all_look_different():
     assert all((colour in plots.WARM) == (k % 2 == 0) for k, colour in enumerate(colours))
     assert len(set(colours)) == len(series)
     assert [line.get_linestyle() for line in drawn] == ["-", "None"] * 3
-    heights = [text.xyann[1] for text in top.texts]
-    assert heights == [10, 10, -10, -10, 10, 10]
 
 
 def test_learning_curves_are_running_means():
@@ -170,9 +201,12 @@ def test_each_n_has_a_curve_in_a_style_of_its_own():
 def test_a_curve_of_a_single_point_is_a_point():
     curves = [("1", [20], [0.5]), ("2", [40, 60], [0.1, 0.2])]
     series = Series(label="x", superposed=True, points=[ONE], train_curves=curves)
-    (axes,) = plots.draw_learning_curves([series]).axes
-    assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == [".", ""]
-    assert [(text.get_text(), text.xy) for text in axes.texts] == [("n = 1", (20, 50))]
+    figure = plots.draw_learning_curves([series])
+    (axes,) = figure.axes
+    assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == ["o", ""]
+    handles = dict(zip(legend(figure), figure.legends[0].legend_handles, strict=True))
+    assert [handles[n].get_marker() for n in ("n = 1", "n = 2")] == ["o", ""]
+    assert not axes.texts
     (axes,) = plots.draw_crosstalk({"2": {"logits": 0.5}}, {"2": {"logits": 0.4}}).axes
     assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == [".", "o"]
 

@@ -193,7 +193,42 @@ def test_a_seed_counts_once_and_what_is_left_out_is_named(tmp_path):
     (row,), returned = written(tmp_path / "out", tmp_path, tmp_path / "a")
     assert row["accuracy (seeds)"] == "90.00% (1)"
     assert f"Left out, not finished: {tmp_path / 'begun'}." in returned
-    assert f"Left out, same settings and seed as another run: {tmp_path / 'b'}." in returned
+    assert f"Left out, same settings, seed and device as another run: {tmp_path / 'b'}." in returned
+    assert "Networks: 1, on cpu." in returned
+    assert f"<summary>{tmp_path / 'b'}</summary>" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_seed_on_another_device_is_told_apart(tmp_path):
+    """It would count as a second seed, though both learn the same; and the rates differ."""
+    make_run(tmp_path / "a", (ROW,), device="CPU (threads = 1)")
+    make_run(tmp_path / "b", (ROW | rate(2000.0),), device="CPU (threads = 2)")
+    make_control(tmp_path / "b" / "thin", control="thin", device="CPU (threads = 2)")
+    make_run(tmp_path / "c", (ROW,), preset="other", device="GPU")
+    make_run(tmp_path / "d", (ROW | {"accuracy": 0.7},), preset="other", seed=1, device="CPU (threads = 1)")
+    rows, returned = written(tmp_path / "out", tmp_path)
+    assert [(row["preset"], row["accuracy (seeds)"][-3:], row["inputs/s (quartiles)"].partition(" ")[0]) for row in rows] == [
+        ("other", "(2)", "1,000"),
+        ("small, on CPU (threads = 1)", "(1)", "1,000"),
+        ("small, on CPU (threads = 2)", "(1)", "2,000"),
+        ("small, on CPU (threads = 2)", "(1)", "2,000"),
+    ]
+    assert "Left out" not in returned
+
+
+def test_settings_in_labels_are_words_and_only_those_that_tell_apart(tmp_path):
+    make_run(tmp_path / "a", settings={"n": [1, 4], "n_odds": [1, 3]})
+    make_run(tmp_path / "b", settings={"n": [1, 2, 4], "n_odds": [1, 1, 3]})
+    rows, _ = written(tmp_path / "out", tmp_path)
+    assert list(dict.fromkeys(row["preset"] for row in rows)) == [
+        "small, trained with n = 1, 2, 4",
+        "small, trained with n = 1, 4",
+    ]
+    make_run(tmp_path / "c", settings={"n": [1, 2, 4], "n_odds": [1, 1, 9]})
+    rows, returned = written(tmp_path / "again", tmp_path)
+    assert "small, trained with n = 1, 2, 4, n_odds = [1, 1, 9]" in [row["preset"] for row in rows]
+    assert "\\" not in returned
+    assert "n\\_odds" not in (tmp_path / "again" / "report.md").read_text()
+    assert "n_odds = \\[1, 1, 9\\]" in (tmp_path / "again" / "report.md").read_text()
 
 
 def test_rates_of_devices_are_kept_apart(tmp_path):
@@ -267,7 +302,7 @@ def test_a_network_with_one_n_is_compared_with_its_controls_alone(tmp_path):
 def test_a_speed_up_that_multiply_adds_do_not_explain_is_marked(tmp_path, four, shown):
     (_, row), returned = written(tmp_path / "out", make_run(tmp_path / "run", (ROW, OURS[1] | four)))
     assert row["speed-up over n = 1"] == shown
-    told = "† More than 1.15 times what multiply-adds explain, with all of the range in brackets above it: timing noise, or a"
+    told = "† Faster than multiply-adds explain: more than 15% above the ratio of multiply-adds/input"
     assert (told in returned) == ("†" in shown)
 
 
@@ -363,7 +398,7 @@ def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path):
     make_control(run / "thin", **words | {"model": "$x$ | y_z"}, control=NASTY)
     make_run(run / "other", **words | {"preset": "other"})
     make_run(run / "third", **words | {"task": "third"})
-    rows, returned = written(tmp_path / "out", run, render=plots.render_png)
+    returned = write_report(*find_runs([run]), tmp_path / "out", "title & <co>")
     text = (tmp_path / "out" / "report.html").read_text()
     page = Page(text)
     allowed = {"html", "meta", "title", "style", "h1", "h2", "p", "div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
@@ -377,11 +412,13 @@ def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path):
     assert "http" not in text
     assert "url(" not in text
     assert NASTY.split("\n", maxsplit=1)[0] in "".join(page.said)
-    for shown in (returned, (tmp_path / "out" / "report.md").read_text()):
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    for shown in (returned, markdown):
         assert not set("\x1b\u202e\ud800") & set(shown)
-        assert "\\<script\\>" in shown
-        assert not re.search(r"(?<!\\)[<>*`\[]", re.sub(r"!\[.*?\]\(\w+\.png\)", "", shown))
-    assert rows[2]["model"] == "\\$x\\$ \\| y_z"
+    assert "<script>" in returned
+    assert "\\<script\\>" in markdown
+    assert not re.search(r"(?<!\\)[<>*`\[]", re.sub(r"!\[.*?\]\(\w+\.png\)", "", markdown))
+    assert cells(markdown)[2]["model"] == "\\$x\\$ \\| y_z"
 
 
 def test_page_explains_the_words_that_it_uses(tmp_path):
@@ -485,9 +522,34 @@ def damage(result: dict, **changed) -> str:
 def test_damaged_result_is_refused(tmp_path, damaged):
     file = make_run(tmp_path / "run") / "result.json"
     file.write_text(damaged(json.loads(file.read_text())))
-    with pytest.raises(ConfigError, match=re.escape(str(file))):
-        written(tmp_path / "out", tmp_path)
+    for folder in (tmp_path, tmp_path / "run"):
+        with pytest.raises(
+            ConfigError, match=re.escape(str(file)) + r" (is damaged|was written by another version|.*damaged)"
+        ) as error:
+            written(tmp_path / "out", folder)
+        assert "Error" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_cannot_be_read_are_left_out_beside_others(tmp_path, capsys):
+    make_run(tmp_path / "good")
+    old, cut = (make_run(tmp_path / name, seed=1, device="other") / "result.json" for name in ("old", "cut"))
+    result = json.loads(old.read_text())
+    for row in result["rows"]:
+        del row["inputs_per_second_quartiles"]
+    old.write_text(json.dumps(result))
+    cut.write_text(cut.read_text()[:-20])
+    execute_report([str(tmp_path), "--out", str(tmp_path / "out")])
+    said = [f"Left out, damaged: {cut.parent}.", f"Left out, written by another version: {old.parent}."]
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == said
+    for shown in (printed.out, (tmp_path / "out" / "report.html").read_text()):
+        assert "Networks: 1, on cpu." in shown
+        assert all(line in shown for line in said)
+    with pytest.raises(
+        ConfigError, match=re.escape(f"{old} was written by another version (it has no entry inputs_per_second_quartiles)")
+    ):
+        execute_report([str(tmp_path / "good"), str(old.parent), "--out", str(tmp_path / "again")])
 
 
 @pytest.mark.parametrize("config", ["", "{}", '{"config": 3}'])

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from mimo_benchmarks.errors import OtherVersion
 from mimo_benchmarks.result import Result, Row, Spread
 
 ROW = Row(
@@ -142,7 +143,7 @@ def test_what_is_missing_is_named(name):
     content = json.loads(json.dumps(RESULT.to_json()))
     inside = content["rows"][0] if name.startswith("rows.") else content["crosstalk"] if "." in name else content
     del inside[name.rpartition(".")[2]]
-    with pytest.raises(ValueError, match=f"KeyError: '{name.rpartition('.')[2]}'"):
+    with pytest.raises(OtherVersion, match=f"^it has no entry {name.rpartition('.')[2]}$"):
         Result.from_json(content)
 
 
@@ -152,8 +153,11 @@ def test_what_has_another_form_is_refused(name, value):
     if name == "crosstalk" and value is None:
         assert Result.from_json(changed((name,), value)).crosstalk is None
         return
-    with pytest.raises(ValueError, match=r"Error: |there are no rows"):
+    with pytest.raises(
+        ValueError, match=r"^(an entry has an unexpected form|it has no entry|there are no rows|.* values to unpack)"
+    ) as error:
         Result.from_json(changed((name,), value))
+    assert "Error" not in str(error.value)
 
 
 def test_there_must_be_rows():

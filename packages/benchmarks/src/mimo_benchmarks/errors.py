@@ -8,6 +8,10 @@ class ConfigError(ValueError):
     """A setting cannot work."""
 
 
+class OtherVersion(ConfigError):
+    """A file of a run was written by another version of this program."""
+
+
 class DatasetError(RuntimeError):
     """A data set is missing or damaged."""
 

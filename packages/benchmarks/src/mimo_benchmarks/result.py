@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
+from mimo_benchmarks.errors import OtherVersion
 from mimo_benchmarks.presets.paper import Reported
 
 Crosstalk = Mapping[str, Mapping[str, float]]
@@ -99,7 +100,8 @@ class Result:
         Text is put on one line, without characters that control a terminal or the direction of writing.
 
         Raises:
-            ValueError: an entry is missing, of the wrong type, not finite, or out of range.
+            OtherVersion: an entry is missing.
+            ValueError: an entry is of the wrong type, not finite, or out of range.
         """
         try:
             crosstalk = found["crosstalk"]
@@ -120,8 +122,10 @@ class Result:
                 peak_memory_bytes=None if found["peak_memory_bytes"] is None else whole(found["peak_memory_bytes"]),
                 versions=mapping(found["versions"], one_line),
             )
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
+        except KeyError as error:
+            raise OtherVersion(f"it has no entry {one_line(error.args[0])}") from error
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"an entry has an unexpected form ({error})") from error
         if not result.rows:
             raise ValueError("there are no rows")
         return result

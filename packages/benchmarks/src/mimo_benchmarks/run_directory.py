@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mimo_benchmarks.environment import environment
-from mimo_benchmarks.errors import CheckpointError, ConfigError
+from mimo_benchmarks.errors import CheckpointError, ConfigError, OtherVersion
 from mimo_benchmarks.networks.registry import NETWORKS
 from mimo_benchmarks.result import Result, finite
 from mimo_benchmarks.settings import AugmentConfig, OptimConfig, RunConfig
@@ -155,8 +155,10 @@ def read_json(path: Path, kind: type) -> Any:
     """Return what a JSON file holds; raise ConfigError unless it is of this type."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error}): is {path.parent} a run directory?") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): it is damaged, or {path.parent} is not a run directory") from error
     if not isinstance(found, kind):
         raise ConfigError(
             f"{path} holds a {type(found).__name__}, expected a {kind.__name__}: it is damaged, or not a file of a run"
@@ -180,7 +182,8 @@ def read_settings(run: Path) -> tuple[str, RunConfig]:
         paths: dict[str, Any] = {name: Path(values.pop(name)) for name in PATHS if values.get(name) is not None}
         return str(found["preset"]), RunConfig(**with_tuples(values), **nested, **paths)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{run / CONFIG} does not hold settings of this version ({error}): start a new run") from error
+        what = f"{error} is missing or unknown" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{run / CONFIG} does not hold settings of this version ({what}): start a new run") from error
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,10 +192,16 @@ def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_result(run: Path) -> Result:
-    """Return the result of a finished run; raise ConfigError if its result.json is damaged."""
+    """Return the result of a finished run.
+
+    Raises:
+        OtherVersion: an entry of result.json is missing.
+        ConfigError: result.json is damaged.
+    """
+    found = read_json(run / RESULT, dict)
     try:
-        return Result.from_json(read_json(run / RESULT, dict))
-    except ConfigError:
-        raise
+        return Result.from_json(found)
+    except OtherVersion as error:
+        raise OtherVersion(f"{run / RESULT} was written by another version ({error}): leave this run out") from error
     except ValueError as error:
-        raise ConfigError(f"{run / RESULT} is damaged, or of another version ({error}): leave this run out") from error
+        raise ConfigError(f"{run / RESULT} is damaged ({error}): leave this run out") from error

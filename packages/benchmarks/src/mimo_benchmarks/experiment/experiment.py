@@ -113,7 +113,7 @@ def run_experiment(
         runs.append(write_result(one, finished[0], task, own, time.perf_counter() - start))
     from mimo_benchmarks.report.composition import write_report  # here, because the import takes a second
 
-    table = write_report(runs, [], path, f"{preset}: {task.name}, seed {config.seed}")
+    table = write_report(runs, {}, path, f"{preset}: {task.name}, seed {config.seed}")
     print(f"\n{table}\n\n{path}: result.json, report.md, report.html and their pictures")
 
 

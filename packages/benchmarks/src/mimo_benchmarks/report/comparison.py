@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import floor, log10
 from pathlib import Path
@@ -44,12 +44,35 @@ class SeedGroup:
         return self.example.result
 
 
+def keep_devices_apart(runs: Sequence[Run]) -> list[Run]:
+    """Add the device to the settings of experiments that were repeated with the same seed on another device.
+
+    Such runs would count as two seeds, though they learn the same; and their rates differ.
+    """
+
+    def family(run: Run) -> tuple[str, str]:
+        return run.result.task, run.result.preset
+
+    def content(run: Run) -> str:
+        ns = [row.n for row in run.result.rows]
+        return repr((family(run), sorted(run.experiment.items()), run.result.control, sorted(run.settings.items()), ns))
+
+    devices: dict[tuple[str, int], set[str]] = {}
+    for run in runs:
+        devices.setdefault((content(run), run.result.seed), set()).add(run.result.device)
+    apart = {family(run) for run in runs if len(devices[content(run), run.result.seed]) > 1}
+    return [
+        replace(run, experiment={**run.experiment, "device": run.result.device}) if family(run) in apart else run for run in runs
+    ]
+
+
 def group_by_seed(runs: Sequence[Run]) -> tuple[list[SeedGroup], list[Run]]:
     """Group runs that differ only in their seed, sorted by task, preset and settings, with controls last.
 
     Returns:
-        The groups, and the runs that were left out because another run of the group has their seed.
+        The groups, and the runs that were left out because another run of the group has their seed and device.
     """
+    runs = keep_devices_apart(runs)
 
     def hashable(values: Settings) -> tuple[tuple[str, str], ...]:
         return tuple(sorted(values.items()))
@@ -83,9 +106,21 @@ def group_by_seed(runs: Sequence[Run]) -> tuple[list[SeedGroup], list[Run]]:
 
 
 def differences(own: Settings, all_: Sequence[Settings]) -> str:
-    """Write out those settings of one run in which some of the runs differ."""
-    names = [name for name in dict.fromkeys(name for other in all_ for name in other) if len({o.get(name) for o in all_}) > 1]
-    return "".join(f", {name} = {own.get(name, 'unknown')}" for name in names)
+    """Write out the settings that tell one run from the others, without those that tell no more of them apart."""
+    names: list[str] = []
+    kinds = 1
+    for name in dict.fromkeys(name for other in all_ for name in other):
+        found = len({tuple(other.get(each) for each in (*names, name)) for other in all_})
+        if found > kinds:
+            names, kinds = [*names, name], found
+    return "".join(f", {setting_in_words(name, own.get(name, 'unknown'))}" for name in names)
+
+
+def setting_in_words(name: str, value: str) -> str:
+    """Write a setting for a label; `value` is JSON."""
+    if name == "n":
+        return f"trained with n = {value.strip('[]')}"
+    return f"on {value}" if name == "device" else f"{name} = {value.strip(chr(34))}"
 
 
 @dataclass(frozen=True, kw_only=True)

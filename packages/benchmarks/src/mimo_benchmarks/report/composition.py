@@ -1,6 +1,6 @@
 """Compose a report of any number of runs: tables, figures, verdicts, and one HTML page that needs no other file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from math import hypot
@@ -105,13 +105,15 @@ def rate_notes(lines: Sequence[TableLine]) -> list[str]:
     speedups = [(line, over_runs(found)) for line in lines for found in line.speedups.values() if found]
     if speedups:
         notes.append(
-            "Speed-up is inputs/s over those of the superposed network at its smallest n, in the same run; in brackets, the "
-            "lower quartile over the upper one, and the upper one over the lower."
+            "Speed-up is inputs/s over those of the superposed network at its smallest n, in the same run. The range in brackets "
+            "is that of the quartiles of both rates."
         )
     if any(line.unexplained(speedup) for line, speedup in speedups):
         notes.append(
-            f"† More than {UNEXPLAINED} times what multiply-adds explain, with all of the range in brackets above it: timing "
-            "noise, or a better use of the device."
+            f"† Faster than multiply-adds explain: more than {UNEXPLAINED - 1:.0%} above the ratio of multiply-adds/input (those "
+            "of the superposed network at its smallest n over those of this line), and above it with the whole range in "
+            "brackets. Small networks spend much of their time outside multiply-adds, and the inputs of a pass share much of "
+            "that time."
         )
     return notes
 
@@ -174,17 +176,17 @@ def mean_crosstalk(found: Sequence[Crosstalk]) -> Crosstalk:
 
 def write_report(
     runs: Sequence[Run],
-    begun: Sequence[Path],
+    left_out: Mapping[str, Sequence[Path]],
     out: Path,
     title: str,
     *,
     render: Callable[[Callable[[], Figure]], bytes] = plots.render_png,
 ) -> str:
-    """Write report.md, report.html and their pictures, and return the tables and verdicts in Markdown.
+    """Write report.md, report.html and their pictures, and return the tables and verdicts for a terminal.
 
     Args:
         runs: the runs to report.
-        begun: directories of unfinished runs, which the report names as left out.
+        left_out: directories of runs that the report names as left out, by reason.
         out: folder to write to.
         title: heading of the report.
         render: turns a function that draws a figure into the PNG file.
@@ -206,8 +208,11 @@ def write_report(
             own.append(Picture(file=file, caption=caption, alt=alt, content=render(draw)))
         pictures += own
         sections.append(Section(heading=heading, columns=columns, rows=cells, notes=table_notes(lines), pictures=own))
-    head = introduction(runs, begun, [run.path for run in repeated])
-    facts = {one_line(run.path): run.facts() for run in runs}
+    shown = [run for group in groups for run in group.runs]
+    if repeated:
+        left_out = {**left_out, "same settings, seed and device as another run": [run.path for run in repeated]}
+    head = introduction(shown, left_out)
+    facts = {one_line(run.path): run.facts() for run in shown}
     files = {
         "report.md": f"# {escape_markdown(title)}\n\n{markdown_body(head, sections, pictures=True)}".encode(),
         "report.html": html_page(title, head, sections, facts).encode(),
@@ -222,10 +227,12 @@ def write_report(
     return markdown_body(head, sections, pictures=False)
 
 
-def introduction(runs: Sequence[Run], begun: Sequence[Path], repeated: Sequence[Path]) -> list[str]:
-    """Say how many networks and which devices the report is about, and which runs it leaves out."""
-    lines = [f"Networks: {len(runs)}, on {', '.join(sorted({run.result.device for run in runs}))}."]
-    for paths, why in ((begun, "not finished"), (repeated, "same settings and seed as another run")):
-        if paths:
-            lines.append(f"Left out, {why}: {', '.join(map(one_line, paths))}.")
-    return lines
+def introduction(shown: Sequence[Run], left_out: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Say how many networks and which devices the report shows, and which runs it leaves out."""
+    devices = sorted({run.result.device for run in shown})
+    return [f"Networks: {len(shown)}, on {', '.join(devices)}.", *left_out_lines(left_out)]
+
+
+def left_out_lines(left_out: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Say for each reason which runs are left out."""
+    return [f"Left out, {why}: {', '.join(map(one_line, paths))}." for why, paths in left_out.items()]

@@ -20,6 +20,9 @@ from mimo_benchmarks.result import Spread
 WARM = ("#c2410c", "#f59e0b", "#be123c", "#7c2d12", "#ec4899")
 COLD = ("#1d4ed8", "#0891b2", "#7c3aed", "#475569", "#059669", "#38bdf8", "#84cc16")
 MARKERS = "osD^vPX"
+"""Markers that tell the n of a network apart."""
+OVER_FRAME: dict[str, Any] = {"clip_on": False, "zorder": 3}
+"""Draws lines and markers at 0 and 100 % whole: the frame of the axes has zorder 2.5."""
 LineStyle = str | tuple[float, tuple[float, ...]]
 DPI = 200
 WIDTH = 4.6
@@ -77,10 +80,22 @@ def printable_label(label: str) -> str:
     return "\n".join(wrap("".join(c if " " <= c <= "~" else "?" for c in label).lstrip("_"), 50)[:3])
 
 
-def series_styles(series: Sequence[Series]) -> list[tuple[Series, str, str]]:
-    """Return each series with its colour and marker: warm colours for superposed networks, cold ones for plain networks."""
-    warm, cold, markers = cycle(WARM), cycle(COLD), cycle(MARKERS)
-    return [(one, next(warm if one.superposed else cold), next(markers)) for one in series]
+def series_colours(series: Sequence[Series]) -> list[tuple[Series, str]]:
+    """Return each series with its colour: a warm one for superposed networks, a cold one for plain networks."""
+    warm, cold = cycle(WARM), cycle(COLD)
+    return [(one, next(warm if one.superposed else cold)) for one in series]
+
+
+def markers_of_n(labels: Collection[str]) -> dict[str, str]:
+    """Return the marker of each n, in the order of their numbers."""
+    return dict(zip(sorted(labels, key=lambda n: (len(n), n)), cycle(MARKERS), strict=False))
+
+
+def short_number(value: float, _: float) -> str:
+    """Write a number on an axis so that it takes little room, such as 24k."""
+    if value < 1e4:
+        return f"{value:,g}"
+    return f"{value / 1e3:g}k" if value < 1e6 else f"{value / 1e6:g}M"
 
 
 def legend_height(series: Sequence[Series]) -> float:
@@ -91,27 +106,32 @@ def legend_height(series: Sequence[Series]) -> float:
 def draw_accuracy_throughput(series: Sequence[Series], apart: Collection[str] = ()) -> Figure:
     """Draw accuracy against multiply-adds, and below it against the throughput on each device where it was measured.
 
-    Bars are standard deviations of accuracy and quartiles of throughput.
+    Bars are standard deviations of accuracy and quartiles of throughput. Networks differ in colour, n in the marker.
 
     Args:
         series: the networks.
         apart: devices on which several runs were timed one after another, which the axis says.
     """
     devices = sorted({device for one in series for point in one.points for device in point.rates})
-    figure = Figure(figsize=(WIDTH, 3.2 + 3 * len(devices) + legend_height(series)), layout="constrained")
+    superposed = any(one.superposed for one in series)
+    markers = markers_of_n({point.n for one in series for point in one.points})
+    height = 3.2 + 3 * len(devices) + legend_height(series) + 0.22 * len(markers) * superposed
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1 + len(devices), 1, sharey=True, squeeze=False).ravel()
     measures: list[Callable[[Point], Spread | None]]
     measures = [macs_in_millions, *(partial(rate_on, device) for device in devices)]
     for measure, axes in zip(measures, panels, strict=True):
-        draw_accuracy_against(measure, axes, series)
+        draw_accuracy_against(measure, axes, series, markers)
         axes.set(ylabel="test accuracy (%)")
     stay_within_100_percent(panels[0])
-    for measure, axes in zip(measures, panels, strict=True):
-        label_points(measure, axes, series)
+    for n, marker in markers.items() if superposed else ():
+        panels[0].plot([], [], marker, color="gray", label=printable_label(n))
     panels[0].set(xlabel="million multiply-adds per input (fewer is cheaper)")
     for device, axes in zip(devices, panels[1:], strict=True):
         axes.set(xlabel=f"inputs per second{', runs timed apart' * (device in apart)}\n{printable_label(device)}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=1)
+    handles, labels = panels[0].get_legend_handles_labels()  # lines before error bars
+    count = len(markers) * superposed
+    figure.legend(handles[count:] + handles[:count], labels[count:] + labels[:count], loc="outside lower center", ncols=1)
     return figure
 
 
@@ -130,10 +150,12 @@ def measured_points(measure: Callable[[Point], Spread | None], one: Series) -> l
     return [(x, point) for point in one.points if (x := measure(point)) is not None]
 
 
-def draw_accuracy_against(measure: Callable[[Point], Spread | None], axes: Axes, series: Sequence[Series]) -> None:
-    """Draw accuracy against a positive measure; points where it is None are left out."""
+def draw_accuracy_against(
+    measure: Callable[[Point], Spread | None], axes: Axes, series: Sequence[Series], markers: Mapping[str, str]
+) -> None:
+    """Draw accuracy against a positive measure, with the marker of each n; points where the measure is None are left out."""
     ends: list[float] = []
-    for one, colour, marker in series_styles(series):
+    for one, colour in series_colours(series):
         found = measured_points(measure, one)
         if not found:
             continue
@@ -146,19 +168,22 @@ def draw_accuracy_against(measure: Callable[[Point], Spread | None], axes: Axes,
             xerr=[xs - lows, highs - xs],
             yerr=[np.minimum(spread, ys), np.minimum(spread, 100 - ys)],
             linestyle="-" if one.superposed else "",
-            marker=marker,
+            marker="" if one.superposed else markers[found[0][1].n],
             color=colour,
             capsize=3,
-            clip_on=False,  # a marker at 100 % is drawn whole
             label=printable_label(one.label),
+            **OVER_FRAME,
         )
+        for x, y, (_, point) in zip(xs, ys, found, strict=True) if one.superposed else ():
+            axes.plot([x], [y], markers[point.n], color=colour, **OVER_FRAME)
         ends += [*lows, *highs]
     axes.set_xscale("log")
     span = max(ends) / min(ends)
-    digits = (1, 2, 5) if span < 20 else (1, 3) if span < 200 else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=digits) if span > 6 else MaxNLocator(5))
+    finer: list[tuple[float, tuple[float, ...]]] = [(6, (1, 1.5, 2, 3, 4, 6)), (20, (1, 2, 5)), (200, (1, 3))]
+    digits = next((own for largest, own in finer if span < largest), (1,))
+    axes.xaxis.set_major_locator(LogLocator(subs=digits) if span > 2.5 else MaxNLocator(4))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_major_formatter(short_number)
     axes.margins(0.12, 0.2)
 
 
@@ -168,51 +193,35 @@ def stay_within_100_percent(axes: Axes) -> None:
     axes.set_ylim(max(0, low), min(100, high))
 
 
-def label_points(measure: Callable[[Point], Spread | None], axes: Axes, series: Sequence[Series]) -> None:
-    """Write n above the points of one superposed network, below those of the next, and always below where the axis ends."""
-    low, high = axes.get_ylim()
-    room = high - 0.12 * (high - low)
-    sides = cycle((1, -1))
-    for one in series:
-        if not one.superposed:
-            continue
-        side = next(sides)
-        for x, point in measured_points(measure, one):
-            here = -1 if 100 * (point.accuracy + point.spread) > room else side
-            place, offset = (x.value, 100 * (point.accuracy + here * point.spread)), (0, 10 * here)
-            axes.annotate(
-                printable_label(point.n), place, offset, textcoords="offset points", ha="center", va="center", fontsize=9
-            )
-
-
 def draw_learning_curves(series: Sequence[Series]) -> Figure:
     """Draw training accuracy for each n, as a running mean over a 25th of the logged steps, and dev accuracy where there is any.
 
-    Networks differ in colour, n in the style of the line; a curve of a single point is a marker.
+    Networks differ in colour, n in the style of the line; a curve of a single point is the marker of its n.
     """
     curves = [curve for one in series if one.superposed for curve in (*one.train_curves, *one.dev_curves)]
     ns = sorted({n for n, *_ in curves}, key=lambda n: (len(n), n))
     styles = dict(zip(ns, cycle(LINES), strict=False)) if ns != ["1"] else {}
+    markers = markers_of_n(ns)
+    single = {curve[0] for one in series if one.superposed for curve in one.train_curves if len(curve[1]) == 1}
     has_dev = any(one.dev_curves for one in series)
     extra = len(styles) + has_dev
     figure = Figure(figsize=(WIDTH, 3.4 + legend_height(series) + 0.22 * extra), layout="constrained")
     axes = figure.subplots()
-    for one, colour, _ in series_styles(series):
-        plot = partial(axes.plot, color=colour, linewidth=1, clip_on=False)
+    for one, colour in series_colours(series):
+        plot = partial(axes.plot, color=colour, linewidth=1, **OVER_FRAME)
         style_of = styles if one.superposed else {}
         for n, steps, values in one.train_curves:
             window = max(1, len(values) // 25)
             mean = np.convolve(100 * np.asarray(values), np.full(window, 1 / window), "valid")
-            plot(steps[window - 1 :], mean, linestyle=style_of.get(n, "-"), marker=marker_of_curve(mean))
-            if n in style_of and len(mean) == 1:  # a dot has no line style to tell its n
-                label, place = printable_label(f"n = {n}"), (steps[window - 1], mean[0])
-                axes.annotate(label, place, (0, -8), textcoords="offset points", ha="center", va="center", fontsize=9)
-                axes.margins(0.1)  # room for the label
+            marker = marker_of_curve(mean, markers[n] if n in style_of else ".")
+            plot(steps[window - 1 :], mean, linestyle=style_of.get(n, "-"), marker=marker, markersize=5)
         for n, steps, values in one.dev_curves:
             plot(steps, 100 * np.asarray(values), linestyle=style_of.get(n, "-"), **DEV)
         axes.plot([], [], color=colour, label=printable_label(one.label))
     for n, style in styles.items():
-        axes.plot([], [], linestyle=style, color="gray", linewidth=1, label=printable_label(f"n = {n}"))
+        marker = markers[n] if n in single else ""
+        label = printable_label(f"n = {n}")
+        axes.plot([], [], linestyle=style, marker=marker, markersize=5, color="gray", linewidth=1, label=label)
     if has_dev:
         axes.plot([], [], color="gray", linewidth=1, label="on the dev split", **DEV)
     stay_within_100_percent(axes)
@@ -223,9 +232,9 @@ def draw_learning_curves(series: Sequence[Series]) -> Figure:
     return figure
 
 
-def marker_of_curve(values: Sequence[float] | NDArray[np.floating]) -> str:
-    """Return a dot for a curve of a single point, of which a line shows nothing; no marker for others."""
-    return "." if len(values) == 1 else ""
+def marker_of_curve(values: Sequence[float] | NDArray[np.floating], marker: str = ".") -> str:
+    """Return the marker for a curve of a single point, of which a line shows nothing; none for others."""
+    return marker if len(values) == 1 else ""
 
 
 def draw_crosstalk(before: Mapping[str, Stages], after: Mapping[str, Stages]) -> Figure:

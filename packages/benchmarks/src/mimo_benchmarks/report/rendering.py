@@ -3,7 +3,7 @@
 import html
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -101,19 +101,20 @@ def escape_markdown(text: str) -> str:
 
 
 def markdown_body(head: Sequence[str], sections: Sequence[Section], *, pictures: bool) -> str:
-    """Render the report below its title in Markdown: with pictures for report.md, without for the terminal."""
-    parts = ["\n".join(f"{escape_markdown(line)}\n" for line in head)]
+    """Render the report below its title: in Markdown with pictures, or for a terminal without pictures and escapes."""
+    escape: Callable[[str], str] = escape_markdown if pictures else str
+    parts = ["\n".join(f"{escape(line)}\n" for line in head)]
     for section in sections:
         parts += [
-            f"## {escape_markdown(section.heading)}\n",
+            f"## {escape(section.heading)}\n",
             markdown_table(
-                list(map(escape_markdown, section.columns)),
-                [list(map(escape_markdown, row)) for row in section.rows],
+                list(map(escape, section.columns)),
+                [list(map(escape, row)) for row in section.rows],
                 left=TEXT_COLUMNS,
             ),
-            "\n".join(f"- {escape_markdown(note)}" for note in section.notes) + "\n",
+            "\n".join(f"- {escape(note)}" for note in section.notes) + "\n",
         ]
-        parts += [f"![{escape_markdown(picture.caption)}]({picture.file})\n" for picture in section.pictures if pictures]
+        parts += [f"![{escape(picture.caption)}]({picture.file})\n" for picture in section.pictures if pictures]
     return "\n".join(parts)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.errors import ConfigError, OtherVersion
 from mimo_benchmarks.result import Result, one_line
 from mimo_benchmarks.run_directory import (
     CONFIG,
@@ -81,23 +81,42 @@ def relevant_settings(config: Mapping[str, Any]) -> dict[str, str]:
     return {one_line(name): one_line(json.dumps(value)) for name, value in asked.items() if name not in unset}
 
 
-def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[Path]]:
-    """Return the finished runs in these folders and all folders below them, and the directories of unfinished runs.
+def find_runs(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[Path]]]:
+    """Return the finished runs in these folders and all folders below them, and by reason the directories of runs left out.
+
+    A run that is not finished, is damaged, or was written by another version is left out.
 
     Raises:
-        ConfigError: a folder does not exist, no run is finished, or a file of a run is damaged.
+        ConfigError: a folder does not exist, a folder is itself a run that cannot be read, or no run is left.
     """
     if not folders:
         raise ConfigError("no folder was named: name run directories, or a folder that holds some")
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         raise ConfigError(f"no such folder: {', '.join(missing)}; name run directories, or a folder that holds some")
     found = {path.resolve(): path for folder in folders for path in sorted({p.parent for p in folder.rglob("*.json")})}
-    runs = [read_run(path) for path in found.values() if (path / RESULT).exists()]
+    named_runs = {folder.resolve() for folder in folders}
+    runs: list[Run] = []
+    left_out: dict[str, list[Path]] = {}
+    refused: ConfigError | None = None
+    for place, path in found.items():
+        if not (path / RESULT).exists():
+            if is_run(path):
+                left_out.setdefault("not finished", []).append(path)
+            continue
+        try:
+            runs.append(read_run(path))
+        except ConfigError as error:
+            if place in named_runs:
+                raise
+            refused = refused or error
+            why = "written by another version" if isinstance(error, OtherVersion) else "damaged"
+            left_out.setdefault(why, []).append(path)
+    if refused and not runs:
+        raise refused
     if not runs:
         named = ", ".join(map(str, folders))
         raise ConfigError(f"no finished run in {named}: name run directories with a {RESULT}, or a folder that holds some")
-    begun = [path for path in found.values() if is_run(path) and not (path / RESULT).exists()]
-    return [with_experiment(run, runs) for run in runs], begun
+    return [with_experiment(run, runs) for run in runs], left_out
 
 
 def is_run(path: Path) -> bool:
@@ -106,7 +125,7 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(path: Path) -> Run:
-    """Read a finished run; ConfigError if its result.json or config.json is damaged."""
+    """Read a finished run; ConfigError if its result.json or config.json is damaged or of another version."""
     result, around = read_result(path), path.resolve().parent
     root = around if result.control is not None and (around / CONFIG).exists() else path.resolve()
     settings = [read_json(folder / CONFIG, dict).get("config") for folder in (path, root)]

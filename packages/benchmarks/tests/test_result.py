@@ -6,8 +6,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from mimo_benchmarks.errors import OtherVersion
+from mimo_benchmarks.errors import ConfigError, OtherVersion
 from mimo_benchmarks.result import Result, Row, Spread
+from mimo_benchmarks.run_directory import read_settings, settings_as_json
+from mimo_benchmarks.settings import RunConfig
 
 ROW = Row(
     n=1,
@@ -169,3 +171,12 @@ def test_text_stands_on_one_line():
     """Without what steers a terminal or turns the direction of writing."""
     found = Result.from_json(changed(("model",), "a\x1b[31m\nb\u202ec "))
     assert found.model == "a [31m b c"
+
+
+@pytest.mark.parametrize("name", ["model", "optim", "augment"])
+def test_settings_that_are_missing_are_named(name, tmp_path):
+    config = settings_as_json(RunConfig())
+    del config[name]
+    (tmp_path / "config.json").write_text(json.dumps({"preset": "x", "config": config}))
+    with pytest.raises(ConfigError, match=f"does not hold settings of this version \\('{name}' is missing or unknown\\)"):
+        read_settings(tmp_path)

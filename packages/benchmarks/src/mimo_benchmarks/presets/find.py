@@ -16,7 +16,7 @@ SHORT = 20
 
 
 def quickstart() -> RunConfig:
-    """scikit-learn's handwritten digits, 8 x 8 pixels: no download, a minute and a half on two CPU cores.
+    """scikit-learn's handwritten digits, 8 x 8 pixels: no download, a minute on two CPU cores.
 
     The README has the measured numbers; the paper has no such run.
     """

@@ -172,7 +172,9 @@ def test_throughput_is_measured_in_one_go(monkeypatch):
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
 def test_fewer_inputs_where_memory_does_not_hold_them(error, monkeypatch):
     def inputs_per_second(candidates, inputs):
         if len(inputs) > 100:

@@ -64,7 +64,10 @@ def test_training_in_the_midst_of_predict():
     assert all(torch.equal(value, alone.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.unchecked
 def test_a_layer_that_is_used_twice_counts_twice():
+    """Compiled too."""
+
     class Twice(nn.Module):
         def __init__(self, norm):
             super().__init__()

@@ -150,6 +150,7 @@ class Moody(nn.Module):
         return (self.linear(x),) if self.mood == "tuple" else self.linear(x)
 
 
+@pytest.mark.unchecked
 def test_heads_that_cannot_run_without_memory():
     for mood in ("numbers", "lock"):
         model = Superposed(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), Moody(mood), 2, 8)

@@ -165,8 +165,9 @@ def draw_accuracy_against(
         axes.errorbar(
             xs,
             ys,
-            xerr=[xs - lows, highs - xs],
-            yerr=[np.minimum(spread, ys), np.minimum(spread, 100 - ys)],
+            # Lists, because matplotlib takes an array of one number for a number.
+            xerr=[(xs - lows).tolist(), (highs - xs).tolist()],
+            yerr=[np.minimum(spread, ys).tolist(), np.minimum(spread, 100 - ys).tolist()],
             linestyle="-" if one.superposed else "",
             marker="" if one.superposed else markers[found[0][1].n],
             color=colour,

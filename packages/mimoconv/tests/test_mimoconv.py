@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
 from mimoconv.binding import PositionwiseHRR, Unbinding
 from mimoconv.blocks import Block
-from mimoconv.superposed import StatisticsPerN
+from mimoconv.statistics_per_n import StatisticsPerN
 from vsa_core import hrr, slots
 
 ALL_N = [(capacity, n) for capacity in (1, 2, 3, 4, 5, 8) for n in range(1, capacity + 1)]

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from mimoconv import Superposed, predict, recalibrate
-from mimoconv.superposed import StatisticsPerN
+from mimoconv.statistics_per_n import StatisticsPerN
 
 
 def trained(**options):

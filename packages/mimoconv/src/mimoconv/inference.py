@@ -11,7 +11,8 @@ from torch import Tensor
 from mimoconv.config import NetworkConfig
 from mimoconv.model import WideResNet
 from mimoconv.normalization import normalize
-from mimoconv.superposed import StatisticsPerN, Superposed, check_images
+from mimoconv.statistics_per_n import StatisticsPerN
+from mimoconv.superposed import Superposed, check_images
 from vsa_core import checks, slots
 from vsa_core.modules import eval_copy, in_eval_mode
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from mimoconv import blocks
 from mimoconv.config import MIMOConvConfig, NetworkConfig, WideResNetConfig
-from mimoconv.superposed import StatisticsPerN, Superposed, check_images, pool_features
+from mimoconv.statistics_per_n import StatisticsPerN
+from mimoconv.superposed import Superposed, check_images, pool_features
 from vsa_core.hub import Pretrained
 
 __all__ = ["MIMOConv", "WideResNet"]

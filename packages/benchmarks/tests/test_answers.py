@@ -100,7 +100,7 @@ def test_inputs_take_slots_in_the_same_order_in_training_and_in_evaluation(name,
     shared = network.inputs_per_pass(n)
     settings = RunConfig(task=name, model=model, n=(n,), n_odds=(1,), augment=NONE, optim=OptimConfig(groups=5))
     feed = Feed(task, settings)
-    trained, _, targets = feed.batch(1)
+    trained, _, targets = feed.batch(feed.draw(1))
     index, kind = feed.batches.at(1), type(task.train)
     items = kind(**{field: values[index] for field, values in vars(task.train).items()})
     seen = []

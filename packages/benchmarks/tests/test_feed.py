@@ -36,7 +36,8 @@ def config(seed=0, groups=5, augment=NONE):
 def step_of(settings, step, n, count=100, task=None, rank=0, world=1, part=0):
     """Images and targets of a step of a run in which every step has n inputs a pass."""
     settings = replace(settings, n=(n,), n_odds=(1,))
-    images, mask, targets = Feed(task or numbered(count), settings, rank, world).batch(step, part)
+    feed = Feed(task or numbered(count), settings, rank, world)
+    images, mask, targets = feed.batch(feed.draw(step), part)
     assert mask is None
     return images, targets
 
@@ -142,7 +143,7 @@ def test_steps_of_a_curriculum_hold_as_many_inputs():
     """Four passes of four images each, and at first 16 of one and eight of two."""
     settings = replace(config(groups=4), n=(4,), n_odds=(1,), curriculum=(1, 2), curriculum_share=0.2)
     feed = Feed(numbered(100), replace(settings, optim=replace(settings.optim, steps=10)))
-    assert [feed.batch(step)[0].shape[:2] for step in (1, 2, 3)] == [(16, 1), (8, 2), (4, 4)]
+    assert [feed.batch(feed.draw(step))[0].shape[:2] for step in (1, 2, 3)] == [(16, 1), (8, 2), (4, 4)]
     assert feed.inputs(10) == 160
 
 
@@ -173,10 +174,12 @@ def sequence_feed(n, groups=6, accumulate=1, **processes):
 def test_processes_and_parts_share_the_sequences_that_one_process_would_see(n):
     """Group by group: process r takes every second one in its parts, padded to its own longest sequence."""
     for step in (1, 65):
-        tokens, mask, labels = sequence_feed(n).batch(step)
+        whole = sequence_feed(n)
+        tokens, mask, labels = whole.batch(whole.draw(step))
         for rank in (0, 1):
             for part in (0, 1, 2):
-                own = sequence_feed(n, accumulate=3, rank=rank, world=2).batch(step, part)
+                feed = sequence_feed(n, accumulate=3, rank=rank, world=2)
+                own = feed.batch(feed.draw(step), part)
                 place = slice(2 * part + rank, None, 6)
                 length = own[0].shape[-1]
                 assert torch.equal(own[0], tokens[place, ..., :length])
@@ -186,7 +189,8 @@ def test_processes_and_parts_share_the_sequences_that_one_process_would_see(n):
 
 
 def test_grids_keep_sequences_and_labels_together():
-    tokens, mask, labels = sequence_feed(2).batch(3)
+    feed = sequence_feed(2)
+    tokens, mask, labels = feed.batch(feed.draw(3))
     assert tokens.shape == mask.shape == (6, 2, 2, tokens.shape[-1])
     assert torch.equal(tokens.amax(-1), labels + 1)
     assert torch.equal(mask.sum(-1), 1 + labels % 5)

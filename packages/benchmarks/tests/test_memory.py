@@ -201,14 +201,14 @@ def test_list_estimates_what_fits_and_names_the_rest(capsys, monkeypatch):
     built = []
     monkeypatch.setattr(estimate, "STEPS", 1)
     monkeypatch.setattr(estimate, "build", lambda config: built.append(config) or build(config))
-    need = training_bytes(find_preset("recall_n2_att"))
+    need = training_bytes(find_preset("recall_n2_att"), CPU)
     monkeypatch.setattr(estimate, "free_memory", lambda device: estimate.ROOM * need)
     with pytest.raises(SystemExit) as exit_:
         main(["list", "recall_[np]*", "--estimate"])
     assert exit_.value.code == 2
     printed = capsys.readouterr()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ") for line in printed.out.splitlines()[2:]}
-    large = {name for name in rows if training_bytes(find_preset(name)) > need}
+    large = {name for name in rows if training_bytes(find_preset(name), CPU) > need}
     assert {name for name, hours in rows.items() if hours == "-"} == large
     assert "recall_n2_att" not in large
     assert built == [find_preset(name).model for name in rows if name not in large]
@@ -268,7 +268,7 @@ def test_training_takes_what_its_forward_pass_keeps(network, accumulate):
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     activations = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
     weights = sum(prod(tensor.shape) * tensor.element_size() for tensor in module.state_dict().values())
-    assert training_bytes(config) == pytest.approx(2 * weights + activations + 2 * 4 * prod(logits.shape), rel=0.02)
+    assert training_bytes(config, CPU) == pytest.approx(2 * weights + activations + 2 * 4 * prod(logits.shape), rel=0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")

@@ -108,7 +108,7 @@ def test_time_left_is_that_of_the_multiply_adds_left():
     for feed in feeds:
         module, steps = build(feed.config.model), []
         for step in range(1, optim.steps + 1):
-            inputs, _, _ = feed.batch(step)
+            inputs, _, _ = feed.batch(feed.draw(step))
             count = inputs.shape[0] * inputs.shape[1]
             steps.append(count * feed.network.count_macs(module, feed.n[step - 1]))
         macs.append(steps)

@@ -16,7 +16,8 @@ from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks.registry import load
 from mimo_benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from mimo_benchmarks.training.feed import Feed
-from mimo_benchmarks.training.loop import PATIENCE, accept_update, batch_accuracy, objective, train
+from mimo_benchmarks.training.gradients import batch_accuracy, objective
+from mimo_benchmarks.training.loop import PATIENCE, accept_update, train
 from mimo_benchmarks.training.state import Training
 from mimoconv import MIMOConvConfig, WideResNetConfig, isometry_penalty
 from mimoformer import MIMOFormerConfig
@@ -58,25 +59,6 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a | b)
 
 
-@pytest.mark.parametrize(
-    ("settings", "mode"),
-    [
-        ({"n": (4,), "odds": (1,)}, "reduce-overhead"),
-        ({}, None),
-        ({"n": (4,), "odds": (1,), "curriculum": (2,), "curriculum_share": 0.5}, None),
-        ({"n": (4,), "odds": (1,), "accumulate": 2}, None),
-        ({"n": (2,), "odds": (1,), "model": FORMER}, None),
-    ],
-    ids=["one shape", "dynamic", "curriculum", "accumulated", "tokens"],
-)
-def test_steps_of_one_pass_and_shape_are_compiled_into_cuda_graphs(settings, mode, monkeypatch):
-    """Which would overwrite the gradients of an earlier pass."""
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda network, mode: asked.append(mode) or network)
-    started(config(compile=True, **settings))
-    assert asked == [mode]
-
-
 @pytest.mark.parametrize("mixup", [0, 1])
 @pytest.mark.parametrize("model", [SMALL, WideResNetConfig(**SIZES)], ids=["superposed", "plain"])
 def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(digits, model, mixup):
@@ -93,7 +75,7 @@ def test_steps_are_adamw_on_a_one_cycle_of_smoothed_labels(digits, model, mixup)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=5, pct_start=0.1, cycle_momentum=False)
     feed, count = Feed(digits, settings), 0
     for step, line in enumerate(lines, 1):
-        images, _, targets = feed.batch(step)
+        images, _, targets = feed.batch(feed.draw(step))
         y = targets.flatten(0, 1)
         loss = -((0.8 * y + 0.02) * reference(images).reshape(-1, 10).log_softmax(-1)).sum(-1).mean()
         optimizer.zero_grad()
@@ -119,7 +101,8 @@ def test_penalties_are_added_to_the_loss(digits):
     training, lines = started(settings), []
     reference = copy.deepcopy(training.network).train()
     run(training, digits, log=lambda **line: lines.append(line))
-    images, _, targets = Feed(digits, settings).batch(1)
+    feed = Feed(digits, settings)
+    images, _, targets = feed.batch(feed.draw(1))
     loss = objective(reference(images), targets, settings.optim)
     assert lines[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     (loss + 0.01 * isometry_penalty(reference) + 0.3 * key_orthonormality(reference.binding.keys)).backward()

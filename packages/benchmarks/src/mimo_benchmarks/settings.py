@@ -11,7 +11,18 @@ from mimoconv import MIMOConvConfig
 
 SET_BY_TASK = {"mean", "std", "class_names", "tokenizer", "words"}
 """Fields of a network's configuration that its finished form takes from the task."""
-UNRELATED_TO_LEARNING = {"out", "resume", "threads", "device", "tracker", "data_dir", "log_every", "save_every", "controls"}
+UNRELATED_TO_LEARNING = {
+    "out",
+    "resume",
+    "threads",
+    "device",
+    "tracker",
+    "data_dir",
+    "log_every",
+    "save_every",
+    "controls",
+    "cuda_graphs",
+}
 """Settings that do not change what is learnt: a resumed run may change them, and averaged runs may differ in them."""
 
 
@@ -183,7 +194,9 @@ class RunConfig:
         seed: Seed of everything random; the same seed gives the same numbers on the same machine and thread count.
         precision: Precision of the forward pass; that of `accelerate launch --mixed_precision` unless given.
         sync_batch_norm: On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each.
-        compile: Compile the network with torch.compile; with CUDA graphs where every step is one pass of images of one shape.
+        compile: Compile the network with torch.compile; unless given, on GPUs where that makes training faster.
+        cuda_graphs: On GPUs, record each kind of step once as a CUDA graph and replay it, which saves the time of launching its
+            kernels. A network that waits for the GPU in its forward pass cannot be recorded.
         device: Device to train on; a GPU if there is one, unless given.
         threads: CPU threads per process; unless given, OMP_NUM_THREADS, which launchers set to 1, else all cores but one.
         data_dir: Folder of data sets in torchvision's layout; unless given, the variable MIMO_DATA, else the platform's cache
@@ -209,7 +222,8 @@ class RunConfig:
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] | None = None
     sync_batch_norm: bool = False
-    compile: bool = False
+    compile: bool | None = None
+    cuda_graphs: bool = True
     device: Literal["cpu", "cuda"] | None = None
     threads: int | None = None
     data_dir: Path | None = None

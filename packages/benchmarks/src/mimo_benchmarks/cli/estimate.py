@@ -36,7 +36,7 @@ def seconds_per_step(config: RunConfig) -> float:
     accelerator = Accelerator(mixed_precision=config.precision)
     optim = replace(config.optim, steps=WARMUP + STEPS)
     config = replace(config, optim=optim, curriculum=(), curriculum_share=0, log_every=STEPS)
-    need, room = ROOM * training_bytes(config), free_memory(accelerator.device)
+    need, room = ROOM * training_bytes(config, accelerator.device), free_memory(accelerator.device)
     if room is not None and need > room:
         raise NotEnoughMemory(f"it may take {gigabytes(need)} of memory, and {gigabytes(room)} are free")
     times: dict[int, float] = {}

@@ -8,6 +8,7 @@ from mimo_benchmarks.errors import NotEnoughMemory
 from mimo_benchmarks.memory import free_memory, gigabytes, module_bytes
 from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.settings import RunConfig
+from mimo_benchmarks.training.state import is_compiled
 
 SMALLER_STEPS = "raise --optim.accumulate, which splits a step into smaller batches, or lower --optim.groups or the --model sizes"
 """What to do where a training step does not fit into memory."""
@@ -17,7 +18,7 @@ MOMENTS = {"adamw": 2, "sgd": 1, "muon": 1}
 META = torch.device("meta")
 
 
-def training_bytes(config: RunConfig, *, processes: int = 1, longest: int | None = None) -> int:
+def training_bytes(config: RunConfig, device: torch.device, *, processes: int = 1, longest: int | None = None) -> int:
     """Return how many bytes a process needs at the same time, at least, to train; operations need more for a while.
 
     These are the network, its copy for evaluations and its average; and either what a step keeps from its forward pass, or
@@ -25,6 +26,7 @@ def training_bytes(config: RunConfig, *, processes: int = 1, longest: int | None
 
     Args:
         config: settings of the run.
+        device: where it trains; what a compiled network keeps for its backward pass is not counted.
         processes: number of processes that share the superpositions of a step.
         longest: most tokens of a sequence of the task; the most that the network takes unless given.
     """
@@ -33,9 +35,8 @@ def training_bytes(config: RunConfig, *, processes: int = 1, longest: int | None
     weights = module_bytes(module)
     trained = sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
     copies = 3 if config.optim.average else 2
-    return copies * weights + max(
-        activation_bytes(module, config, processes, longest), trained * (1 + MOMENTS[config.optim.optimizer])
-    )
+    kept = 0 if is_compiled(config, device) else activation_bytes(module, config, processes, longest)
+    return copies * weights + max(kept, trained * (1 + MOMENTS[config.optim.optimizer]))
 
 
 def check_memory(config: RunConfig, device: torch.device, *, processes: int = 1, longest: int | None = None) -> None:
@@ -43,7 +44,7 @@ def check_memory(config: RunConfig, device: torch.device, *, processes: int = 1,
 
     A system that promises more memory than it has would end the program without a word.
     """
-    need, room = training_bytes(config, processes=processes, longest=longest), free_memory(device)
+    need, room = training_bytes(config, device, processes=processes, longest=longest), free_memory(device)
     if room is not None and need > room:
         label = config.model.label
         raise NotEnoughMemory(
@@ -52,10 +53,8 @@ def check_memory(config: RunConfig, device: torch.device, *, processes: int = 1,
 
 
 def activation_bytes(module: nn.Module, config: RunConfig, processes: int, longest: int | None) -> int:
-    """Return how many bytes a step keeps from its forward pass for its backward pass; 0 if compiled, which may keep less."""
+    """Return how many bytes a step keeps from its forward pass for its backward pass, if it is not compiled."""
     network, parts = describe(config.model), config.optim.accumulate * processes
-    if config.compile:
-        return 0
     own = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
     most = 0
     for n in config.n:

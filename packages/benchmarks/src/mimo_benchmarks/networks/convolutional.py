@@ -39,6 +39,7 @@ class WideResNetNetwork(ImageNetwork):
 
     settings: ClassVar[type[Any]] = WideResNetConfig
     library = LIBRARY
+    compiled = False
 
     def predict(
         self, module: Any, inputs: Shaped[Tensor, "count c h w"], n: int, mask: Bool[Tensor, " count"] | None = None

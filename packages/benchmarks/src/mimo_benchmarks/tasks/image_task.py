@@ -48,12 +48,18 @@ class ImageTask(Task):
         """Return images normalised, as a network takes them."""
         return normalize(images, self.mean, self.std, scale=self.scale)
 
-    def items(self, split: Split, index: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b c h w"], None]:
+    def items(self, split: Split, index: Int[Tensor, " b"], length: int | None = None) -> tuple[Float[Tensor, "b c h w"], None]:
         """Return images, normalised, and no mask."""
         return self.pixels(split.images[index.to(split.images.device)]), None
 
     def training_batch(
-        self, index: Int[Tensor, " size"], inputs: int, share: tuple[int, int], augment: AugmentConfig, key: Int[Tensor, "2"]
+        self,
+        index: Int[Tensor, " size"],
+        inputs: int,
+        share: tuple[int, int],
+        augment: AugmentConfig,
+        key: Int[Tensor, "2"],
+        length: int | None = None,
     ) -> Batch:
         """Return augmented images, and the share of each class in them: 1 for the label, less where another image is mixed in."""
         device = self.train.images.device

@@ -95,12 +95,15 @@ class Task:
         """Return the tokens of each item of a split, on the CPU, for batches of similar length; None if all are as long."""
         return None
 
-    def items(self, split: Any, index: Int[Tensor, " b"]) -> tuple[Shaped[Tensor, "b *item"], Bool[Tensor, "b *real"] | None]:
+    def items(
+        self, split: Any, index: Int[Tensor, " b"], length: int | None = None
+    ) -> tuple[Shaped[Tensor, "b *item"], Bool[Tensor, "b *real"] | None]:
         """Return items as a network takes them, and a mask of real tokens if there is padding.
 
         Args:
             split: a split of the task.
-            index: indices of the items, on the CPU.
+            index: indices of the items, on the CPU; with `length`, on any device.
+            length: tokens to pad to, for items that have `lengths`; the longest item's unless given.
         """
         raise NotImplementedError
 
@@ -123,20 +126,29 @@ class Task:
         return 2048
 
     def training_batch(
-        self, index: Int[Tensor, " size"], inputs: int, share: tuple[int, int], augment: AugmentConfig, key: Int[Tensor, "2"]
+        self,
+        index: Int[Tensor, " size"],
+        inputs: int,
+        share: tuple[int, int],
+        augment: AugmentConfig,
+        key: Int[Tensor, "2"],
+        length: int | None = None,
     ) -> Batch:
         """Return the items that one process trains on in a part of a step, superposition by superposition.
 
+        Nothing here may wait for the device or depend on the values of tensors, because it is recorded as part of a CUDA graph.
+
         Args:
-            index: indices of the items of the whole step, on the CPU.
+            index: indices of the items of the whole step.
             inputs: inputs per superposition.
             share: which share of the step's superpositions to return, and the number of shares.
             augment: how images are varied.
             key: seed of random draws.
+            length: tokens to pad to, for items that have `lengths`.
         """
         number, shares = share
         own = group(index, inputs)[number::shares].flatten()
-        items, mask = self.items(self.train, own)
+        items, mask = self.items(self.train, own) if length is None else self.items(self.train, own, length)
         targets = self.train.targets
         return items, mask, targets[own.to(targets.device, non_blocking=True)]
 

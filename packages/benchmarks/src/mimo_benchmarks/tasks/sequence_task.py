@@ -51,9 +51,12 @@ class SequenceTask(Task):
         """Return the tokens of each item, or of the longer one of a pair, on the CPU."""
         return split.lengths
 
-    def items(self, split: Sequences, index: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b *pair l"], Bool[Tensor, "b *pair l"]]:
-        """Return tokens, padded to the longest of these items, and a mask of real tokens."""
-        return split.tokens(index.to(split.values.device, non_blocking=True), max(1, int(split.lengths[index].max())))
+    def items(
+        self, split: Sequences, index: Int[Tensor, " b"], length: int | None = None
+    ) -> tuple[Int[Tensor, "b *pair l"], Bool[Tensor, "b *pair l"]]:
+        """Return tokens, padded to a length or to the longest of these items, and a mask of real tokens."""
+        length = max(1, int(split.lengths[index].max())) if length is None else length
+        return split.tokens(index.to(split.values.device, non_blocking=True), length)
 
     def evaluation_batches(
         self, split: Sequences, inputs: int, passes: int | None, shuffle: torch.Generator | None

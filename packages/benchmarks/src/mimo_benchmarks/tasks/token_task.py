@@ -39,7 +39,7 @@ class TokenTask(Task):
         """Return the tokenizer of the finished network: texts hold token ids as numbers."""
         return {"tokenizer": "ids"}
 
-    def items(self, split: TokenSplit, index: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b l"], None]:
+    def items(self, split: TokenSplit, index: Int[Tensor, " b"], length: int | None = None) -> tuple[Int[Tensor, "b l"], None]:
         """Return token ids, all of one length."""
         return split.inputs[index.to(split.inputs.device, non_blocking=True)], None
 

@@ -88,8 +88,14 @@ def annealed_share(step: int, config: OptimConfig) -> float:
 
 
 def snapshot_buffers(network: nn.Module) -> list[Tensor]:
-    """Copy a network's buffers, such as BatchNorm statistics, before the forward passes of a step."""
-    return [buffer.clone() for buffer in network.buffers()]
+    """Copy a network's buffers, such as BatchNorm statistics, before the forward passes of a step: one tensor for each type."""
+    return [torch.cat([buffer.flatten() for buffer in alike]) for alike in buffers_by_type(network)]
+
+
+def buffers_by_type(network: nn.Module) -> list[list[Tensor]]:
+    """Return a network's buffers in lists of one data type each, so that few operations handle all of them."""
+    buffers = list(network.buffers())
+    return [[buffer for buffer in buffers if buffer.dtype == dtype] for dtype in dict.fromkeys(b.dtype for b in buffers)]
 
 
 @torch.no_grad()
@@ -114,5 +120,6 @@ def step_if(ok: Bool[Tensor, ""], optimizer: Optimizer, network: nn.Module, befo
     optimizer.step()
     hook.remove()
     vars(inner).pop("found_inf", None)
-    for buffer, old in zip(network.buffers(), before, strict=True):
-        torch.where(ok, buffer, old, out=buffer)
+    for buffers, old in zip(buffers_by_type(network), before, strict=True):
+        kept = torch.where(ok, torch.cat([buffer.flatten() for buffer in buffers]), old).split([b.numel() for b in buffers])
+        torch._foreach_copy_(buffers, [part.view(buffer.shape) for part, buffer in zip(kept, buffers, strict=True)])

@@ -42,16 +42,15 @@ class Training:
         self.average = (
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.optim.average)) if config.optim.average else None
         )
-        if accelerator.device.type == "cuda":  # tensor cores want images in this layout
-            network = network.to(memory_format=torch.channels_last)
+        if accelerator.device.type == "cuda":
+            network = network.to(memory_format=torch.channels_last)  # tensor cores want images in this layout
+            torch.backends.cudnn.benchmark = True  # steps have few shapes, so trying all algorithms once pays
         optimizer = optimizers.build_optimizer(network.to(accelerator.device), config.optim)
         self.schedule = optimizers.build_schedule(optimizer, config.optim)
-        one_shape = describe(config.model).takes == "images" and len({*config.n, *config.curriculum}) == 1
-        one_pass = config.optim.accumulate == 1 and accelerator.num_processes == 1
-        # CUDA graphs pay where each step is one pass of one shape, because launching its kernels takes longer than running them
-        mode = "reduce-overhead" if one_shape and one_pass else None
-        model: Any = torch.compile(network, mode=mode) if config.compile else network
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        model: Any = torch.compile(network) if is_compiled(config, accelerator.device) else network
+        # `evaluation_mode` adds precision only: `Gradients` averages over processes by itself, which CUDA graphs need
+        self.model = accelerator.prepare_model(model, evaluation_mode=True)
+        self.optimizer = accelerator.prepare(optimizer)
         if self.average:
             self.average.to(accelerator.device)
         self.scaler = accelerator.scaler
@@ -110,3 +109,8 @@ class Training:
         for name, value in kept.tensors["counts"].items():
             self.progress.counts[name].copy_(value)
         self.progress.step, self.progress.seconds, self.progress.best = kept.step, kept.state["seconds"], kept.state["best"]
+
+
+def is_compiled(config: RunConfig, device: torch.device) -> bool:
+    """Tell whether a run compiles its network: as it is told, or on GPUs where that makes training faster."""
+    return describe(config.model).compiled and device.type == "cuda" if config.compile is None else config.compile

@@ -1,0 +1,170 @@
+"""Compute the loss and the gradients of a training step; on a GPU each kind of step is recorded as a CUDA graph and replayed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from mimo_benchmarks.data.batching import seed_sequence
+from mimo_benchmarks.data.synthetic.token_splits import UNSCORED
+from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.memory import ran_out_of_memory
+from mimo_benchmarks.settings import OptimConfig
+from mimo_benchmarks.training.feed import Drawn, Feed
+from mimo_benchmarks.training.state import Training
+
+
+class CudaGraphs:
+    """Records operations as CUDA graphs, on a stream of their own; all graphs share their memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.side, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Run what is inside on the stream of the graphs, after what came before and before what comes after."""
+        self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side):
+            yield
+        torch.cuda.current_stream().wait_stream(self.side)
+
+    def record(self, operations: Callable[[], None]) -> Callable[[], None]:
+        """Record operations without computing anything, and return a function that computes them.
+
+        Raises:
+            ConfigError: they wait for the device, or cannot be recorded for another reason.
+        """
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.side):
+                operations()
+        except RuntimeError as error:
+            if ran_out_of_memory(error):
+                raise
+            raise ConfigError(f"a training step cannot be recorded as a CUDA graph ({error}): give --no-cuda-graphs") from error
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+class Recorded(NamedTuple):
+    """A recorded step: where it reads what chance decides, what computes it, and where it writes the gradients."""
+
+    static: Drawn
+    replay: Callable[[], None]
+    gradients: Sequence[Tensor | None]
+
+
+class Gradients:
+    """Computes the gradients of a step, averaged over all processes.
+
+    Steps of one n and one length run the same operations on tensors of the same shapes. On a GPU the first step of each such
+    kind runs as usual, the second is recorded as a CUDA graph, and it and all later ones are replayed, which takes one launch in
+    place of thousands. A replay writes into the same tensors each time.
+
+    Args:
+        training: state of the run.
+        feed: gives the batches.
+        accelerator: the accelerator that prepared the state.
+    """
+
+    def __init__(self, training: Training, feed: Feed, accelerator: Accelerator) -> None:
+        self.training, self.feed, self.accelerator = training, feed, accelerator
+        graphs = training.config.cuda_graphs and accelerator.device.type == "cuda"
+        self.recorder = CudaGraphs(accelerator.device) if graphs else None
+        self.parameters = [parameter for parameter in training.network.parameters() if parameter.requires_grad]
+        weighted = ((getattr(training.config.optim, name), measure) for name, measure in feed.network.penalties.items())
+        self.penalties = [(factor, measure) for factor, measure in weighted if factor]
+        self.recorded: dict[tuple[int, int | None, int], Recorded | None] = {}
+        self.measured = torch.zeros(2, device=accelerator.device)
+
+    def __call__(self, step: int) -> Float[Tensor, "2"]:
+        """Set the gradients of a step; return its loss, without penalties, and the share of right answers."""
+        seed = seed_sequence(self.training.config.seed, step, "dropout", self.feed.rank).generate_state(1)[0]
+        torch.manual_seed(int(seed))
+        if self.recorder is None:
+            self.run(self.feed.draw(step))
+        else:
+            with self.recorder.stream():
+                self.run_or_replay(self.feed.draw(step, few_lengths=True), self.recorder)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        statistics = [buffer for buffer in self.training.network.buffers() if buffer.is_floating_point()]
+        average_over_processes([*gradients, *statistics], self.accelerator)
+        return self.measured
+
+    def run_or_replay(self, drawn: Drawn, recorder: CudaGraphs) -> None:
+        """Compute the gradients of a step: by a replay, if steps of its kind have come before."""
+        kind = shapes(drawn)
+        if kind not in self.recorded:
+            self.recorded[kind] = None
+            self.run(drawn)
+            return
+        recorded = self.recorded[kind]
+        if recorded is None:
+            static = drawn._replace(items=drawn.items.to(self.accelerator.device), key=drawn.key.to(self.accelerator.device))
+            replay = recorder.record(lambda: self.compute(static))
+            recorded = self.recorded[kind] = Recorded(static, replay, [parameter.grad for parameter in self.parameters])
+        for name in ("items", "key"):
+            place = getattr(recorded.static, name)
+            place.copy_(to_device(getattr(drawn, name), place.device))
+        recorded.replay()
+        for parameter, gradient in zip(self.parameters, recorded.gradients, strict=True):
+            parameter.grad = gradient
+
+    def run(self, drawn: Drawn) -> None:
+        """Compute the gradients of a step as usual."""
+        device = self.accelerator.device
+        self.compute(drawn._replace(items=to_device(drawn.items, device), key=to_device(drawn.key, device)))
+
+    def compute(self, drawn: Drawn) -> None:
+        """Compute the gradients of a step of this process and, in `measured`, its loss and accuracy."""
+        config, model = self.training.config.optim, self.training.model
+        self.measured.zero_()
+        for part in range(config.accumulate):
+            x, mask, y = self.feed.batch(drawn, part)
+            logits = model(x) if mask is None else model(x, mask)
+            loss = objective(logits, y, config)
+            penalty = sum((factor * measure(self.training.network) for factor, measure in self.penalties), 0.0)
+            self.accelerator.backward((loss + penalty) / config.accumulate)
+            self.measured += torch.stack([loss.detach(), batch_accuracy(logits, y)]) / config.accumulate
+
+
+def shapes(drawn: Drawn) -> tuple[int, int | None, int]:
+    """Return what all shapes of a step follow from, so that a step can be replayed in place of another."""
+    return drawn.n, drawn.length, len(drawn.items)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for a GPU."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def average_over_processes(tensors: Sequence[Tensor], accelerator: Accelerator) -> None:
+    """Replace tensors by their means over all processes, in one transfer."""
+    if accelerator.num_processes > 1:
+        flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]  # as they lie in memory
+        mean = accelerator.reduce(torch.cat(flat), "mean")
+        torch._foreach_copy_(flat, mean.split([len(part) for part in flat]))
+
+
+def objective(logits: Float[Tensor, "*b classes"], targets: Tensor, optim: OptimConfig) -> Float[Tensor, ""]:
+    """Return the mean loss over all scored answers; targets are classes (*b) or shares of classes (*b classes)."""
+    logits = logits.float().flatten(0, -2)
+    if targets.is_floating_point():
+        targets = targets.flatten(0, -2)
+        if optim.loss == "squared":
+            return F.mse_loss(logits, 2 * targets - 1)
+    else:
+        targets = targets.flatten()
+    return F.cross_entropy(logits, targets, label_smoothing=optim.label_smoothing, ignore_index=UNSCORED)
+
+
+def batch_accuracy(logits: Float[Tensor, "*b classes"], targets: Tensor) -> Float[Tensor, ""]:
+    """Return the share of right answers among the scored ones; targets are those of `objective`."""
+    classes = targets.argmax(-1) if targets.is_floating_point() else targets
+    right, scored = logits.argmax(-1) == classes, classes != UNSCORED
+    return (right & scored).sum() / scored.sum()

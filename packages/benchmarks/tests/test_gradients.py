@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.testing import assert_close
 
 from mimo_benchmarks.data.long_range_arena.sequences import Sequences
@@ -17,6 +18,7 @@ from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks.image_task import ImageTask
 from mimo_benchmarks.tasks.sequence_task import SequenceTask
 from mimo_benchmarks.training import loop
+from mimo_benchmarks.training.compilers import compiled
 from mimo_benchmarks.training.feed import Feed, rounded_up
 from mimo_benchmarks.training.gradients import CudaGraphs, Gradients, shapes
 from mimo_benchmarks.training.state import Training, is_compiled
@@ -148,6 +150,23 @@ def test_no_sequence_is_padded_beyond_the_longest_of_the_set():
 )
 def test_networks_without_kernels_of_their_own_are_compiled_on_gpus(preset, device, asked, compiled):
     assert is_compiled(replace(find_preset(preset), compile=asked), torch.device(device)) == compiled
+
+
+def test_releases_of_torch_that_compile_wrong_gradients_are_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.10.0+cu130")
+    with pytest.raises(ConfigError, match=r"2\.10\.0 compiles wrong .* --no-compile"):
+        compiled(nn.Sequential(nn.Conv2d(1, 1, 1)))
+    compiled(nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)))
+    monkeypatch.setattr(torch, "__version__", "2.10.1")
+    compiled(nn.Sequential(nn.Conv2d(1, 1, 1)))
+
+
+def test_reductions_that_compile_wrong_gradients_are_off(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.triton, "mix_order_reduction", True)
+    compiled(nn.Identity())
+    assert config.triton.mix_order_reduction is False
 
 
 @NEEDS_GPU

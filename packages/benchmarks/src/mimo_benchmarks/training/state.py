@@ -13,6 +13,7 @@ from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.training import optimizers
 from mimo_benchmarks.training.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
+from mimo_benchmarks.training.compilers import compiled
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Training:
             torch.backends.cudnn.benchmark = True  # steps have few shapes, so trying all algorithms once pays
         optimizer = optimizers.build_optimizer(network.to(accelerator.device), config.optim)
         self.schedule = optimizers.build_schedule(optimizer, config.optim)
-        model: Any = torch.compile(network) if is_compiled(config, accelerator.device) else network
+        model: Any = compiled(network) if is_compiled(config, accelerator.device) else network
         # `evaluation_mode` adds precision only: `Gradients` averages over processes by itself, which CUDA graphs need
         self.model = accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizer = accelerator.prepare(optimizer)

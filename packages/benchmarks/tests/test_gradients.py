@@ -68,6 +68,7 @@ class OnCpu:
             operations()
             for parameter, place in zip(parameters, places, strict=True):
                 place.copy_(parameter.grad)
+            self.network.zero_grad()  # a graph knows nothing of what Python calls the gradient
 
         return replay
 
@@ -116,11 +117,11 @@ def test_replayed_steps_are_those_that_run_as_usual(name):
     assert recorder.replayed == sum(count - 1 for count in kinds.values())
 
 
-@pytest.mark.parametrize("length", range(1, 300))
-def test_lengths_grow_by_an_eighth_at_most(length):
-    rounded = rounded_up(length)
-    assert length <= rounded <= max(length * 9 / 8, length)
-    assert rounded_up(rounded) == rounded
+def test_lengths_grow_by_an_eighth_at_most():
+    for length in range(1, 5000):
+        rounded = rounded_up(length)
+        assert length <= rounded <= length * 9 / 8
+        assert rounded_up(rounded) == rounded
 
 
 def test_there_are_eight_lengths_per_octave():

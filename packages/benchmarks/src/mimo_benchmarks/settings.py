@@ -193,7 +193,8 @@ class RunConfig:
         controls: Also train the controls: plain networks of equal cost and a thin one, on the same inputs.
         seed: Seed of everything random; the same seed gives the same numbers on the same machine and thread count.
         precision: Precision of the forward pass; that of `accelerate launch --mixed_precision` unless given.
-        sync_batch_norm: On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each.
+        sync_batch_norm: On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each, which
+            waits in every layer, so that no step is recorded as a CUDA graph.
         compile: Compile the network with torch.compile; unless given, on GPUs where that makes training faster.
         cuda_graphs: On GPUs, record each kind of step once as a CUDA graph and replay it, which saves the time of launching its
             kernels. A network that waits for the GPU in its forward pass cannot be recorded.

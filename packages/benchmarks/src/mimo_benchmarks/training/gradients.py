@@ -41,7 +41,8 @@ class CudaGraphs:
         """
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.side):
+            # other threads may ask for events meanwhile, as that which watches over transfers between GPUs does
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"):
                 operations()
         except RuntimeError as error:
             if ran_out_of_memory(error):
@@ -74,8 +75,9 @@ class Gradients:
 
     def __init__(self, training: Training, feed: Feed, accelerator: Accelerator) -> None:
         self.training, self.feed, self.accelerator = training, feed, accelerator
-        graphs = training.config.cuda_graphs and accelerator.device.type == "cuda"
-        self.recorder = CudaGraphs(accelerator.device) if graphs else None
+        config, device = training.config, accelerator.device
+        recording = config.cuda_graphs and not config.sync_batch_norm and device.type == "cuda"
+        self.recorder = CudaGraphs(device) if recording else None
         self.parameters = [parameter for parameter in training.network.parameters() if parameter.requires_grad]
         weighted = ((getattr(training.config.optim, name), measure) for name, measure in feed.network.penalties.items())
         self.penalties = [(factor, measure) for factor, measure in weighted if factor]

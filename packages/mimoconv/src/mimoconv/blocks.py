@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.config import Init, NetworkConfig
+from mimoconv.fused_norm import norm_act, norm_act_skip
 
 __all__ = ["Block", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
 
@@ -16,6 +17,21 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "prelu": lambda channels: nn.PReLU(channels, init=0.5),
 }
 """Makes the activation for a number of channels, by its name in the configuration."""
+
+
+class Layers(nn.Sequential):
+    """Layers in a row; BatchNorm and the activation after it run together where they can."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if isinstance(layer, nn.BatchNorm2d):
+                act = layers.pop(0) if layers and isinstance(layers[0], nn.ReLU | nn.PReLU) else None
+                x = norm_act(layer, act, x)
+            else:
+                x = layer(x)
+        return x
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, init: Init = "kaiming") -> nn.Conv2d:
@@ -35,14 +51,14 @@ def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, init: Init = "kaim
     return layer
 
 
-def stem(config: NetworkConfig) -> nn.Sequential:
+def stem(config: NetworkConfig) -> Layers:
     """Make the layers that every image passes alone: the first 3x3 convolution, with BatchNorm and ReLU if configured."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv(config.in_channels, config.stem_channels, 3))
     if config.stem != "conv":
         layers["norm"] = nn.BatchNorm2d(config.stem_channels)
     if config.stem == "conv-norm-relu":
         layers["relu"] = nn.ReLU()
-    return nn.Sequential(layers)
+    return Layers(layers)
 
 
 def is_stem_foldable(stem: nn.Module) -> bool:
@@ -86,15 +102,16 @@ class Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or c_in != c_out:
             layers = OrderedDict(conv=conv(c_in, c_out, 1, stride, config.init), norm=nn.BatchNorm2d(c_out))
-            self.shortcut = nn.Sequential(layers)
+            self.shortcut = Layers(layers)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        inner = self.conv1(self.act1(self.norm1(x)))
-        out: Tensor = self.conv2(self.act2(self.norm2(inner))) + self.shortcut(x)
+        inner, x = norm_act_skip(self.norm1, self.act1, x)
+        inner = norm_act(self.norm2, self.act2, self.conv1(inner))
+        out: Tensor = self.conv2(inner) + self.shortcut(x)
         return out
 
 
-def body(config: NetworkConfig) -> nn.Sequential:
+def body(config: NetworkConfig) -> Layers:
     """Make the three stages, the second and third of which halve the image, then BatchNorm and activation if configured."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     c_in = config.stem_channels
@@ -104,4 +121,4 @@ def body(config: NetworkConfig) -> nn.Sequential:
         c_in = channels
     if config.final_norm:
         layers["norm"], layers["activation"] = nn.BatchNorm2d(c_in), ACTIVATIONS[config.activation](c_in)
-    return nn.Sequential(layers)
+    return Layers(layers)

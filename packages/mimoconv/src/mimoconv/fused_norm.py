@@ -1,0 +1,170 @@
+"""BatchNorm and the activation after it in one pass over the images, forward and backward, on NVIDIA GPUs."""
+
+import importlib.util
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+__all__ = ["norm_act", "norm_act_skip"]
+
+ACTIVATIONS: dict[type, str] = {type(None): "none", nn.ReLU: "relu", nn.PReLU: "prelu"}
+"""The kernels' names of the activations that they know."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def norm_act(norm: nn.Module, act: nn.Module | None, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Compute `act(norm(x))`, or `norm(x)` without activation, by fused kernels where they can: see `is_fusible`.
+
+    The kernels compute in float32, so in half precision they round less often than the two modules. Their gradients cannot be
+    differentiated again.
+    """
+    if not is_fusible(norm, act, x):
+        return plain(norm, act, x)
+    out: Tensor = fused(norm, act, x)
+    return out
+
+
+def norm_act_skip(
+    norm: nn.Module, act: nn.Module | None, x: Float[Tensor, "b c h w"]
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Compute `(act(norm(x)), x)`; use this x for a skip connection, so that one kernel adds up the gradients of both."""
+    if not is_fusible(norm, act, x):
+        return plain(norm, act, x), x
+    out: tuple[Tensor, Tensor] = fused(norm, act, x, skip=True)
+    return out
+
+
+def plain(norm: nn.Module, act: nn.Module | None, x: Tensor) -> Tensor:
+    """Call the modules."""
+    out: Tensor = norm(x) if act is None else act(norm(x))
+    return out
+
+
+def is_fusible(norm: nn.Module, act: nn.Module | None, x: Tensor) -> bool:
+    """Tell whether the kernels compute what the modules would, on a GPU that has them, and nobody watches the modules.
+
+    Not so while compiling, tracing, or under function transforms, whose work needs the operators of torch.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    return type(x) is Tensor and has_kernels(x) and is_plain_autograd() and fits_kernels(norm, act, x)
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Tell whether there is Triton and a tensor is on a GPU that it compiles for."""
+    return x.is_cuda and is_supported(x.device.index)
+
+
+@lru_cache
+def is_supported(index: int) -> bool:
+    """Tell whether there is Triton and a GPU is an NVIDIA one with bfloat16."""
+    found = importlib.util.find_spec("triton") is not None
+    return found and torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def is_plain_autograd() -> bool:
+    """Tell whether operators run as they are: no vmap or other transform, forward mode, dispatch mode or global hook."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not transformed and _get_current_dispatch_mode() is None and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+
+
+def fits_kernels(norm: nn.Module, act: nn.Module | None, x: Tensor) -> bool:
+    """Tell whether modules and images are what the kernels are written for."""
+    if type(norm) is not nn.BatchNorm2d or type(act) not in ACTIVATIONS or is_watched(norm) or is_watched(act):
+        return False
+    buffers = [norm.running_mean, norm.running_var]
+    parameters = [norm.weight, norm.bias, *buffers, *(act.parameters() if act else ())]
+    rows = x.numel() // max(1, x.shape[1]) if x.dim() == 4 else 0
+    return (
+        norm.momentum is not None
+        and norm.num_batches_tracked is not None
+        and all(is_row(parameter, norm.num_features, x.device) for parameter in parameters)
+        and (type(norm.num_batches_tracked) is Tensor and norm.num_batches_tracked.device == x.device)
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        # PReLU refuses images of another dtype than its slopes, unless autocast converts both.
+        and (type(act) is not nn.PReLU or x.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type))
+        and rows > (1 if norm.training else 0)  # BatchNorm refuses a batch of one row in training
+        and x.shape[1] == norm.num_features
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def is_watched(module: nn.Module | None) -> bool:
+    """Tell whether a module has hooks or a forward of its own."""
+    return module is not None and ("forward" in vars(module) or any(getattr(module, name) for name in HOOKS))
+
+
+def is_row(x: Tensor | None, channels: int, device: torch.device) -> bool:
+    """Tell whether this is a plain float32 tensor with one number for each channel."""
+    if x is None or type(x) not in (Tensor, nn.Parameter):
+        return False
+    return (x.dtype, tuple(x.shape), x.device) == (torch.float32, (channels,), device) and x.is_contiguous()
+
+
+def fused(norm: Any, act: nn.Module | None, x: Tensor, *, skip: bool = False) -> Any:
+    """Run the kernels, whether `is_fusible` or not; return the images, and with `skip` also x."""
+    dtype, activation = x.dtype, ACTIVATIONS[type(act)]
+    if activation == "prelu" and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)  # as `F.prelu` does
+    slope = act.weight if isinstance(act, nn.PReLU) else None
+    statistics = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    settings = (norm.training, float(norm.momentum), float(norm.eps), activation, dtype)
+    return NormAct.apply(x, norm.weight, norm.bias, slope, statistics, settings, skip)
+
+
+class NormAct(torch.autograd.Function):
+    """BatchNorm with an activation, by the kernels of `norm_kernels`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        slope: Tensor | None,
+        statistics: tuple[Tensor, Tensor, Tensor],
+        settings: tuple[bool, float, float, str, torch.dtype],
+        skip: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise by the statistics of the batch, which update those given, or by those given."""
+        from mimoconv import norm_kernels  # here, because Triton may be missing and takes seconds to import
+
+        ctx.set_materialize_grads(False)
+        ctx.training, momentum, ctx.eps, ctx.activation, dtype = settings
+        mean, var, batches = statistics
+        if ctx.training:
+            own = norm_kernels.estimate_statistics(x, mean, var, batches, momentum)
+            torch.autograd.graph.increment_version([part for part in statistics if not part.is_inference()])
+            mean, var = own
+        ctx.save_for_backward(x, mean, var, weight, bias, slope)
+        out = norm_kernels.normalize(x, mean, var, weight, bias, slope, ctx.eps, ctx.activation, dtype)
+        return (out, x) if skip else out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None, skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """Compute the gradients of images, weight, bias and slope; the gradient of the skip connection is added to the first."""
+        from mimoconv import norm_kernels
+
+        if gradient is None:
+            return (skip, *[None] * 6)
+        x, mean, var, weight, bias, slope = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        common = (mean, var, weight, bias, slope, ctx.eps, ctx.activation)
+        needs_x, *needs = ctx.needs_input_grad[:4]
+        sums = by_images = None
+        if any(needs) or (needs_x and ctx.training):
+            sums = norm_kernels.gradient_sums(x, gradient, *common)
+        if needs_x:
+            skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
+            by_images = norm_kernels.backward(x, gradient, skip, sums if ctx.training else None, *common)
+        rows = [row if need else None for row, need in zip(sums, needs, strict=False)] if sums is not None else []
+        return (by_images, *rows, *[None] * (6 - len(rows)))

@@ -1,0 +1,377 @@
+"""Triton kernels of BatchNorm with an activation, over images as a matrix of rows (b h w) and channels.
+
+Every kernel cuts the matrix into tiles whose sizes are powers of two. A tile may have more columns than divide the number of
+channels C: then k rows count as one row of k C columns, and the channel of a column is the column modulo C. A program takes the
+tiles of one slice of the rows in turn. Sums over all rows are sums over slices, added up by a second, small kernel in a fixed
+order, so the same input gives the same result. Everything is computed in float32.
+"""
+
+from dataclasses import dataclass
+from math import gcd, prod
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["SETTINGS", "Setting", "backward", "estimate_statistics", "gradient_sums", "normalize"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a kernel cuts its matrix: rows and columns of a tile, warps per program, and about how many programs there are.
+
+    With more than one stage, tiles are fetched into shared memory while earlier ones are computed.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    programs: int
+    stages: int = 1
+
+
+SETTINGS = {
+    "statistics": Setting(rows=32, columns=128, warps=8, programs=528),
+    "normalize": Setting(rows=16, columns=128, warps=4, programs=4224),
+    "sums": Setting(rows=32, columns=128, warps=8, programs=528),
+    "backward": Setting(rows=16, columns=128, warps=4, programs=4224),
+}
+"""The setting of each kernel over images."""
+
+COMBINED_PIECES, COMBINED_CHANNELS = 512, 8
+"""Sums that a program of the kernels that add up slices takes at once, for each of its channels."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A matrix cut into slices: its rows and columns as the kernel sees them, and the rows of a slice."""
+
+    rows: int
+    columns: int
+    slice_rows: int
+    tile_columns: int
+
+    @classmethod
+    def of(cls, x: Tensor, setting: Setting) -> "Grid":
+        """Cut images (b c h w) whose channels are contiguous."""
+        channels = x.shape[1]
+        rows = x.numel() // channels
+        merged, columns = setting.columns // gcd(channels, setting.columns), setting.columns
+        if rows % merged:
+            merged, columns = 1, min(columns, triton.next_power_of_2(channels))
+        rows, width = rows // merged, channels * merged
+        tiles, slices = triton.cdiv(rows, setting.rows), max(1, setting.programs // triton.cdiv(width, columns))
+        return cls(rows, width, triton.cdiv(tiles, slices) * setting.rows, columns)
+
+    @property
+    def slices(self) -> int:
+        """Number of slices, none of which is empty."""
+        return int(triton.cdiv(self.rows, self.slice_rows))
+
+    @property
+    def programs(self) -> tuple[int]:
+        """Programs, those of one slice beside each other."""
+        return (self.slices * triton.cdiv(self.columns, self.tile_columns),)
+
+
+def estimate_statistics(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, batches: Tensor, momentum: float, setting: Setting | None = None
+) -> Tensor:
+    """Compute mean and biased variance of each channel, (2 c), and update running statistics as `nn.BatchNorm2d` does."""
+    setting = setting or SETTINGS["statistics"]
+    grid, channels = Grid.of(x, setting), x.shape[1]
+    parts = torch.empty(2, grid.slices, grid.columns, device=x.device)
+    statistics = torch.empty(2, channels, device=x.device)
+    with torch.cuda.device_of(x):
+        statistics_kernel[grid.programs](
+            x,
+            parts,
+            grid.rows,
+            grid.columns,
+            grid.slice_rows,
+            setting.rows,
+            grid.tile_columns,
+            setting.stages,
+            num_warps=setting.warps,
+        )
+        merged = grid.columns // channels
+        pieces = grid.slices * merged
+        combine_statistics_kernel[(triton.cdiv(channels, COMBINED_CHANNELS),)](
+            parts, statistics, running_mean, running_var, batches, momentum, pieces, channels, merged, grid.rows, grid.slice_rows,
+            min(COMBINED_PIECES, triton.next_power_of_2(pieces)), COMBINED_CHANNELS, num_warps=4,
+        )  # fmt: skip
+    return statistics
+
+
+def normalize(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slope: Tensor | None,
+    eps: float,
+    activation: str,
+    dtype: torch.dtype,
+    setting: Setting | None = None,
+) -> Tensor:
+    """Compute the activation of the normalised images, in a dtype."""
+    setting = setting or SETTINGS["normalize"]
+    grid, out = Grid.of(x, setting), torch.empty_like(x, dtype=dtype)
+    with torch.cuda.device_of(x):
+        normalize_kernel[grid.programs](
+            x, out, mean, var, weight, bias, slope, eps, grid.rows, grid.columns, grid.slice_rows, x.shape[1],
+            activation, setting.rows, grid.tile_columns, setting.stages, num_warps=setting.warps,
+        )  # fmt: skip
+    return out
+
+
+def gradient_sums(
+    x: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slope: Tensor | None,
+    eps: float,
+    activation: str,
+    setting: Setting | None = None,
+) -> Tensor:
+    """Compute the gradients of weight, bias and, with slopes, slope: (2 c) or (3 c)."""
+    setting = setting or SETTINGS["sums"]
+    grid, channels = Grid.of(x, setting), x.shape[1]
+    kinds = 2 if slope is None else 3
+    parts = torch.empty(kinds, grid.slices, grid.columns, device=x.device)
+    sums = torch.empty(kinds, channels, device=x.device)
+    with torch.cuda.device_of(x):
+        sums_kernel[grid.programs](
+            x, gradient, parts, mean, var, weight, bias, slope, eps, grid.rows, grid.columns, grid.slice_rows, channels,
+            activation, setting.rows, grid.tile_columns, setting.stages, num_warps=setting.warps,
+        )  # fmt: skip
+        pieces = parts[0].numel() // channels
+        combine_sums_kernel[(triton.cdiv(channels, COMBINED_CHANNELS), kinds)](
+            parts, sums, pieces, channels, min(COMBINED_PIECES, triton.next_power_of_2(pieces)), COMBINED_CHANNELS, num_warps=4
+        )
+    return sums
+
+
+def backward(
+    x: Tensor,
+    gradient: Tensor,
+    skip: Tensor | None,
+    sums: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slope: Tensor | None,
+    eps: float,
+    activation: str,
+    setting: Setting | None = None,
+) -> Tensor:
+    """Compute the gradient of the images, plus that of a skip connection; with `sums` the statistics were those of the batch."""
+    setting = setting or SETTINGS["backward"]
+    grid, out = Grid.of(x, setting), torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        backward_kernel[grid.programs](
+            x, gradient, skip, out, sums, mean, var, weight, bias, slope, eps, 1 / prod((x.shape[0], *x.shape[2:])),
+            grid.rows, grid.columns, grid.slice_rows, x.shape[1], activation, setting.rows, grid.tile_columns,
+            setting.stages, num_warps=setting.warps,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def tile(rows, columns, slice_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return this program's slice, its first row and the row after its last, its columns, and the offsets in a tile."""
+    blocks = tl.cdiv(columns, COLUMNS)
+    piece = (tl.program_id(0) // blocks).to(tl.int64)  # int64: offsets of large tensors do not fit in int32
+    column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    first = piece * slice_rows
+    offsets = tl.arange(0, ROWS)[:, None] * columns + column[None, :]
+    return piece, first, tl.minimum(first + slice_rows, rows), column, offsets
+
+
+@triton.jit
+def inside(row, last, column, columns, ROWS: tl.constexpr):
+    """Tell which elements of the tile that starts at a row are part of the slice."""
+    return (row + tl.arange(0, ROWS) < last)[:, None] & (column < columns)[None, :]
+
+
+@triton.jit
+def statistics_kernel(x, parts, rows, columns, slice_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr):
+    """Compute each column's mean and sum of squared deviations over a slice.
+
+    Sums are those of differences from the mean of the slice's first tile, so that a mean much larger than the deviation is fine.
+    """
+    piece, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
+    head = tl.load(x + first * columns + offsets, inside(first, last, column, columns, ROWS), other=0.0).to(tl.float32)
+    shift = tl.sum(head, 0) / tl.minimum(last - first, ROWS).to(tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    squares = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for row in tl.range(first, last, ROWS, num_stages=STAGES):
+        mask = inside(row, last, column, columns, ROWS)
+        value = tl.load(x + row * columns + offsets, mask, other=0.0).to(tl.float32)
+        difference = tl.where(mask, value - shift[None, :], 0.0)
+        total += difference
+        squares += difference * difference
+    offset = tl.sum(total, 0) / (last - first).to(tl.float32)
+    deviation = tl.sum(squares, 0) - offset * offset * (last - first).to(tl.float32)
+    out = parts + piece * columns + column
+    tl.store(out, shift + offset, column < columns)
+    tl.store(out + tl.cdiv(rows, slice_rows) * columns, tl.where(deviation < 0, 0.0, deviation), column < columns)
+
+
+@triton.jit
+def combine_statistics_kernel(
+    parts, statistics, running_mean, running_var, batches, momentum,
+    pieces, channels, merged, rows, slice_rows, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Combine the slices (Chan et al., 1983), with the first one's mean as the origin, and update the running statistics.
+
+    `merged` pieces are the columns of one channel in one slice.
+    """
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    origin = tl.load(parts + channel, channel < channels, other=0.0)
+    total = tl.zeros((PIECES, CHANNELS), tl.float32)
+    squares = tl.zeros((PIECES, CHANNELS), tl.float32)
+    for start in range(0, pieces, PIECES):
+        piece = start + tl.arange(0, PIECES)
+        mask = (piece < pieces)[:, None] & (channel < channels)[None, :]
+        count = tl.minimum(slice_rows, rows - piece // merged * slice_rows).to(tl.float32)[:, None]
+        source = parts + piece[:, None] * channels + channel[None, :]
+        difference = tl.load(source, mask, other=0.0) - origin[None, :]
+        deviation = tl.load(source + pieces * channels, mask, other=0.0)
+        total += tl.where(mask, count * difference, 0.0)
+        squares += tl.where(mask, deviation + count * difference * difference, 0.0)
+    count = (rows * merged).to(tl.float32)
+    offset = tl.sum(total, 0) / count
+    mean, var = origin + offset, tl.sum(squares, 0) / count - offset * offset
+    var = tl.where(var < 0, 0.0, var)
+    mask = channel < channels
+    tl.store(statistics + channel, mean, mask)
+    tl.store(statistics + channels + channel, var, mask)
+    old_mean, old_var = tl.load(running_mean + channel, mask), tl.load(running_var + channel, mask)
+    tl.store(running_mean + channel, (1 - momentum) * old_mean + momentum * mean, mask)
+    tl.store(running_var + channel, (1 - momentum) * old_var + momentum * var * (count / (count - 1)), mask)
+    if tl.program_id(0) == 0:
+        tl.store(batches, tl.load(batches) + 1)
+
+
+@triton.jit
+def column_parameters(mean, var, weight, bias, slope, eps, column, columns, channels, ACTIVATION: tl.constexpr):
+    """Load what each column needs, as rows: mean, 1 / deviation, scale, bias and slope."""
+    channel, mask = column % channels, column < columns
+    inverse = tl.rsqrt(tl.load(var + channel, mask, other=1.0) + eps)
+    scale = tl.load(weight + channel, mask, other=0.0) * inverse
+    slopes = tl.load(slope + channel, mask, other=0.0) if ACTIVATION == "prelu" else scale
+    return (
+        tl.load(mean + channel, mask, other=0.0)[None, :],
+        inverse[None, :],
+        scale[None, :],
+        tl.load(bias + channel, mask, other=0.0)[None, :],
+        slopes[None, :],
+    )
+
+
+@triton.jit
+def normalize_kernel(
+    x, out, mean, var, weight, bias, slope, eps, rows, columns, slice_rows, channels,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Normalise a slice and apply the activation."""
+    _, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
+    center, _, scale, shift, slopes = column_parameters(
+        mean, var, weight, bias, slope, eps, column, columns, channels, ACTIVATION
+    )
+    for row in tl.range(first, last, ROWS, num_stages=STAGES):
+        mask = inside(row, last, column, columns, ROWS)
+        value = tl.load(x + row * columns + offsets, mask, other=0.0).to(tl.float32)
+        z = (value - center) * scale + shift
+        if ACTIVATION == "relu":
+            z = tl.where(z <= 0, 0.0, z)  # NaN stays NaN
+        elif ACTIVATION == "prelu":
+            z = tl.where(z > 0, z, slopes * z)
+        tl.store(out + row * columns + offsets, z.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def before_activation(gradient, z, slopes, ACTIVATION: tl.constexpr):
+    """Compute the gradient of what the activation was applied to."""
+    if ACTIVATION == "relu":
+        gradient = tl.where(z <= 0, 0.0, gradient)
+    elif ACTIVATION == "prelu":
+        gradient = tl.where(z > 0, gradient, slopes * gradient)
+    return gradient
+
+
+@triton.jit
+def sums_kernel(
+    x, gradient, parts, mean, var, weight, bias, slope, eps, rows, columns, slice_rows, channels,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Sum the gradients of weight, bias and slope over a slice."""
+    piece, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
+    center, inverse, scale, shift, slopes = column_parameters(
+        mean, var, weight, bias, slope, eps, column, columns, channels, ACTIVATION
+    )
+    weights = tl.zeros((ROWS, COLUMNS), tl.float32)
+    biases = tl.zeros((ROWS, COLUMNS), tl.float32)
+    negatives = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for row in tl.range(first, last, ROWS, num_stages=STAGES):
+        mask = inside(row, last, column, columns, ROWS)
+        value = tl.load(x + row * columns + offsets, mask, other=0.0).to(tl.float32) - center
+        upper = tl.load(gradient + row * columns + offsets, mask, other=0.0).to(tl.float32)  # 0 outside, so that sums are right
+        z = value * scale + shift
+        inner = before_activation(upper, z, slopes, ACTIVATION)
+        weights += inner * value
+        biases += inner
+        if ACTIVATION == "prelu":
+            negatives += tl.where(z > 0, 0.0, upper * z)
+    out, mask = parts + piece * columns + column, column < columns
+    size = tl.cdiv(rows, slice_rows) * columns
+    tl.store(out, tl.sum(weights * inverse, 0), mask)
+    tl.store(out + size, tl.sum(biases, 0), mask)
+    if ACTIVATION == "prelu":
+        tl.store(out + 2 * size, tl.sum(negatives, 0), mask)
+
+
+@triton.jit
+def combine_sums_kernel(parts, sums, pieces, channels, PIECES: tl.constexpr, CHANNELS: tl.constexpr):
+    """Add up the sums over slices; the second axis of the grid are the kinds of sums."""
+    channel, kind = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.program_id(1)
+    total = tl.zeros((PIECES, CHANNELS), tl.float32)
+    for start in range(0, pieces, PIECES):
+        piece = start + tl.arange(0, PIECES)
+        mask = (piece < pieces)[:, None] & (channel < channels)[None, :]
+        total += tl.load(parts + (kind * pieces + piece[:, None]) * channels + channel[None, :], mask, other=0.0)
+    tl.store(sums + kind * channels + channel, tl.sum(total, 0), channel < channels)
+
+
+@triton.jit
+def backward_kernel(
+    x, gradient, skip, out, sums, mean, var, weight, bias, slope, eps, share, rows, columns, slice_rows, channels,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradient of a slice; `share` is 1 / count of what the statistics are over."""
+    _, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
+    center, inverse, scale, shift, slopes = column_parameters(
+        mean, var, weight, bias, slope, eps, column, columns, channels, ACTIVATION
+    )
+    if sums is not None:
+        channel, known = column % channels, column < columns
+        by_value = tl.load(sums + channel, known, other=0.0)[None, :] * share * inverse
+        constant = tl.load(sums + channels + channel, known, other=0.0)[None, :] * share
+    for row in tl.range(first, last, ROWS, num_stages=STAGES):
+        mask = inside(row, last, column, columns, ROWS)
+        value = tl.load(x + row * columns + offsets, mask, other=0.0).to(tl.float32) - center
+        result = tl.load(gradient + row * columns + offsets, mask, other=0.0).to(tl.float32)
+        result = before_activation(result, value * scale + shift, slopes, ACTIVATION)
+        if sums is not None:
+            result -= constant + by_value * value
+        result *= scale
+        if skip is not None:
+            result += tl.load(skip + row * columns + offsets, mask, other=0.0).to(tl.float32)
+        tl.store(out + row * columns + offsets, result.to(out.dtype.element_ty), mask)

@@ -200,7 +200,7 @@ def inside(row, last, column, columns, ROWS: tl.constexpr):
     return (row + tl.arange(0, ROWS) < last)[:, None] & (column < columns)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "slice_rows"])
 def statistics_kernel(x, parts, rows, columns, slice_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr):
     """Compute each column's mean and sum of squared deviations over a slice.
 
@@ -224,7 +224,7 @@ def statistics_kernel(x, parts, rows, columns, slice_rows, ROWS: tl.constexpr, C
     tl.store(out + tl.cdiv(rows, slice_rows) * columns, tl.where(deviation < 0, 0.0, deviation), column < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pieces", "merged", "rows", "slice_rows"])
 def combine_statistics_kernel(
     parts, statistics, running_mean, running_var, batches, momentum,
     pieces, channels, merged, rows, slice_rows, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -276,7 +276,7 @@ def column_parameters(mean, var, weight, bias, slope, eps, column, columns, chan
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "slice_rows"])
 def normalize_kernel(
     x, out, mean, var, weight, bias, slope, eps, rows, columns, slice_rows, channels,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -307,7 +307,7 @@ def before_activation(gradient, z, slopes, ACTIVATION: tl.constexpr):
     return gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "slice_rows"])
 def sums_kernel(
     x, gradient, parts, mean, var, weight, bias, slope, eps, rows, columns, slice_rows, channels,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -338,7 +338,7 @@ def sums_kernel(
         tl.store(out + 2 * size, tl.sum(negatives, 0), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pieces"])
 def combine_sums_kernel(parts, sums, pieces, channels, PIECES: tl.constexpr, CHANNELS: tl.constexpr):
     """Add up the sums over slices; the second axis of the grid are the kinds of sums."""
     channel, kind = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.program_id(1)
@@ -350,7 +350,7 @@ def combine_sums_kernel(parts, sums, pieces, channels, PIECES: tl.constexpr, CHA
     tl.store(sums + kind * channels + channel, tl.sum(total, 0), channel < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "slice_rows"])
 def backward_kernel(
     x, gradient, skip, out, sums, mean, var, weight, bias, slope, eps, share, rows, columns, slice_rows, channels,
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,

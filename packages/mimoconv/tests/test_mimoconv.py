@@ -33,15 +33,18 @@ def test_any_n_up_to_capacity_runs_and_every_parameter_learns(capacity, n):
 
 
 @every_n
-def test_bind_and_bundle_equal_the_loop_over_slots(capacity, n, dim=6):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bind_and_bundle_equal_the_loop_over_slots(capacity, n, layout, dim=6):
     binding = PositionwiseHRR(capacity, dim).double()
-    x = torch.randn(2, n, dim, 3, 4, dtype=torch.float64)
+    x = torch.randn(2 * n, dim, 3, 4, dtype=torch.float64).to(memory_format=layout).unflatten(0, (2, n))
     expected = torch.zeros(2, dim, 3, 4, dtype=torch.float64)
     for slot, source in enumerate(slots.assignment(n, capacity)):
         for row in range(3):
             for column in range(4):
                 expected[:, :, row, column] += hrr.bind(x[:, source, :, row, column], binding.keys[slot])
-    assert_close(binding(x), expected, rtol=1e-12, atol=1e-12)
+    found = binding(x)
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous(memory_format=layout)
 
 
 @every_n

@@ -32,9 +32,13 @@ class PositionwiseHRR(nn.Module):
         return hrr.circulant(slot_membership(n, int(self.keys.shape[0]), self.keys) @ self.keys)
 
     def forward(self, x: Float[Tensor, "b n dim h w"]) -> Float[Tensor, "b dim h w"]:
-        # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel. Both steps are linear, so one 1x1 convolution with the
-        # keys' circulants side by side does them, without moving channels last or storing n bound maps.
-        weight = rearrange(self.matrices(int(x.shape[1])), "n out dim -> out (n dim) 1 1")
+        # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel.
+        matrices = self.matrices(n := int(x.shape[1]))
+        if x.stride(2) == 1:  # channels come last in memory, and so they do in the result
+            bound = rearrange(x, "b n dim h w -> b n (h w) dim") @ matrices.mT
+            return rearrange(bound[:, 0] if n == 1 else bound.sum(1), "b (h w) out -> b out h w", h=x.shape[3])
+        # Both steps are linear, so one 1x1 convolution with the keys' circulants side by side does them, without n bound maps.
+        weight = rearrange(matrices, "n out dim -> out (n dim) 1 1")
         return F.conv2d(rearrange(x, "b n dim h w -> b (n dim) h w"), weight)
 
     def extra_repr(self) -> str:

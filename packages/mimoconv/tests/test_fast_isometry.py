@@ -28,12 +28,12 @@ def test_the_package_does_not_import_triton():
 
 
 def test_the_kernels_are_for_float32_on_gpus():
-    assert not has_kernels(torch.zeros(1))
+    assert not has_kernels(torch.zeros(1, 1, 1, 1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_kernels_are_for_plain_float32_tensors():
-    weight = torch.zeros(1, device="cuda")
+    weight = torch.zeros(1, 1, 1, 1, device="cuda")
     assert has_kernels(weight) == (torch.cuda.get_device_capability() >= (8, 0))
     assert not has_kernels(weight.double())
     assert not has_kernels(torch.nn.Buffer(weight).as_subclass(type("Shard", (torch.Tensor,), {})))

@@ -79,7 +79,7 @@ class Geometry:
         a, c = tile(self)
         strides = (self.group_stride, self.filter_stride, self.channel_stride, self.y_stride, self.x_stride)
         (kh, kw), steps = self.taps, (self.step_y, self.step_x)
-        kernel[tiles(self), self.step_y * self.step_x, layers * self.groups](
+        kernel[tiles(self) * layers * self.groups, self.step_y * self.step_x](
             *tensors, self.filters, self.channels, *self.padded, *strides, self.groups, self.height, self.width, *steps, kh, kw,
             *waves(kh), *waves(kw), a, c, **options,
         )  # fmt: skip
@@ -164,7 +164,7 @@ def distances(geometry: Geometry, weights: Sequence[Tensor], needs_gradient: boo
     count = -(-a // block)
     squares = new(f * g * parts * count * (count + 1) // 2)
     share = 1 / math.prod(2 * k - 1 for k in geometry.taps)
-    gram[count * (count + 1) // 2, parts, f * g](
+    gram[squares.shape](
         rows, error, squares, energy, energy.shape[1], geometry.filters, a, geometry.columns, g, share, parts, block, 64,
         geometry.columns % 64 == 0, triton.next_power_of_2(energy.shape[1]), num_warps=8 if block == 128 else 4,
     )  # fmt: skip

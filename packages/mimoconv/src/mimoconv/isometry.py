@@ -77,9 +77,9 @@ def sum_of_distances(weights: Sequence[Tensor], layers: Sequence[tuple[tuple[int
 
 
 def has_kernels(weight: Tensor) -> bool:
-    """Return whether the Triton kernels take a weight; subclasses of tensors, such as shards of one, are left to torch."""
+    """Return whether the Triton kernels take a weight; they leave out subclasses of tensors, such as shards, and many taps."""
     plain = weight.is_cuda and weight.dtype == torch.float32 and type(weight) in (Tensor, nn.Parameter)
-    return plain and is_ampere_with_triton(weight.device)
+    return plain and max(weight.shape[2:]) <= 7 and is_ampere_with_triton(weight.device)
 
 
 @cache

@@ -103,8 +103,9 @@ def spectrum(
 ):  # fmt: skip
     """Write the rows of all frequencies for a tile of filters by channels, and the tile's sum of squared weights."""
     PARTS: tl.constexpr = 1 if KH * KW == 1 else 2
-    tile, phase, g = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    across = tl.cdiv(padded_channels, BLOCK_C)
+    across, phase = tl.cdiv(padded_channels, BLOCK_C), tl.program_id(1)
+    tiles = tl.cdiv(padded_filters, BLOCK_A) * across
+    g, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     a = (tile // across * BLOCK_A + tl.arange(0, BLOCK_A))[:, None]
     c = (tile % across * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     weight = pick(weights, g // GROUPS) + g % GROUPS * group_stride + a * filter_stride + c * channel_stride
@@ -120,11 +121,11 @@ def spectrum(
             taps = taps + (tap,)  # noqa: RUF005
         along = fourier(taps, COS_X, SIN_X, KW)
         real, imaginary = real + along[0], imaginary + along[1]
-    phases, tiles = tl.num_programs(1), tl.num_programs(0)
+    phases = tl.num_programs(1)
     tl.store(energy + (g * phases + phase) * tiles + tile, tl.sum(total))
     right = phases * padded_channels
     down = padded_filters * right * PARTS
-    frequency = tl.num_programs(2).to(tl.int64) * PARTS * down
+    frequency = (tl.num_programs(0) // tiles).to(tl.int64) * PARTS * down
     at = rows + g.to(tl.int64) * PARTS * down + a * right * PARTS + phase * padded_channels + c
     mask = (a < padded_filters) & (c < padded_channels)
     if PARTS == 1:
@@ -157,7 +158,9 @@ def gram(
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, ENERGY_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write one tile of [D, H] and its mirror image (D is symmetric, H antisymmetric), and its part of the value."""
-    pair, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    side = tl.cdiv(padded_filters, BLOCK)
+    pairs = side * (side + 1) // 2
+    batch, part, pair = tl.program_id(0) // (pairs * PARTS), tl.program_id(0) // pairs % PARTS, tl.program_id(0) % pairs
     i = ((tl.sqrt(8.0 * pair + 1.5) - 1) / 2).to(tl.int32)  # pairs i >= j of tiles, counted row by row
     j = pair - i * (i + 1) // 2
     a, b, k = i * BLOCK + tl.arange(0, BLOCK), j * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
@@ -183,7 +186,7 @@ def gram(
     product = product / (ROW_SCALE * ROW_SCALE) - identity.to(tl.float32)
     value = tl.sum(tl.where(inside, product * product, 0.0)) * share
     value = tl.where(batch < g_count, value / 2, value) * tl.where(i == j, 1, 2)  # for opposite frequencies, for the mirror image
-    tl.store(squares + (batch * PARTS + part) * tl.num_programs(0) + pair, value)
+    tl.store(squares + tl.program_id(0), value)
     scaled = (product * error_scale(energy, batch % g_count, count, filters, ENERGY_BLOCK)).to(tl.float16)
     at = error + batch.to(tl.int64) * PARTS * padded_filters * padded_filters + part * padded_filters
     tl.store(at + a * PARTS * padded_filters + b, scaled, mask=inside)
@@ -209,14 +212,15 @@ def inverse(
 ):  # fmt: skip
     """Write factor times the gradient for a tile of filters by channels, in the layout of the weights."""
     PARTS: tl.constexpr = 1 if KH * KW == 1 else 2
-    tile, phase, g = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    across = tl.cdiv(padded_channels, BLOCK_C)
+    across, phase = tl.cdiv(padded_channels, BLOCK_C), tl.program_id(1)
+    tiles = tl.cdiv(padded_filters, BLOCK_A) * across
+    g, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     a = (tile // across * BLOCK_A + tl.arange(0, BLOCK_A))[:, None]
     c = (tile % across * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     inside = (a < filters) & (c < channels)
     right = tl.num_programs(1) * padded_channels
     layer = padded_filters * right * PARTS
-    frequency = tl.num_programs(2).to(tl.int64) * layer
+    frequency = (tl.num_programs(0) // tiles).to(tl.int64) * layer
     at = gradient + g.to(tl.int64) * layer + a * right * PARTS + phase * padded_channels + c
     scale = tl.load(factor) * 4 / ((2 * KH - 1) * (2 * KW - 1) * ROW_SCALE)
     scale /= error_scale(energy, g, count, filters, ENERGY_BLOCK)

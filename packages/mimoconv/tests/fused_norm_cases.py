@@ -64,13 +64,18 @@ def ours_with_skip(norm, act, x):
     return fused_norm.fused(norm, act, x, skip=True)
 
 
+def ours_with_branch(norm, act, x):
+    """Of a sum of two, whose gradients add up to those of the images."""
+    return fused_norm.fused(norm, act, (0.25 * x).contiguous(memory_format=torch.channels_last), 0.75 * x, skip=True)
+
+
 def plain(norm, act, x):
     return fused_norm.plain(norm, act, x), x * 1
 
 
 def both(compute, layers, x):
     """Results of the kernels and of the modules in float64."""
-    gradients = [torch.randn(x.shape, device=DEVICE) for _ in range(2 if compute is ours_with_skip else 1)]
+    gradients = [torch.randn(x.shape, device=DEVICE) for _ in range(1 if compute is ours else 2)]
     gradients += [torch.zeros(x.shape, device=DEVICE)] * (2 - len(gradients))
     exact = results(plain, copy.deepcopy(layers).double(), x.double(), gradients)
     return results(compute, layers, x, gradients), exact
@@ -79,17 +84,19 @@ def both(compute, layers, x):
 @pytest.mark.parametrize("shape", ODD, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-def test_kernels_are_the_modules(shape, activation, training):
-    found, exact = both(ours_with_skip, make(shape[1], activation, training=training), images(*shape))
+@pytest.mark.parametrize("compute", [ours_with_skip, ours_with_branch])
+def test_kernels_are_the_modules(shape, activation, training, compute):
+    found, exact = both(compute, make(shape[1], activation, training=training), images(*shape))
     assert found["0.num_batches_tracked"] == training
     assert_close(found, exact, rtol=1e-4, atol=1e-4, check_dtype=False)
 
 
 @pytest.mark.parametrize("shape", ODD, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("compute", [ours, ours_with_branch])
 @pytest.mark.usefixtures("small_tiles")
-def test_kernels_are_the_modules_with_several_tiles_in_a_slice(shape, activation):
-    found, exact = both(ours, make(shape[1], activation), images(*shape))
+def test_kernels_are_the_modules_with_several_tiles_in_a_slice(shape, activation, compute):
+    found, exact = both(compute, make(shape[1], activation), images(*shape))
     assert_close(found, exact, rtol=1e-4, atol=1e-4, check_dtype=False)
 
 
@@ -113,11 +120,14 @@ def test_half_precision_rounds_only_what_it_writes(dtype, activation):
     assert_close(found, exact, rtol=1e-4, atol=1e-4, check_dtype=False)
 
 
-def test_autocast_returns_the_dtype_of_the_modules():
-    for activation in ACTIVATIONS:
-        layers, x = make(10, activation), images(2, 10, 3, 3)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_autocast_returns_the_dtypes_of_the_modules(activation):
+    layers, x, dtypes = make(10, activation), images(2, 10, 3, 3).requires_grad_(), []
+    for compute in (ours, plain):
         with torch.autocast(DEVICE, torch.bfloat16):
-            assert ours(layers[0], *layers[1:] or [None], x)[0].dtype == plain(layers[0], *layers[1:] or [None], x)[0].dtype
+            out = compute(layers[0], *layers[1:] or [None], x)[0]
+        dtypes.append((out.dtype, torch.autograd.grad(out.float().square().sum(), x)[0].dtype))
+    assert dtypes[0] == dtypes[1]
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -216,6 +226,7 @@ def test_a_network_trains_and_answers_alike(monkeypatch, stem, activation):
     model = MIMOConv(config).to(DEVICE, memory_format=torch.channels_last)
     fast, exact = copy.deepcopy(model), model.double()
     calls = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(fused_norm, "has_kernels", lambda x: x.dtype != torch.float64)
     monkeypatch.setattr(
         fused_norm, "fused", lambda *args, run=fused_norm.fused, **kwargs: calls.append(run) or run(*args, **kwargs)

@@ -85,6 +85,12 @@ CHANGES = {
     "one slope for all channels": lambda layers, x: layers.update({"act": nn.PReLU()}),
     "parameters in double precision": lambda layers, x: layers.double(),
     "parameters in half precision": lambda layers, x: layers.half(),
+    "statistics in double precision": lambda layers, x: setattr(
+        layers["norm"], "running_var", torch.ones(8, dtype=torch.float64)
+    ),
+    "the count of batches elsewhere": lambda layers, x: setattr(
+        layers["norm"], "num_batches_tracked", torch.tensor(0, device="meta")
+    ),
     "another device": lambda layers, x: layers.to("meta"),
     "a forward of its own": lambda layers, x: setattr(layers["act"], "forward", lambda x: x),
     "a hook on BatchNorm": lambda layers, x: layers["norm"].register_forward_hook(lambda *_: None),
@@ -94,7 +100,7 @@ CHANGES = {
     "parametrised": lambda layers, x: nn.utils.parametrize.register_parametrization(layers["norm"], "weight", nn.Identity()),
     "images in another layout": lambda layers, x: x.contiguous(),
     "a part of the channels": lambda layers, x: torch.cat([x, x], 1)[:, :8],
-    "images in double precision": lambda layers, x: x.double(),
+    "images in double precision": lambda layers, x: layers.update({"act": nn.ReLU()}) or x.double(),
     "slopes in another precision": lambda layers, x: x.bfloat16(),
     "one number per channel in training": lambda layers, x: x[:1, :, :1, :1],
     "no images": lambda layers, x: x[:0],

@@ -191,3 +191,15 @@ def test_an_empty_batch_has_no_rows_and_leaves_the_statistics_alone(mode):
     before = {name: value.clone() for name, value in model.body.state_dict().items()}
     assert model(torch.zeros(0, 2, 2, 8, 8, dtype=torch.float64)).shape == (0, 2, 3)
     assert all(torch.equal(value, before[name]) for name, value in model.body.state_dict().items())
+
+
+def test_blocks_in_a_row_are_one_after_the_other():
+    """Bit for bit, though the sum of one is left to the next; and who watches a block sees its output."""
+    config = WideResNetConfig(depth=16, width=0.5, in_channels=2, image_size=8, num_classes=3)
+    stage = WideResNet(config).double().body.stage2
+    x = torch.randn(2, stage[0].norm1.num_features, 8, 8, dtype=torch.float64)
+    found = stage(x)
+    seen = []
+    stage[0].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    assert torch.equal(stage(x), found)
+    assert torch.equal(stage[1](seen[0]), found)

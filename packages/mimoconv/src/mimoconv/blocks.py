@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.config import Init, NetworkConfig
-from mimoconv.fused_norm import norm_act, norm_act_skip
+from mimoconv.fused_norm import is_watched, norm_act, norm_act_skip
 
 __all__ = ["Block", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
 
@@ -105,10 +105,31 @@ class Block(nn.Module):
             self.shortcut = Layers(layers)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        inner, x = norm_act_skip(self.norm1, self.act1, x)
+        x, branch = self.parts(x)
+        return x + branch
+
+    def parts(
+        self, x: Float[Tensor, "b c h w"], branch: Float[Tensor, "b c h w"] | None = None
+    ) -> tuple[Float[Tensor, "b c2 h2 w2"], Float[Tensor, "b c2 h2 w2"]]:
+        """Return the two summands of the block's output; its input is `x + branch` where a branch is given."""
+        inner, x = norm_act_skip(self.norm1, self.act1, x, branch)
         inner = norm_act(self.norm2, self.act2, self.conv1(inner))
-        out: Tensor = self.conv2(inner) + self.shortcut(x)
-        return out
+        return self.shortcut(x), self.conv2(inner)
+
+
+class Blocks(nn.Sequential):
+    """Residual blocks in a row; the sum at the end of one is left to the kernel at the start of the next, where it can."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        blocks = [block for block in self if type(block) is Block and not is_watched(block)]
+        if len(blocks) < len(self):  # somebody may want to see each block's output
+            for layer in self:
+                x = layer(x)
+            return x
+        branch = None
+        for block in blocks:
+            x, branch = block.parts(x, branch)
+        return x if branch is None else x + branch
 
 
 def body(config: NetworkConfig) -> Layers:
@@ -117,7 +138,7 @@ def body(config: NetworkConfig) -> Layers:
     c_in = config.stem_channels
     for number, (channels, stride) in enumerate(zip(config.stages, (1, 2, 2), strict=True), 1):
         shapes = [(c_in, stride)] + [(channels, 1)] * (config.blocks - 1)
-        layers[f"stage{number}"] = nn.Sequential(*(Block(c, channels, s, config) for c, s in shapes))
+        layers[f"stage{number}"] = Blocks(*(Block(c, channels, s, config) for c, s in shapes))
         c_in = channels
     if config.final_norm:
         layers["norm"], layers["activation"] = nn.BatchNorm2d(c_in), ACTIVATIONS[config.activation](c_in)

@@ -33,12 +33,17 @@ def norm_act(norm: nn.Module, act: nn.Module | None, x: Float[Tensor, "b c h w"]
 
 
 def norm_act_skip(
-    norm: nn.Module, act: nn.Module | None, x: Float[Tensor, "b c h w"]
+    norm: nn.Module, act: nn.Module | None, x: Float[Tensor, "b c h w"], branch: Float[Tensor, "b c h w"] | None = None
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-    """Compute `(act(norm(x)), x)`; use this x for a skip connection, so that one kernel adds up the gradients of both."""
+    """Compute `(act(norm(x)), x)`, or the same of `x + branch`.
+
+    Use this x for a skip connection, so that one kernel adds up the gradients of both; so does the sum cost no kernel of its own.
+    """
+    if branch is not None and not (is_fusible(norm, act, x) and is_alike(x, branch)):
+        x, branch = x + branch, None
     if not is_fusible(norm, act, x):
         return plain(norm, act, x), x
-    out: tuple[Tensor, Tensor] = fused(norm, act, x, skip=True)
+    out: tuple[Tensor, Tensor] = fused(norm, act, x, branch, skip=True)
     return out
 
 
@@ -85,9 +90,9 @@ def fits_kernels(norm: nn.Module, act: nn.Module | None, x: Tensor) -> bool:
     rows = x.numel() // max(1, x.shape[1]) if x.dim() == 4 else 0
     return (
         norm.momentum is not None
-        and norm.num_batches_tracked is not None
         and all(is_row(parameter, norm.num_features, x.device) for parameter in parameters)
-        and (type(norm.num_batches_tracked) is Tensor and norm.num_batches_tracked.device == x.device)
+        and type(norm.num_batches_tracked) is Tensor
+        and norm.num_batches_tracked.device == x.device
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         # PReLU refuses images of another dtype than its slopes, unless autocast converts both.
         and (type(act) is not nn.PReLU or x.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type))
@@ -95,6 +100,12 @@ def fits_kernels(norm: nn.Module, act: nn.Module | None, x: Tensor) -> bool:
         and x.shape[1] == norm.num_features
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def is_alike(x: Tensor, branch: Tensor) -> bool:
+    """Tell whether two tensors can be added up by a kernel, element by element."""
+    same = (x.dtype, x.shape, x.device) == (branch.dtype, branch.shape, branch.device)
+    return same and type(branch) is Tensor and branch.is_contiguous(memory_format=torch.channels_last)
 
 
 def is_watched(module: nn.Module | None) -> bool:
@@ -109,15 +120,15 @@ def is_row(x: Tensor | None, channels: int, device: torch.device) -> bool:
     return (x.dtype, tuple(x.shape), x.device) == (torch.float32, (channels,), device) and x.is_contiguous()
 
 
-def fused(norm: Any, act: nn.Module | None, x: Tensor, *, skip: bool = False) -> Any:
-    """Run the kernels, whether `is_fusible` or not; return the images, and with `skip` also x."""
+def fused(norm: Any, act: nn.Module | None, x: Tensor, branch: Tensor | None = None, *, skip: bool = False) -> Any:
+    """Run the kernels, whether `is_fusible` or not; return the images, and with `skip` also x, or its sum with a branch."""
     dtype, activation = x.dtype, ACTIVATIONS[type(act)]
     if activation == "prelu" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)  # as `F.prelu` does
     slope = act.weight if isinstance(act, nn.PReLU) else None
     statistics = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
     settings = (norm.training, float(norm.momentum), float(norm.eps), activation, dtype)
-    return NormAct.apply(x, norm.weight, norm.bias, slope, statistics, settings, skip)
+    return NormAct.apply(x, branch, norm.weight, norm.bias, slope, statistics, settings, skip)
 
 
 class NormAct(torch.autograd.Function):
@@ -127,6 +138,7 @@ class NormAct(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        branch: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         slope: Tensor | None,
@@ -140,31 +152,37 @@ class NormAct(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.training, momentum, ctx.eps, ctx.activation, dtype = settings
         mean, var, batches = statistics
+        total = x if branch is None else torch.empty_like(x)
         if ctx.training:
-            own = norm_kernels.estimate_statistics(x, mean, var, batches, momentum)
+            own = norm_kernels.estimate_statistics(x, branch, total, mean, var, batches, momentum)
+            x, branch = total, None
             torch.autograd.graph.increment_version([part for part in statistics if not part.is_inference()])
             mean, var = own
-        ctx.save_for_backward(x, mean, var, weight, bias, slope)
-        out = norm_kernels.normalize(x, mean, var, weight, bias, slope, ctx.eps, ctx.activation, dtype)
-        return (out, x) if skip else out
+        out = norm_kernels.normalize(x, branch, total, mean, var, weight, bias, slope, ctx.eps, ctx.activation, dtype)
+        ctx.save_for_backward(total, mean, var, weight, bias, slope)
+        return (out, total) if skip else out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of images, weight, bias and slope; the gradient of the skip connection is added to the first."""
+        """Compute the gradients of images, branch, weight, bias and slope.
+
+        The first two are one tensor, to which the gradient of the skip connection is added.
+        """
         from mimoconv import norm_kernels
 
+        to_images, to_branch, *needs = ctx.needs_input_grad[:5]
         if gradient is None:
-            return (skip, *[None] * 6)
+            return (skip if to_images else None, skip if to_branch else None, *[None] * 6)
         x, mean, var, weight, bias, slope = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         common = (mean, var, weight, bias, slope, ctx.eps, ctx.activation)
-        needs_x, *needs = ctx.needs_input_grad[:4]
         sums = by_images = None
-        if any(needs) or (needs_x and ctx.training):
+        if any(needs) or ((to_images or to_branch) and ctx.training):
             sums = norm_kernels.gradient_sums(x, gradient, *common)
-        if needs_x:
+        if to_images or to_branch:
             skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
             by_images = norm_kernels.backward(x, gradient, skip, sums if ctx.training else None, *common)
         rows = [row if need else None for row, need in zip(sums, needs, strict=False)] if sums is not None else []
-        return (by_images, *rows, *[None] * (6 - len(rows)))
+        images = (by_images if to_images else None, by_images if to_branch else None)
+        return (*images, *rows, *[None] * (6 - len(rows)))

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mimoconv.config import Init, NetworkConfig
 from mimoconv.fused_norm import is_watched, norm_act, norm_act_skip
 
-__all__ = ["Block", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
+__all__ = ["Block", "Layers", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "relu": lambda _: nn.ReLU(),

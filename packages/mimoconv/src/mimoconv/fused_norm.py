@@ -1,4 +1,4 @@
-"""BatchNorm and the activation after it in one pass over the images, forward and backward, on NVIDIA GPUs."""
+"""BatchNorm and the activation after it by fused kernels, forward and backward, on NVIDIA GPUs; elsewhere by the modules."""
 
 import importlib.util
 from functools import lru_cache
@@ -18,6 +18,7 @@ ACTIVATIONS: dict[type, str] = {type(None): "none", nn.ReLU: "relu", nn.PReLU: "
 """The kernels' names of the activations that they know."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps its hooks."""
 
 
 def norm_act(norm: nn.Module, act: nn.Module | None, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

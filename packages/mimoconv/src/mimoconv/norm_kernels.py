@@ -1,9 +1,9 @@
 """Triton kernels of BatchNorm with an activation, over images as a matrix of rows (b h w) and channels.
 
-Every kernel cuts the matrix into tiles whose sizes are powers of two. A tile may have more columns than divide the number of
-channels C: then k rows count as one row of k C columns, and the channel of a column is the column modulo C. A program takes the
-tiles of one slice of the rows in turn. Sums over all rows are sums over slices, added up by a second, small kernel in a fixed
-order, so the same input gives the same result. Everything is computed in float32.
+Every kernel cuts the matrix into tiles whose sizes are powers of two. Where the columns of a tile do not divide the number of
+channels C, k rows count as one row of k C columns, and the channel of a column is the column modulo C. A program takes the tiles
+of one slice of the rows in turn. Sums over all rows are sums over slices, added up by a second, small kernel in a fixed order, so
+the same input gives the same result. Everything is computed in float32.
 """
 
 from dataclasses import dataclass

@@ -142,6 +142,46 @@ def test_circulant_is_the_key_as_a_matrix():
     assert hrr.circulant(torch.randn(2, 3, 7)).shape == (2, 3, 7, 7)
 
 
+@pytest.mark.parametrize("shape", [(1,), (2,), (7,), (2, 3, 8), (0, 4), (2, 0, 3)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_circulant_equals_a_table_of_indices(shape, dtype, device):
+    """Bit for bit, and so do its gradients up to the order of their sums."""
+    key = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+    index = torch.arange(shape[-1], device=device)
+    table = key[..., (index[:, None] - index) % shape[-1]]
+    out = hrr.circulant(key)
+    assert out.shape == table.shape
+    assert torch.equal(out, table)
+    weight = torch.randint(-4, 5, out.shape, device=device).to(dtype)  # small whole numbers, so that sums are exact
+    assert torch.equal(*(torch.autograd.grad(values, key, weight)[0] for values in (out, table)))
+
+
+def backward_operations(tensor):
+    """Names of all operations of a tensor's gradient."""
+    found, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        function = waiting.pop()
+        found.add(function.name())
+        waiting += [following for following, _ in function.next_functions if following]
+    return found
+
+
+def test_gradients_of_circulants_add_nothing_by_index():
+    key = torch.randn(3, 8, requires_grad=True)
+    names = backward_operations(hrr.circulant(key))
+    assert "AccumulateGrad" in str(names)
+    assert not {name for name in names if any(word in name for word in ("Index", "Gather", "AsStrided", "Put"))}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+def test_circulants_of_vmap_trace_and_meta():
+    keys = torch.randn(5, 3, 8)
+    assert torch.equal(torch.vmap(hrr.circulant)(keys), hrr.circulant(keys))
+    assert torch.equal(torch.vmap(hrr.circulant, in_dims=1)(keys), hrr.circulant(keys.transpose(0, 1)))
+    assert torch.equal(torch.jit.trace(hrr.circulant, keys, check_trace=False)(keys + 1), hrr.circulant(keys + 1))
+    assert hrr.circulant(keys.to("meta")).shape == (5, 3, 8, 8)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3, 64, 65])
 def test_key_norms_and_spectra(dim):
     gaussian, unitary = (make(50, dim, dtype=torch.float64) for make in (hrr.random_keys, hrr.unitary_keys))

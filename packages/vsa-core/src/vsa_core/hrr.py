@@ -99,8 +99,11 @@ def circulant(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim dim"]:
             [3., 2., 1.]])
     """
     checks.vectors(key=key)
-    index = torch.arange(key.shape[-1], device=key.device)
-    return key[..., (index[:, None] - index) % key.shape[-1]]
+    # The key repeated, in rows of dim + 1, moves on by one from row to row: without its first column, row i holds key[i + j + 1].
+    # An index would do too, but its gradient is made of atomic additions, which are slow and in no fixed order on GPUs.
+    *leading, dim = key.shape
+    rows = key[..., None, :].expand(*leading, dim + 1, dim).flatten(-2).view(*leading, dim, dim + 1)
+    return rows[..., 1:].flip(-1)
 
 
 def random_keys(

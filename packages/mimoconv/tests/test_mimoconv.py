@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
 from mimoconv.binding import PositionwiseHRR, Unbinding
-from mimoconv.blocks import Block
+from mimoconv.blocks import Block, body
 from mimoconv.statistics_per_n import StatisticsPerN
 from vsa_core import hrr, slots
 
@@ -196,7 +196,7 @@ def test_an_empty_batch_has_no_rows_and_leaves_the_statistics_alone(mode):
 def test_blocks_in_a_row_are_one_after_the_other():
     """Bit for bit, though the sum of one is left to the next; and who watches a block sees its output."""
     config = WideResNetConfig(depth=16, width=0.5, in_channels=2, image_size=8, num_classes=3)
-    stage = WideResNet(config).double().body.stage2
+    stage = body(config).double().stage2
     x = torch.randn(2, stage[0].norm1.num_features, 8, 8, dtype=torch.float64)
     found = stage(x)
     seen = []

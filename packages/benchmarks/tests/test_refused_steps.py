@@ -47,7 +47,8 @@ def images(seed):
 def step(network, optimizer, seed, ok=True, factor=1.0):
     """A training step on images of a seed, its loss multiplied by a factor."""
     device = next(network.parameters()).device
-    before = optimizers.snapshot_buffers(network)
+    buffers = list(network.buffers())
+    before = [buffer.clone() for buffer in buffers]
     loss = network(images(seed).to(device)).square().mean() * factor
     scaler = getattr(optimizer, "scaler", None)
     (scaler.scale(loss) if scaler else loss).backward()
@@ -57,7 +58,7 @@ def step(network, optimizer, seed, ok=True, factor=1.0):
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        optimizers.step_if(ok, optimizer, network, before)
+        optimizers.step_if(ok, optimizer, buffers, before)
     finally:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
@@ -154,3 +155,26 @@ def test_goes_on_from_its_state(optimizer, device):
             step(network, inner, seed=number)
             schedule.step()
     assert values(*runs[0][:2]) == values(*runs[1][:2])
+
+
+def test_buffers_lie_end_to_end():
+    """One tensor for each type; a buffer that two layers share stays shared, and saving and loading see no difference."""
+    network = network_on("cpu")
+    network.body.module.stage1[0].norm2.running_mean = network.body.module.stage1[0].norm1.running_mean
+    before = copy.deepcopy(network.state_dict())
+    whole = optimizers.lay_end_to_end(network)
+    assert [tensor.dtype for tensor in whole] == [torch.float32, torch.int64]
+    assert_equal(network.state_dict(), before)
+    norms = network.body.module.stage1[0]
+    assert norms.norm1.running_mean is norms.norm2.running_mean
+    for tensor in whole:
+        tensor.fill_(7)
+    assert all((buffer == 7).all() for buffer in network.buffers())
+    network.load_state_dict(before)
+    assert_equal(network.state_dict(), before)
+    assert sum(map(len, whole)) == sum(buffer.numel() for buffer in network.buffers())
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -94,7 +94,7 @@ class Gradients:
             with self.recorder.stream():
                 self.run_or_replay(self.feed.draw(step, few_lengths=True), self.recorder)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        statistics = [buffer for buffer in self.training.network.buffers() if buffer.is_floating_point()]
+        statistics = [buffer for buffer in self.training.buffers if buffer.is_floating_point()]
         average_over_processes([*gradients, *statistics], self.accelerator)
         return self.measured
 

@@ -77,11 +77,11 @@ def train(
 def take_step(training: Training, gradients: Gradients, step: int) -> tuple[Float[Tensor, "2"], Float[Tensor, ""]]:
     """Take a training step, without waiting for a GPU; return loss and accuracy, and the norm of the gradient."""
     optim, optimizer = training.config.optim, training.optimizer
-    before = optimizers.snapshot_buffers(training.network)
+    before = [buffer.clone() for buffer in training.buffers]
     measured = gradients(step)
     norm = gradients.accelerator.clip_grad_norm_(gradients.parameters, optim.max_grad_norm)
     ok = accept_update(norm, training.progress.counts, optim, new_epoch=step % gradients.feed.epoch == 0)
-    optimizers.step_if(ok, optimizer, training.network, before)
+    optimizers.step_if(ok, optimizer, training.buffers, before)
     training.schedule.step()
     optimizer.zero_grad()
     if training.average:

@@ -1,6 +1,7 @@
 """Build optimizers and schedules, and take steps that a number on the device can refuse."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -87,19 +88,27 @@ def annealed_share(step: int, config: OptimConfig) -> float:
     return config.end + (1 - config.end) * (1 + math.cos(math.pi * done)) / 2
 
 
-def snapshot_buffers(network: nn.Module) -> list[Tensor]:
-    """Copy a network's buffers, such as BatchNorm statistics, before the forward passes of a step: one tensor for each type."""
-    return [torch.cat([buffer.flatten() for buffer in alike]) for alike in buffers_by_type(network)]
-
-
-def buffers_by_type(network: nn.Module) -> list[list[Tensor]]:
-    """Return a network's buffers in lists of one data type each, so that few operations handle all of them."""
-    buffers = list(network.buffers())
-    return [[buffer for buffer in buffers if buffer.dtype == dtype] for dtype in dict.fromkeys(b.dtype for b in buffers)]
+def lay_end_to_end(network: nn.Module) -> list[Tensor]:
+    """Lay a network's buffers, such as BatchNorm statistics, end to end: one tensor for each type, of which they become views."""
+    places = [
+        (module, name, buffer)
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+    ]
+    buffers = {id(buffer): buffer for *_, buffer in places}
+    whole, views = [], {}
+    for dtype in dict.fromkeys(buffer.dtype for buffer in buffers.values()):
+        alike = [buffer for buffer in buffers.values() if buffer.dtype == dtype]
+        whole.append(torch.cat([buffer.flatten() for buffer in alike]))
+        parts = whole[-1].split([buffer.numel() for buffer in alike])
+        views |= {id(buffer): part.view(buffer.shape) for buffer, part in zip(alike, parts, strict=True)}
+    for module, name, buffer in places:
+        module._buffers[name] = views[id(buffer)]
+    return whole
 
 
 @torch.no_grad()
-def step_if(ok: Bool[Tensor, ""], optimizer: Optimizer, network: nn.Module, before: list[Tensor]) -> None:
+def step_if(ok: Bool[Tensor, ""], optimizer: Optimizer, buffers: Sequence[Tensor], before: Sequence[Tensor]) -> None:
     """Take the optimizer's step if `ok`; otherwise leave weights, buffers and optimizer state bit for bit as before the step.
 
     Nothing waits for the device, and only buffers are copied: an optimizer's own kernels write nothing where its `found_inf` is
@@ -108,8 +117,8 @@ def step_if(ok: Bool[Tensor, ""], optimizer: Optimizer, network: nn.Module, befo
     Args:
         ok: a boolean on the parameters' device.
         optimizer: an optimizer of `build_optimizer`, or accelerate's around it.
-        network: the network, whose buffers the forward passes may have changed.
-        before: the result of `snapshot_buffers(network)` before those passes.
+        buffers: the network's buffers, which the forward passes may have changed.
+        before: what they were before those passes.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
 
@@ -120,6 +129,5 @@ def step_if(ok: Bool[Tensor, ""], optimizer: Optimizer, network: nn.Module, befo
     optimizer.step()
     hook.remove()
     vars(inner).pop("found_inf", None)
-    for buffers, old in zip(buffers_by_type(network), before, strict=True):
-        kept = torch.where(ok, torch.cat([buffer.flatten() for buffer in buffers]), old).split([b.numel() for b in buffers])
-        torch._foreach_copy_(buffers, [part.view(buffer.shape) for part, buffer in zip(kept, buffers, strict=True)])
+    for buffer, old in zip(buffers, before, strict=True):
+        torch.where(ok, buffer, old, out=buffer)

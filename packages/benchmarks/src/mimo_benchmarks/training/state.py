@@ -46,7 +46,9 @@ class Training:
         if accelerator.device.type == "cuda":
             network = network.to(memory_format=torch.channels_last)  # tensor cores want images in this layout
             torch.backends.cudnn.benchmark = True  # steps have few shapes, so trying all algorithms once pays
-        optimizer = optimizers.build_optimizer(network.to(accelerator.device), config.optim)
+        self.buffers = optimizers.lay_end_to_end(network)
+        """All of the network's buffers, in one tensor for each type."""
+        optimizer = optimizers.build_optimizer(network, config.optim)
         self.schedule = optimizers.build_schedule(optimizer, config.optim)
         model: Any = compiled(network) if is_compiled(config, accelerator.device) else network
         # `evaluation_mode` adds precision only: `Gradients` averages over processes by itself, which CUDA graphs need

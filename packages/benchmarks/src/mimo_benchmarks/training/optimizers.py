@@ -96,7 +96,8 @@ def lay_end_to_end(network: nn.Module) -> list[Tensor]:
         for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
     ]
     buffers = {id(buffer): buffer for *_, buffer in places}
-    whole, views = [], {}
+    whole: list[Tensor] = []
+    views: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(buffer.dtype for buffer in buffers.values()):
         alike = [buffer for buffer in buffers.values() if buffer.dtype == dtype]
         whole.append(torch.cat([buffer.flatten() for buffer in alike]))

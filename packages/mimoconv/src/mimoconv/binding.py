@@ -36,7 +36,9 @@ class PositionwiseHRR(nn.Module):
         matrices = self.matrices(n := int(x.shape[1]))
         if x.stride(2) == 1:  # channels come last in memory, and so they do in the result
             bound = rearrange(x, "b n dim h w -> b n (h w) dim") @ matrices.mT
-            return rearrange(bound[:, 0] if n == 1 else bound.sum(1), "b (h w) out -> b out h w", h=x.shape[3])
+            with torch.autocast(x.device.type, enabled=False):  # which would add up and return float32
+                bundle = bound[:, 0] if n == 1 else bound.sum(1)
+            return rearrange(bundle, "b (h w) out -> b out h w", h=x.shape[3])
         # Both steps are linear, so one 1x1 convolution with the keys' circulants side by side does them, without n bound maps.
         weight = rearrange(matrices, "n out dim -> out (n dim) 1 1")
         return F.conv2d(rearrange(x, "b n dim h w -> b (n dim) h w"), weight)

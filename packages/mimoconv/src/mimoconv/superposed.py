@@ -160,6 +160,8 @@ class Superposed(Pretrained):
 
 def pool_features(x: Float[Tensor, "b dim ..."]) -> Float[Tensor, "b dim"]:
     """Average maps over the image; features without image axes stay as they are."""
+    if x.dim() == 4 and x.stride(1) == 1:  # channels come last in memory, and so they do in the gradient
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
     return x.flatten(2).mean(2) if x.dim() > 2 else x
 
 

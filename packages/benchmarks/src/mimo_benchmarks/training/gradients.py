@@ -1,13 +1,13 @@
 """Compute the loss and the gradients of a training step; on a GPU each kind of step is recorded as a CUDA graph and replayed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimo_benchmarks.data.batching import seed_sequence
@@ -17,21 +17,34 @@ from mimo_benchmarks.memory import ran_out_of_memory
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training.feed import Drawn, Feed
 from mimo_benchmarks.training.state import Training
+from mimoconv.weight_gradients import overlapped_weight_gradients
 
 
 class CudaGraphs:
-    """Records operations as CUDA graphs, on a stream of their own; all graphs share their memory."""
+    """Records operations as CUDA graphs, on two streams of their own; all graphs share their memory."""
 
     def __init__(self, device: torch.device) -> None:
-        self.side, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.first, self.second = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def stream(self) -> Iterator[None]:
         """Run what is inside on the stream of the graphs, after what came before and before what comes after."""
-        self.side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.side):
+        self.first.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.first):
             yield
-        torch.cuda.current_stream().wait_stream(self.side)
+        torch.cuda.current_stream().wait_stream(self.first)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Run what is inside on a second stream, beside what comes after, which has to wait for it."""
+        self.second.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.second):
+            yield
+
+    def overlapped(self) -> AbstractContextManager[None]:
+        """Leave gradients of weights that are computed inside to the second stream, which is waited for at the end."""
+        return overlapped_weight_gradients(self.second)
 
     def record(self, operations: Callable[[], None]) -> Callable[[], None]:
         """Record operations without computing anything, and return a function that computes them.
@@ -42,7 +55,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         try:
             # other threads may ask for events meanwhile, as that which watches over transfers between GPUs does
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.first, capture_error_mode="thread_local"):
                 operations()
         except RuntimeError as error:
             if ran_out_of_memory(error):
@@ -125,14 +138,30 @@ class Gradients:
     def compute(self, drawn: Drawn) -> None:
         """Compute the gradients of a step of this process and, in `measured`, its loss and accuracy."""
         config, model = self.training.config.optim, self.training.model
+        with self.recorder.beside() if self.recorder else nullcontext():
+            penalties = self.penalty_gradients()
         self.measured.zero_()
         for part in range(config.accumulate):
             x, mask, y = self.feed.batch(drawn, part)
-            logits = model(x) if mask is None else model(x, mask)
-            loss = objective(logits, y, config)
-            penalty = sum((factor * measure(self.training.network) for factor, measure in self.penalties), 0.0)
-            self.accelerator.backward((loss + penalty) / config.accumulate)
+            with self.recorder.overlapped() if self.recorder else nullcontext():
+                logits = model(x) if mask is None else model(x, mask)
+                loss = objective(logits, y, config)
+                self.accelerator.backward(loss / config.accumulate)
             self.measured += torch.stack([loss.detach(), batch_accuracy(logits, y)]) / config.accumulate
+        for parameter in penalties:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if penalties:
+            torch._foreach_add_([parameter.grad for parameter in penalties], list(penalties.values()))  # type: ignore[misc, arg-type]
+
+    def penalty_gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Compute the gradients of the penalties, of the parameters that have any."""
+        if not self.penalties:
+            return {}
+        penalty = sum(factor * measure(self.training.network) for factor, measure in self.penalties)
+        scaler = self.training.scaler  # as for the loss
+        gradients = torch.autograd.grad(scaler.scale(penalty) if scaler else penalty, self.parameters, allow_unused=True)
+        return {parameter: found for parameter, found in zip(self.parameters, gradients, strict=True) if found is not None}
 
 
 def shapes(drawn: Drawn) -> tuple[int, int | None, int]:

@@ -16,7 +16,7 @@ from mimoconv import MIMOConv, MIMOConvConfig, fused_norm
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 ACTIVATIONS = {"none": lambda c: None, "relu": lambda c: nn.ReLU(), "prelu": nn.PReLU}
-ODD = [(3, 10, 5, 7), (2, 7, 3, 3), (3, 1, 1, 2), (2, 160, 4, 4), (1, 40, 3, 5)]
+ODD = [(3, 10, 4, 7), (2, 7, 3, 3), (3, 1, 1, 2), (2, 160, 4, 4), (1, 40, 3, 5)]
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_statistics_that_change_before_the_backward_pass_are_noticed():
 @pytest.mark.parametrize("stem", ["conv-norm-relu", "conv-norm"])
 @pytest.mark.parametrize("activation", ["relu", "prelu"])
 def test_a_network_trains_and_answers_alike(monkeypatch, stem, activation):
-    """All its layers with statistics are fused, and keep them for each n; but binding two images changes their layout."""
+    """All its layers with statistics are fused, and keep them for each n."""
     config = MIMOConvConfig(
         capacity=2, depth=10, width=1, stem_channels=8, in_channels=2, stem=stem, activation=activation, final_norm=True
     )
@@ -236,7 +236,7 @@ def test_a_network_trains_and_answers_alike(monkeypatch, stem, activation):
         fast(x).square().sum().backward()
         exact(x.double()).square().sum().backward()
     norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
-    assert 2 * norms - 1 <= len(calls) <= 2 * norms
+    assert len(calls) == 2 * norms
     assert_close(dict(fast.named_buffers()), dict(exact.named_buffers()), rtol=1e-3, atol=1e-4, check_dtype=False)
     for name, parameter in fast.named_parameters():
         expected = exact.get_parameter(name).grad

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mimoconv import fused_norm
-from mimoconv.blocks import Block, Layers
+from mimoconv.blocks import Block, Blocks, Layers
 from mimoconv.config import MIMOConvConfig
 
 
@@ -36,8 +36,9 @@ def offered(monkeypatch):
     """Every tensor passes for one on a GPU; the list of what the kernels were asked to compute, which the modules then do."""
     calls = []
 
-    def fused(norm, act, x, *, skip=False):
-        calls.append((norm, act))
+    def fused(norm, act, x, branch=None, *, skip=False):
+        calls.append((norm, act) if branch is None else (norm, act, branch))
+        x = x if branch is None else x + branch
         return (fused_norm.plain(norm, act, x), x) if skip else fused_norm.plain(norm, act, x)
 
     monkeypatch.setattr(fused_norm, "has_kernels", lambda x: True)
@@ -156,6 +157,42 @@ def test_blocks_and_layers_offer_every_norm_with_its_activation(offered, c_out, 
     block(make()[1])
     expected = [(block.norm1, block.act1), (block.norm2, block.act2)]
     assert offered == expected + ([(block.shortcut.norm, None)] if kernels == 3 else [])
+
+
+def test_blocks_in_a_row_leave_their_sums_to_the_next(offered):
+    """All but the last, whose sum no kernel reads."""
+    config = MIMOConvConfig()
+    blocks = [Block(8, 16, 2, config), Block(16, 16, 1, config), Block(16, 16, 1, config)]
+    row = Blocks(*blocks).to(memory_format=torch.channels_last).eval()
+    x = make()[1]
+    assert torch.equal(row(x), nn.Sequential(*blocks)(x))
+    assert [call[:2] for call in offered if len(call) == 3] == [(block.norm1, block.act1) for block in blocks[1:]]
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["on the blocks", "on all modules"])
+def test_hooks_see_the_output_of_each_block(offered, everywhere):
+    row, seen = Blocks(*(Block(8, 8, 1, MIMOConvConfig()) for _ in range(3))), []
+
+    def see(module, inputs, output):
+        seen.extend([output] * isinstance(module, Block))
+
+    handles = [nn.modules.module.register_module_forward_hook(see)] if everywhere else []
+    handles += [] if everywhere else [block.register_forward_hook(see) for block in row]
+    out = row(make()[1])
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 3
+    assert torch.equal(seen[-1], out)
+
+
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.bfloat16, torch.Tensor.contiguous, lambda x: x[:1], lambda x: x.to("meta"), nn.Parameter],
+    ids=["another precision", "another layout", "another shape", "another device", "another class"],
+)  # fmt: skip
+def test_sums_of_unlike_images_are_left_to_torch(change):
+    x = make()[1]
+    assert fused_norm.is_alike(x, x.clone())
+    assert not fused_norm.is_alike(x, change(x))
 
 
 def test_layers_compute_as_in_a_row(offered):

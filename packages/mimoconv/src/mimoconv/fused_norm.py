@@ -77,9 +77,9 @@ def is_supported(index: int) -> bool:
 
 
 def is_plain_autograd() -> bool:
-    """Tell whether operators run as they are: no vmap or other transform, forward mode, dispatch mode or global hook."""
+    """Tell whether operators run as they are: no vmap or other transform, forward mode or dispatch mode."""
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return not transformed and _get_current_dispatch_mode() is None and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not transformed and _get_current_dispatch_mode() is None
 
 
 def fits_kernels(norm: nn.Module, act: nn.Module | None, x: Tensor) -> bool:
@@ -110,7 +110,9 @@ def is_alike(x: Tensor, branch: Tensor) -> bool:
 
 
 def is_watched(module: nn.Module | None) -> bool:
-    """Tell whether a module has hooks or a forward of its own."""
+    """Tell whether a module has a forward of its own or hooks, or whether all modules have hooks."""
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return True
     return module is not None and ("forward" in vars(module) or any(getattr(module, name) for name in HOOKS))
 
 

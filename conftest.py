@@ -1,7 +1,10 @@
 """What the tests of every package share: seeds, so that any run repeats, and the option that checks shapes."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch counts cores: a worker for each core, and one thread for each worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,6 +35,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Install the import hook before any of our packages is imported."""
     if config.getoption("--shape-checks"):
         install_import_hook(["vsa_core", "mimoconv", "mimoformer", "mimo_benchmarks"], "shape_checks.check")
+        sys.meta_path.insert(0, Kernels())
+
+
+class Kernels(PathFinder):
+    """Imports modules of kernels as they are: Triton reads their source, and cannot call functions that check."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Find a module whose name ends in _kernels; leave all others to the next finder."""
+        return super().find_spec(name, path, target) if name.endswith("_kernels") else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

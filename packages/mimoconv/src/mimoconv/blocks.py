@@ -9,7 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.config import Init, NetworkConfig
 from mimoconv.fused_norm import is_watched, norm_act, norm_act_skip
-from mimoconv.weight_gradients import conv2d
 
 __all__ = ["Block", "Layers", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
 
@@ -114,8 +113,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "b c2 h2 w2"], Float[Tensor, "b c2 h2 w2"]]:
         """Return the two summands of the block's output; its input is `x + branch` where a branch is given."""
         inner, x = norm_act_skip(self.norm1, self.act1, x, branch)
-        inner = norm_act(self.norm2, self.act2, conv2d(self.conv1, inner))
-        return self.shortcut(x), conv2d(self.conv2, inner)
+        inner = norm_act(self.norm2, self.act2, self.conv1(inner))
+        return self.shortcut(x), self.conv2(inner)
 
 
 class Blocks(nn.Sequential):

@@ -1,13 +1,15 @@
 """Compute the loss and the gradients of a training step; on a GPU each kind of step is recorded as a CUDA graph and replayed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from mimo_benchmarks.data.batching import seed_sequence
@@ -16,8 +18,7 @@ from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.memory import ran_out_of_memory
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training.feed import Drawn, Feed
-from mimo_benchmarks.training.state import Training
-from mimoconv.weight_gradients import overlapped_weight_gradients
+from mimo_benchmarks.training.state import Training, is_compiled
 
 
 class CudaGraphs:
@@ -37,14 +38,14 @@ class CudaGraphs:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Run what is inside on a second stream, beside what comes after, which has to wait for it."""
+        """Run what is inside on a second stream, beside what comes after, until `join`."""
         self.second.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.second):
             yield
 
-    def overlapped(self) -> AbstractContextManager[None]:
-        """Leave gradients of weights that are computed inside to the second stream, which is waited for at the end."""
-        return overlapped_weight_gradients(self.second)
+    def join(self) -> None:
+        """Let what comes after wait for the second stream."""
+        torch.cuda.current_stream().wait_stream(self.second)
 
     def record(self, operations: Callable[[], None]) -> Callable[[], None]:
         """Record operations without computing anything, and return a function that computes them.
@@ -63,6 +64,28 @@ class CudaGraphs:
             raise ConfigError(f"a training step cannot be recorded as a CUDA graph ({error}): give --no-cuda-graphs") from error
         replay: Callable[[], None] = graph.replay
         return replay
+
+
+class CastTogether(torch.autograd.Function):
+    """Casts many weights at once, and their gradients back: two launches in place of two for each weight."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Return weights in another dtype."""
+        return cast_together(weights, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return gradients in float32."""
+        return None, *cast_together(gradients, torch.float32)
+
+
+def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Cast tensors of one dtype to another."""
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(copies, list(tensors))
+    return tuple(copies)
 
 
 class Recorded(NamedTuple):
@@ -94,6 +117,9 @@ class Gradients:
         self.parameters = [parameter for parameter in training.network.parameters() if parameter.requires_grad]
         weighted = ((getattr(training.config.optim, name), measure) for name, measure in feed.network.penalties.items())
         self.penalties = [(factor, measure) for factor, measure in weighted if factor]
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+        layers = training.network.named_modules() if self.recorder and self.dtype and not is_compiled(config, device) else ()
+        self.cast = {f"{path}.weight": layer.weight for path, layer in layers if type(layer) is nn.Conv2d}
         self.recorded: dict[tuple[int, int | None, int], Recorded | None] = {}
         self.measured = torch.zeros(2, device=accelerator.device)
 
@@ -137,22 +163,30 @@ class Gradients:
 
     def compute(self, drawn: Drawn) -> None:
         """Compute the gradients of a step of this process and, in `measured`, its loss and accuracy."""
-        config, model = self.training.config.optim, self.training.model
+        config = self.training.config.optim
         with self.recorder.beside() if self.recorder else nullcontext():
             penalties = self.penalty_gradients()
         self.measured.zero_()
         for part in range(config.accumulate):
             x, mask, y = self.feed.batch(drawn, part)
-            with self.recorder.overlapped() if self.recorder else nullcontext():
-                logits = model(x) if mask is None else model(x, mask)
-                loss = objective(logits, y, config)
-                self.accelerator.backward(loss / config.accumulate)
+            logits = self.logits((x,) if mask is None else (x, mask))
+            loss = objective(logits, y, config)
+            self.accelerator.backward(loss / config.accumulate)
             self.measured += torch.stack([loss.detach(), batch_accuracy(logits, y)]) / config.accumulate
-        for parameter in penalties:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if penalties:
-            torch._foreach_add_([parameter.grad for parameter in penalties], list(penalties.values()))  # type: ignore[misc, arg-type]
+        if self.recorder:
+            self.recorder.join()
+        for parameter, gradient in penalties.items():
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def logits(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Run the network; with `cast`, weights of convolutions are cast together before, not one by one by autocast."""
+        logits: Tensor
+        if self.cast:
+            together = CastTogether.apply(self.dtype, *self.cast.values())
+            logits = functional_call(self.training.model, dict(zip(self.cast, together, strict=True)), inputs)
+        else:
+            logits = self.training.model(*inputs)
+        return logits
 
     def penalty_gradients(self) -> dict[nn.Parameter, Tensor]:
         """Compute the gradients of the penalties, of the parameters that have any."""

@@ -186,6 +186,6 @@ class NormAct(torch.autograd.Function):
         if to_images or to_branch:
             skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
             by_images = norm_kernels.backward(x, gradient, skip, sums if ctx.training else None, *common)
-        rows = [row if need else None for row, need in zip(sums, needs, strict=False)] if sums is not None else []
+        rows = [] if sums is None else list(sums)
         images = (by_images if to_images else None, by_images if to_branch else None)
         return (*images, *rows, *[None] * (6 - len(rows)))

@@ -92,7 +92,7 @@ CHANGES = {
     "the count of batches elsewhere": lambda layers, x: setattr(
         layers["norm"], "num_batches_tracked", torch.tensor(0, device="meta")
     ),
-    "another device": lambda layers, x: layers.to("meta"),
+    "slopes elsewhere": lambda layers, x: layers["act"].to("meta"),
     "a forward of its own": lambda layers, x: setattr(layers["act"], "forward", lambda x: x),
     "a hook on BatchNorm": lambda layers, x: layers["norm"].register_forward_hook(lambda *_: None),
     "a hook before the activation": lambda layers, x: layers["act"].register_forward_pre_hook(lambda *_: None),

@@ -20,7 +20,7 @@ from mimo_benchmarks.tasks.sequence_task import SequenceTask
 from mimo_benchmarks.training import loop
 from mimo_benchmarks.training.compilers import compiled
 from mimo_benchmarks.training.feed import Feed, rounded_up
-from mimo_benchmarks.training.gradients import CudaGraphs, Gradients, shapes
+from mimo_benchmarks.training.gradients import CastTogether, CudaGraphs, Gradients, shapes
 from mimo_benchmarks.training.state import Training, is_compiled
 from mimoconv import MIMOConvConfig
 from mimoformer import MIMOFormerConfig
@@ -170,6 +170,19 @@ def test_reductions_that_compile_wrong_gradients_are_off(monkeypatch):
     monkeypatch.setattr(config.triton, "mix_order_reduction", True)
     compiled(nn.Identity())
     assert config.triton.mix_order_reduction is False
+
+
+def test_weights_cast_together_are_what_autocast_casts():
+    """And so are their gradients, in the layout of the weights."""
+    weights = [torch.randn(4, 6, 3, 3).to(memory_format=torch.channels_last), torch.randn(5, 4, 1, 1)]
+    weights = [weight.requires_grad_() for weight in weights]
+    x, found = torch.randn(2, 6, 5, 5).bfloat16(), []
+    for cast in (CastTogether.apply(torch.bfloat16, *weights), [weight.bfloat16() for weight in weights]):
+        out = torch.conv2d(torch.conv2d(x, cast[0]), cast[1])
+        found.append((out, *torch.autograd.grad(out.float().square().sum(), weights)))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+    assert [gradient.stride() for gradient in found[0][1:]] == [weight.stride() for weight in weights]
 
 
 @NEEDS_GPU

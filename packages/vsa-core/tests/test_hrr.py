@@ -70,12 +70,31 @@ def operations(x, key):
     return recorded.names
 
 
-@pytest.mark.parametrize("key_shape", [(500,), (1, 500), (600, 500)], ids=["shared", "shared 2d", "each"])
-def test_large_batches_run_in_blocks_that_change_nothing(key_shape, one_thread):
-    x, key = torch.randn(600, 500, dtype=torch.float64), torch.randn(key_shape, dtype=torch.float64)
-    assert operations(x, key).count("aten::_fft_c2r") == 3  # 300,000 numbers, 131,072 at a time
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("key_shape", [(500,), (1, 500), (1200, 500)], ids=["shared", "shared 2d", "each"])
+def test_large_batches_run_in_blocks_that_change_nothing(key_shape, gradient, one_thread):
+    x, key = torch.randn(1200, 500, dtype=torch.float64, requires_grad=gradient), torch.randn(key_shape, dtype=torch.float64)
+    assert operations(x, key).count("aten::_fft_c2r") == 3  # 600,000 numbers, 262,144 at a time
     expected = torch.fft.ifft(torch.fft.fft(x) * torch.fft.fft(key)).real
     assert_close(hrr.bind(x, key), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own use, at its first forward derivative
+def test_blocks_under_transforms(one_thread):
+    """vmap over either operand or both, and derivatives forward and backward, of batches of several blocks."""
+    keys = torch.randn(2, 1200, 500, dtype=torch.float64)
+    x, tangent = torch.randn(2, 1200, 500, dtype=torch.float64)
+    expected = torch.stack([hrr.bind(x, key) for key in keys])
+    assert_close(torch.vmap(lambda key: hrr.bind(x, key))(keys), expected)
+    assert_close(torch.vmap(lambda key: hrr.bind(key, x))(keys), expected)
+    assert_close(torch.vmap(hrr.bind)(x.expand(2, -1, -1), keys), expected)
+    value, moved = torch.func.jvp(lambda x: hrr.bind(x, keys[0]), (x,), (tangent,))
+    assert_close(value, expected[0])
+    assert_close(moved, hrr.bind(tangent, keys[0]))
+    found = torch.func.grad(lambda x: (hrr.bind(x, keys[0]) * tangent).sum())(x)
+    assert_close(found, hrr.unbind(tangent, keys[0]))
+    per_key = torch.vmap(torch.func.grad(lambda key: (hrr.bind(x, key) * tangent).sum()))(keys[:, 0])
+    assert_close(per_key, hrr.unbind(tangent, x).sum(0).expand(2, -1))
 
 
 @pytest.mark.parametrize(

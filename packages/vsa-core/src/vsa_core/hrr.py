@@ -5,7 +5,7 @@ angles exactly, and with them unbinding inverts binding.
 """
 
 import math
-from itertools import repeat
+from itertools import chain, repeat
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ CIRCULANT_MAX_DIM = {
     ("cuda", torch.bfloat16): 2048,
 }
 """Largest dim at which a matrix product with a shared key's circulant is faster than three FFTs (measured; docs/binding.md)."""
-BLOCK = 2**17
+BLOCK = 2**18
 """Numbers per thread that one FFT on a CPU handles, so that spectra stay in its cache (measured; docs/binding.md)."""
 
 
@@ -189,4 +189,11 @@ def _fft_convolve(x: Tensor, key: Tensor) -> Tensor:
     rows = max(1, torch.get_num_threads() * BLOCK // dim)
     spectra = repeat(rfft(key.reshape(dim))) if shared else map(rfft, torch.split(key.reshape(-1, dim), rows))
     blocks = zip(torch.split(x.reshape(-1, dim), rows), spectra, strict=False)
-    return torch.cat([irfft(rfft(block) * spectrum, n=dim) for block, spectrum in blocks]).reshape(x.shape)
+    bound = (irfft(rfft(block) * spectrum, n=dim) for block, spectrum in blocks)
+    if x.numel() <= rows * dim or (torch.is_grad_enabled() and (x.requires_grad or key.requires_grad)):
+        return torch.cat(list(bound)).reshape(x.shape)
+    first = next(bound)
+    out = first.new_empty(x.shape)  # not like x, which vmap may not map over
+    for part, block in zip(torch.split(out.view(-1, dim), rows), chain([first], bound), strict=True):
+        part.copy_(block)  # while the block is in the cache, and its memory serves the next one
+    return out

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from mimoconv.model import WideResNet
 from mimoconv.normalization import normalize
 from mimoconv.statistics_per_n import StatisticsPerN
 from mimoconv.superposed import Superposed, check_images
-from vsa_core import checks, slots
-from vsa_core.modules import eval_copy, in_eval_mode
+from vsa_core import checks, graphs, slots
+from vsa_core.modules import eval_copy, every_layer, in_eval_mode
 
 __all__ = ["count_macs", "predict", "recalibrate"]
 
 COUNTED_PASSES = 1024
 """Passes that multiply-adds are counted over; what is computed once per batch is shared by all of them."""
+REPLAYED_PASSES = 64
+"""Most passes in a batch that is replayed as a CUDA graph; more keep a GPU busy by themselves, and their graphs take memory."""
 
 
 @torch.no_grad()
@@ -52,16 +55,16 @@ def predict(
     n = model.capacity if n is None else n
     slots.assignment(n, model.capacity)  # refuses an n that does not fit
     checks.positive(passes_at_once=passes_at_once)
-    seen = [norm._buffers.get("num_batches_tracked") for norm in norms_per_n(model)]
-    if any(counts is not None and counts.any() and not counts[n - 1] for counts in seen):
+    if not has_statistics_for(model, n):
         raise RuntimeError(
             f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for n = {n}: "
             f"estimate them on training images with recalibrate(model, batches, n={n})"
         )
     images = prepare_images(model, images)
-    groups = torch.split(slots.group(images, n), passes_at_once)
+    parts = torch.split(slots.group(images, n), passes_at_once)
     answering = in_eval_mode(model)
-    return slots.ungroup(torch.cat([answering(part) for part in groups]), len(images))
+    logits = [graphs.replay(answering, part) if len(part) <= REPLAYED_PASSES else answering(part) for part in parts]
+    return slots.ungroup(torch.cat(logits), len(images))
 
 
 @torch.no_grad()
@@ -160,6 +163,14 @@ def network_config(model: torch.nn.Module) -> NetworkConfig | None:
     return config if isinstance(config, NetworkConfig) else None
 
 
+def has_statistics_for(model: torch.nn.Module, n: int) -> bool:
+    """Tell whether no BatchNorm layer was trained without n images per pass; a GPU is waited for once, not for each layer."""
+    buffers = [norm._buffers.get("num_batches_tracked") for norm in norms_per_n(model)]
+    batches = [counts for counts in buffers if counts is not None]
+    seen = iter(torch.cat(batches).tolist() if batches else ())
+    return not any(any(counts) and not counts[n - 1] for counts in (list(islice(seen, len(each))) for each in batches))
+
+
 def norms_per_n(model: torch.nn.Module) -> list[Any]:
     """Return the BatchNorm layers whose statistics depend on n."""
-    return [norm for module in model.modules() if isinstance(module, StatisticsPerN) for norm in module.norms()]
+    return [norm for module in every_layer(model) if isinstance(module, StatisticsPerN) for norm in module.norms()]

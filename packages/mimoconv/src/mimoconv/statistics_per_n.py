@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from vsa_core import checks, slots
+from vsa_core.modules import every_layer
 
 __all__ = ["StatisticsPerN", "has_statistics", "require_own_statistics"]
 
@@ -46,7 +47,7 @@ class StatisticsPerN(nn.Module):
 
     def norms(self) -> list[nn.Module]:
         """Return the layers whose statistics depend on n."""
-        return [layer for layer in self.module.modules() if has_statistics(layer)]
+        return [layer for layer in every_layer(self.module) if has_statistics(layer)]
 
     def forward(self, x: Tensor, n: int) -> Tensor:
         """Run the module on superpositions of n inputs, with the batch's statistics in training, else with those of n.
@@ -63,7 +64,7 @@ class StatisticsPerN(nn.Module):
 
 def has_statistics(layer: nn.Module) -> bool:
     """Tell whether a layer keeps running statistics, as BatchNorm and InstanceNorm do."""
-    return any(name == "running_mean" for name, _ in layer.named_buffers(recurse=False))
+    return "running_mean" in layer._buffers and layer._buffers["running_mean"] is not None
 
 
 def rows(norm: nn.Module, n: int, *, copied: bool) -> dict[str, Tensor]:

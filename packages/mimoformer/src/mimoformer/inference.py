@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from mimoformer.blocks import AttentionBlock, AttentionMLPBlock
 from mimoformer.bundles import check_mask
 from mimoformer.model import MIMOFormer
-from vsa_core import checks, slots
+from vsa_core import checks, graphs, slots
 from vsa_core.modules import in_eval_mode
 
 __all__ = ["count_macs", "predict"]
 
 COUNTED_PASSES = 64
 """Passes that multiply-adds are counted over, so that work done once for a whole batch is spread over many."""
+REPLAYED_TOKENS = 2**14
+"""Most tokens in a batch that is replayed as a CUDA graph; more keep a GPU busy by themselves, and their graphs take memory."""
 
 
 @torch.no_grad()
@@ -30,8 +32,9 @@ def predict(
     """Logits of a flat batch of sequences in eval mode: one row per sequence, in order, for any count.
 
     Consecutive sequences share a pass; the last pass is filled by repeating sequences. The same sequences in the same order get
-    the same logits; in another order they share passes with others, and logits move a little. The model does
-    not change, so any number of threads may use it at once, each with an n of its own, as long as none changes its mode.
+    the same logits; in another order they share passes with others, and logits move a little. The model does not change, so any
+    number of threads may use it at once, each with an n of its own, as long as none changes its mode. On a GPU, a batch of few
+    tokens whose shape comes again is replayed as a CUDA graph, unless this is called `with vsa_core.graphs.disabled():`.
 
     Args:
         model: the network.
@@ -62,8 +65,15 @@ def predict(
     masks = None if mask is None else group_in_grids(mask, grid)
     at_once = max(1, tokens_at_once // max(1, groups[:1].numel()))
     answering = in_eval_mode(model)
+
+    def answer(tokens: Tensor, mask: Tensor | None) -> Tensor:
+        few = (
+            tokens.numel() <= REPLAYED_TOKENS and tokens.shape[-1] <= model.config.max_length
+        )  # longer ones are checked by Python
+        return graphs.replay(answering, tokens, mask) if few else answering(tokens, mask)
+
     logits = [
-        answering(groups[start : start + at_once], None if masks is None else masks[start : start + at_once])
+        answer(groups[start : start + at_once], None if masks is None else masks[start : start + at_once])
         for start in range(0, max(1, len(groups)), at_once)
     ]
     return slots.ungroup(torch.cat(logits).flatten(1, 2), len(tokens))

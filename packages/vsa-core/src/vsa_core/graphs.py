@@ -1,0 +1,225 @@
+"""Replay a network's passes on a GPU as CUDA graphs, which launch all kernels of a pass at once instead of one by one.
+
+A graph is captured when a kind of pass comes for the second time: inputs of the same shapes, the same autocast and precision, and
+a network that has not changed since. After any change of the network this starts anew, so replays compute what the network would.
+`disabled` turns all of it off.
+"""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from vsa_core.modules import every_layer
+
+__all__ = ["disabled", "replay"]
+
+PACKAGES = ("torch.nn.", "torchvision.", "vsa_core.", "mimoconv.", "mimoformer.")
+"""Where layers come from whose passes differ only in the numbers in their tensors; networks with others are not captured."""
+KINDS = 16
+"""Most kinds of passes that are remembered of a network."""
+ON_HOST = {"forward", "_compiled_call_impl"}
+"""Attributes of a layer that was given other code than its class has."""
+Inputs = tuple[Tensor | None, ...]
+"""Tensors, or None for a mask that is not given."""
+BuiltIn = tuple[list[Any], list[Any]]
+"""Classes and attributes of all layers, the same objects as long as nothing changes; and the places, layouts and versions of all
+tensors."""
+ENABLED = ContextVar("ENABLED", default=True)
+LOCK = threading.RLock()
+"""Held while a pass is captured or launched: graphs share memory."""
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Let every pass run kernel by kernel, in this thread and within this context."""
+    token = ENABLED.set(False)
+    try:
+        yield
+    finally:
+        ENABLED.reset(token)
+
+
+@torch.no_grad()
+def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
+    """Return `model(*inputs)` without gradients, on a GPU from a CUDA graph if this kind of pass has come before.
+
+    The model must be in eval mode. It runs kernel by kernel where a graph might not compute the same: if it has hooks, parts that
+    are compiled, or layers that are not from torch, torchvision or these packages. If a capture fails, a warning says why.
+    """
+    found = built_in(model) if can_replay(inputs) and model not in REFUSED else None
+    if found is not None:
+        with LOCK, torch.inference_mode(False), torch.no_grad():  # a graph's own tensors may be written in any mode
+            graph = find_graph(model, found, inputs)
+            if graph is not None:
+                return graph.replay(inputs)
+    out: Tensor = model(*inputs)
+    return out
+
+
+def find_graph(model: nn.Module, found: BuiltIn, inputs: Inputs) -> "Graph | None":
+    """Return the graph for a pass of a model of which `built_in` says this; None if the pass has to run kernel by kernel."""
+    passes = PASSES.get(model)
+    if passes is None or not same(passes.built_in, found):
+        PASSES.pop(model, None)
+        if not can_capture(model):
+            REFUSED.add(model)
+            return None
+        passes = PASSES[model] = Passes(found)
+    try:
+        return passes.graph(model, inputs)
+    except RuntimeError as error:
+        REFUSED.add(model)
+        PASSES.pop(model, None)
+        reason = error.__context__ or error  # what ended the capture
+        warnings.warn(f"no CUDA graph can be made of this {type(model).__name__}, which runs without: {reason}", stacklevel=4)
+        return None
+
+
+def can_replay(inputs: Inputs) -> bool:
+    """Tell whether inputs are on a GPU, and nothing looks at single operations, such as a compiler or a counter of operations."""
+    return (
+        ENABLED.get()
+        and on_gpu(inputs)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not is_in_torch_dispatch_mode()
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
+
+
+def on_gpu(inputs: Inputs) -> bool:
+    """Tell whether all inputs are plain tensors on an NVIDIA GPU, on which nothing is being captured."""
+    plain = all(x is None or (type(x) is Tensor and x.is_cuda) for x in inputs)
+    return plain and torch.version.cuda is not None and not torch.cuda.is_current_stream_capturing()
+
+
+def can_capture(model: nn.Module) -> bool:
+    """Tell whether all layers are from `PACKAGES`, with the code of their classes, and all tensors plain ones."""
+    layers = every_layer(model)
+    tensors = (*model.parameters(), *model.buffers())
+    return all(type(layer).__module__.startswith(PACKAGES) and ON_HOST.isdisjoint(vars(layer)) for layer in layers) and all(
+        type(tensor) in (Tensor, nn.Parameter) for tensor in tensors
+    )
+
+
+def built_in(model: nn.Module) -> BuiltIn | None:
+    """Return all that a graph of this model builds in; None if hooks run at every pass, or changes would go unnoticed."""
+    layers = every_layer(model)
+    own = [vars(layer) for layer in layers]
+    if any(each["_forward_hooks"] or each["_forward_pre_hooks"] for each in own):
+        return None
+    parts = [part for each in own for part in (each["_parameters"], each["_buffers"]) if part]
+    tensors = [tensor for tensor in chain.from_iterable(part.values() for part in parts) if tensor is not None]
+    if any(map(Tensor.is_inference, tensors)):  # whose versions are not counted
+        return None
+    attributes = [*map(type, layers), *chain.from_iterable(each.values() for each in own)]
+    views = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("_version", "dtype"))
+    return attributes, [list(map(view, tensors)) for view in views]
+
+
+def same(old: BuiltIn, new: BuiltIn) -> bool:
+    """Tell whether two results of `built_in` are of an unchanged model."""
+    return len(old[0]) == len(new[0]) and all(map(is_, old[0], new[0])) and old[1] == new[1]
+
+
+def kind_of_pass(inputs: Inputs) -> tuple[Any, ...]:
+    """Return all but the model that a graph builds in: layouts of the inputs, and torch's settings."""
+    layouts = tuple(None if x is None else (x.device, x.dtype, x.shape, x.stride()) for x in inputs)
+    cudnn = torch.backends.cudnn
+    settings = (torch.are_deterministic_algorithms_enabled(), cudnn.enabled, cudnn.deterministic, cudnn.benchmark)
+    try:
+        precision = (torch.get_float32_matmul_precision(), cudnn.allow_tf32)
+    except RuntimeError:  # it was set by torch's newer names, which the older ones then refuse to tell
+        precision = (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+    return layouts, settings, precision, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+
+
+class Passes:
+    """The kinds of passes that a model has run since it last changed."""
+
+    def __init__(self, built_in: BuiltIn) -> None:
+        self.built_in = built_in
+        self.graphs: dict[tuple[Any, ...], Graph | None] = {}
+
+    def graph(self, model: nn.Module, inputs: Inputs) -> "Graph | None":
+        """Return the graph of this kind of pass, captured now if it comes for the second time; None for the first time."""
+        kind = kind_of_pass(inputs)
+        if kind not in self.graphs:
+            if len(self.graphs) == KINDS:
+                once = next((kind for kind, graph in self.graphs.items() if graph is None), None)
+                if once is None:
+                    return None
+                del self.graphs[once]
+            self.graphs[kind] = None
+            return None
+        if self.graphs[kind] is None:
+            pool = next((graph.graph.pool() for graph in self.graphs.values() if graph), None)
+            self.graphs[kind] = Graph(model, inputs, pool)
+        return self.graphs[kind]
+
+
+class Graph:
+    """A captured pass.
+
+    Args:
+        model: the network, in eval mode.
+        inputs: inputs of the pass, whose layouts and device the graph takes over.
+        pool: memory that it shares with other graphs, which never run at the same time.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, pool: Any) -> None:
+        self.device = next(x.device for x in inputs if x is not None)
+        autocast, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        with (
+            torch.cuda.device(self.device),
+            torch.autocast("cuda", dtype, autocast, cache_enabled=False),
+        ):  # casts are captured too
+            stream, _ = stream_of_graphs(self.device)
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                model(*inputs)  # compiles, loads and tunes kernels, which a capture cannot do
+            self.graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(self.graph, pool, stream, "thread_local"):  # other threads may use the GPU meanwhile
+                    self.inputs = tuple(None if x is None else torch.empty_like(x) for x in inputs)
+                    self.output: Tensor = model(*self.inputs)
+            except RuntimeError:
+                generator = torch.cuda.default_generators[self.device.index]
+                generator.graphsafe_set_state(generator.clone_state())  # otherwise torch takes it to be captured for ever
+                raise
+
+    def replay(self, inputs: Inputs) -> Tensor:
+        """Run the pass on other inputs of the same layouts."""
+        with torch.cuda.device(self.device):
+            stream, (_, done) = torch.cuda.current_stream(), stream_of_graphs(self.device)
+            stream.wait_event(done)  # another thread's replay on another stream
+            for own, given in zip(self.inputs, inputs, strict=True):
+                if own is not None and given is not None:
+                    own.copy_(given)
+            self.graph.replay()
+            out = self.output.clone()
+            done.record(stream)
+        return out
+
+
+@cache
+def stream_of_graphs(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Event]:
+    """Return the stream of a GPU on which graphs are captured, and the event after the last replay."""
+    return torch.cuda.Stream(device), torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+PASSES: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
+REFUSED: WeakSet[nn.Module] = WeakSet()
+"""Models of which no graph can be made."""

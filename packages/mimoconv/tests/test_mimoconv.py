@@ -203,3 +203,19 @@ def test_blocks_in_a_row_are_one_after_the_other():
     stage[0].register_forward_hook(lambda layer, inputs, output: seen.append(output))
     assert torch.equal(stage(x), found)
     assert torch.equal(stage[1](seen[0]), found)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stem", ["conv", "conv-norm", "conv-norm-relu"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_channels_are_last_in_memory_from_the_first_convolution_on(n, channels, stem, training):
+    """In a network as it is built, and after it was loaded; other layouts would be converted in every layer."""
+    model = small(4, in_channels=channels, stem=stem).float().train(training)
+    last = []
+    for layer in model.body.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.BatchNorm2d):
+            layer.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0].stride(1) == 1))
+    model(torch.randn(2, n, channels, 8, 8))
+    assert len(last) > 10
+    assert all(last)

@@ -41,6 +41,7 @@ class MIMOConv(Superposed):
             unbinding_relu=config.unbinding_relu,
         )
         self.config = config
+        self.to(memory_format=torch.channels_last)  # in which convolutions are faster, on CPUs too
 
     @classmethod
     def from_pretrained(  # type: ignore[override] # the configuration describes all modules
@@ -67,8 +68,8 @@ class MIMOConv(Superposed):
         keys = self.binding.matrices(int(x.shape[1]))
         weight = einsum(keys, weight, "n out dim, dim c kh kw -> out n c kh kw")
         bias = einsum(keys, bias, "n out dim, dim -> out")
-        images = rearrange(x, "b n c h w -> b (n c) h w")
-        return F.conv2d(images, rearrange(weight, "out n c kh kw -> out (n c) kh kw"), bias, padding="same")
+        weight = rearrange(weight, "out n c kh kw -> out (n c) kh kw").to(memory_format=torch.channels_last)
+        return F.conv2d(rearrange(x, "b n c h w -> b (n c) h w"), weight, bias, padding="same")
 
     def extra_repr(self) -> str:
         return size_repr(self.config)
@@ -92,6 +93,7 @@ class WideResNet(Pretrained):
         self.stem = blocks.stem(config)
         self.body = StatisticsPerN(blocks.body(config), 1)
         self.head = nn.Linear(config.stages[-1], config.num_classes)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Float[Tensor, "b *g c h w"]) -> Float[Tensor, "b *g classes"]:
         """Compute logits; there may be several leading axes, so that groups of one image, (b, 1, c, h, w), work as in MIMOConv.

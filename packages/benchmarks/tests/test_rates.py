@@ -20,34 +20,32 @@ FORMER = MIMOFormerConfig(vocab_size=7, max_length=6, layers=1, embed_dim=8, hea
 
 
 class Sleeper(MIMOConv):
-    """A network whose pass takes a fixed time on a clock of its own, but twice that in the usual layout or as warm-up."""
+    """A network whose pass takes a fixed time on a clock of its own, but twice that as warm-up."""
 
     def __init__(self, clock, seconds):
         super().__init__(CONV)
         self.clock, self.seconds, self.shapes = clock, seconds, []
 
     def forward(self, x):
-        usual = self.stem[0].weight.is_contiguous()
         warm_up = len(self.shapes) % 2 == 0
-        outlier = 50 if len(self.shapes) == 5 else 1
+        outlier = 50 if len(self.shapes) == 3 else 1
         self.shapes.append(tuple(x.shape))
-        self.clock[0] += self.seconds * (1 + usual) * (1 + warm_up) * outlier
+        self.clock[0] += self.seconds * (1 + warm_up) * outlier
         return super().forward(x)
 
 
-def test_rate_is_inputs_over_the_median_time_in_the_faster_layout(monkeypatch):
+def test_rate_is_inputs_over_the_median_time(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(rates.time, "perf_counter", lambda: clock[0])
     one, four = Sleeper(clock, 0.5).eval(), Sleeper(clock, 0.25).eval()
     candidates = [(describe(CONV), one, 1), (describe(CONV), four, 4)]
     found = rates.inputs_per_second(candidates, torch.zeros(8, 2, 8, 8), rounds=3)
     assert [rate.value for rate in found] == [16, 32]
-    assert one.shapes == [(8, 1, 2, 8, 8)] * 12  # each of 3 rounds, both layouts, warm-up
-    assert four.shapes == [(2, 4, 2, 8, 8)] * 12
-    assert one.stem[0].weight.is_contiguous()  # as it was
+    assert one.shapes == [(8, 1, 2, 8, 8)] * 6  # each of 3 rounds, warm-up
+    assert four.shapes == [(2, 4, 2, 8, 8)] * 6
 
 
-def test_a_grid_of_sequences_has_one_layout(monkeypatch):
+def test_a_grid_of_sequences(monkeypatch):
     seen = []
 
     def durations(call, device, rounds, warmup):
@@ -63,16 +61,9 @@ def test_a_grid_of_sequences_has_one_layout(monkeypatch):
 
 
 def test_quartiles_of_a_rate_are_those_of_the_rounds(monkeypatch):
-    """Of five rounds, the second and the fourth by their time; of the layout that is faster by its median."""
-    record = {torch.channels_last: [4.0, 1.0, 16.0, 2.0, 8.0], torch.contiguous_format: [5.0, 5.0, 5.0, 0.1, 5.0]}
-    layouts, counts = describe(CONV).layouts, [0, 0]
-
-    def durations(call, device, rounds, warmup):
-        place = sum(counts) % 2
-        counts[place] += 1
-        return [record[layouts[place]][counts[place] - 1]]
-
-    monkeypatch.setattr(rates, "durations", durations)
+    """Of five rounds, the second and the fourth by their time."""
+    record = iter([4.0, 1.0, 16.0, 2.0, 8.0])
+    monkeypatch.setattr(rates, "durations", lambda *_: [next(record)])
     candidates = [(describe(CONV), MIMOConv(CONV).eval(), 1)]
     (found,) = rates.inputs_per_second(candidates, torch.zeros(8, 2, 8, 8), rounds=5)
     assert found == Spread(value=8 / 4, low=8 / 8, high=8 / 2)
@@ -88,7 +79,7 @@ def test_measure_says_after_each_timed_call_that_it_was_made(monkeypatch):
     canned(monkeypatch, [1.0, 2.0, 3.0])
     calls = []
     rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 5, peak=1, rounds=3, after_call=lambda: calls.append(1))
-    assert len(calls) == 3 * 2 * 2  # rounds, of one pass and of all, in two layouts
+    assert len(calls) == 3 * 2  # rounds, of one pass and of all
 
 
 def test_durations_are_those_of_the_calls_after_the_warm_up(monkeypatch):
@@ -149,23 +140,22 @@ def canned(monkeypatch, *records):
 
 def test_measure_tells_quartiles_rate_and_share(monkeypatch):
     slow, fast = [float(second) for second in range(100, 0, -5)], [float(second) for second in range(41)]
-    asked = canned(monkeypatch, slow, fast, fast, slow)
+    asked = canned(monkeypatch, slow, fast)
     network = MIMOConv(CONV).eval()
     found = rates.measure(describe(CONV), network, 2, 5, peak=1000, rounds=7)
-    assert asked == [((1, 2, 10), 7, rates.WARMUP)] * 2 + [((5, 2, 10), 7, rates.WARMUP)] * 2
-    assert (found.latency.low, found.latency.median, found.latency.high) == (10, 20, 30)
-    assert (found.latency.layout, found.batch.layout) == ("contiguous", "channels last")
+    assert asked == [((2, 10), 7, rates.WARMUP), ((10, 10), 7, rates.WARMUP)]
+    assert (found.latency.low, found.latency.median, found.latency.high) == (28.75, 52.5, 76.25)
     assert found.inputs_per_second == 10 / 20
     assert found.inputs_per_second_quartiles == (10 / 30, 10 / 10)
     assert found.macs == mimoconv.count_macs(network, 2)
     assert_close(found.share, 2 * found.macs * 0.5 / 1000)
-    assert (found.n, found.peak_bytes) == (2, None)
+    assert (found.n, found.latency.peak_bytes, found.batch.peak_bytes) == (2, None, None)
 
 
 def test_measure_fills_a_grid(monkeypatch):
     asked = canned(monkeypatch, [2.0])
     found = rates.measure(describe(FORMER), MIMOFormer(FORMER).eval(), 2, 3, peak=1, rounds=1)
-    assert [shape for shape, *_ in asked] == [(1, 2, 2, 10), (3, 2, 2, 10)]
+    assert [shape for shape, *_ in asked] == [(4, 10), (12, 10)]
     assert found.inputs_per_second == 12 / 2
 
 
@@ -179,16 +169,16 @@ def test_precision_is_that_of_the_pass(precision, dtype, monkeypatch):
 
     monkeypatch.setattr(rates, "durations", durations)
     rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 3, peak=1, precision=precision)
-    assert seen == [dtype] * 4
+    assert seen == [dtype] * 2
 
 
-def test_each_shape_and_layout_is_compiled_afresh(monkeypatch):
+def test_each_shape_is_compiled_afresh(monkeypatch):
     done = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("reset"))
     monkeypatch.setattr(torch, "compile", lambda network, dynamic: done.append(dynamic) or network)
     canned(monkeypatch, [1.0])
     rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 3, peak=1, compiled=True)
-    assert done == ["reset", False] * 4
+    assert done == ["reset", False] * 2
 
 
 @pytest.mark.parametrize(
@@ -201,7 +191,7 @@ def test_each_shape_and_layout_is_compiled_afresh(monkeypatch):
 )
 def test_passes_that_do_not_fit_are_refused(error, refused, monkeypatch):
     def durations(call, device, rounds, warmup):
-        if call().shape[0] == 9:
+        if call().shape[0] == 18:
             raise error
         return [1.0]
 

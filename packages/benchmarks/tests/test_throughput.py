@@ -1,6 +1,7 @@
 """`mimonets throughput` with durations of our own, so that what it tells is known."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import torch
 
 import mimoconv
 from mimo_benchmarks import environment as environment_module
-from mimo_benchmarks.cli.throughput import execute_throughput
+from mimo_benchmarks.cli.throughput import execute_throughput, measurement_table
 from mimo_benchmarks.environment import device_name, environment
 from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.evaluation import rates
@@ -17,6 +18,7 @@ from mimo_benchmarks.networks.datamux import DataMUXConvConfig
 from mimo_benchmarks.presets.find import PRESETS
 from mimo_benchmarks.settings import RunConfig
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNetConfig
+from vsa_core import graphs
 
 CPU = torch.device("cpu")
 RUNS = {
@@ -59,33 +61,47 @@ def lines(capsys):
 def test_a_table_is_printed_and_the_numbers_are_written(capsys, tmp_path):
     run("small", "--passes", 6, "--rounds", 3)
     head, rule, *rows = lines(capsys)
-    assert head == ["n", "one pass, ms (quartiles)", "6 passes, ms (quartiles)", "inputs/s (quartiles)", "of peak", "memory, MB"]
-    assert len(rule) == 6
+    timed = ["one pass, ms (quartiles)", "memory, MB", "6 passes, ms (quartiles)", "memory, MB"]
+    assert head == ["n", *timed, "inputs/s (quartiles)", "of peak"]
+    assert len(rule) == 7
     assert all(set(cell[:-1]) == {"-"} and cell[-1] == ":" for cell in rule)
     assert [row[0] for row in rows] == ["1", "2", "4"]
-    assert rows[2][1:4] == ["10 (9.5 to 10.5)", "10 (9.5 to 10.5)", "2,400 (2,286 to 2,526)"]
+    assert rows[2][1:6] == ["10 (9.5 to 10.5)", "-", "10 (9.5 to 10.5)", "-", "2,400 (2,286 to 2,526)"]
     (file,) = (tmp_path / "runs").iterdir()
     assert file.name == "throughput-small-001.json"
     content = json.loads(file.read_text())
-    expected = {"preset": "small", "passes": 6, "precision": "no", "device": device_name(CPU), "compile": False, "rounds": 3}
+    expected = {"preset": "small", "passes": 6, "precision": "no", "device": device_name(CPU), "rounds": 3}
+    expected |= {"compile": False, "cuda_graphs": True}
     assert {name: content[name] for name in expected} == expected
     assert content["network"]["kind"] == "MIMOConvConfig"
     assert content["network"]["width"] == 0.25
     assert content["peak"] == pytest.approx(2 * 1024**3 / 0.009)
     assert content["environment"] == environment(CPU)
     row = content["rows"][1]
-    assert (row["n"], row["inputs_per_second"], row["peak_bytes"]) == (2, 1200, None)
+    assert (row["n"], row["inputs_per_second"]) == (2, 1200)
+    assert row["latency"] == row["batch"]
+    assert row["latency"] == pytest.approx({"median": 0.01, "low": 0.0095, "high": 0.0105, "peak_bytes": None})
     assert row["inputs_per_second_quartiles"] == pytest.approx([12 / 0.0105, 12 / 0.0095])
     assert row["macs"] == mimoconv.count_macs(MIMOConv(RUNS["small"].model), 2)
-    assert rows[1][4:] == [f"{2 * row['macs'] * 1200 / content['peak']:.1%}", "-"]
+    assert rows[1][6] == f"{2 * row['macs'] * 1200 / content['peak']:.1%}"
+
+
+def test_the_table_has_the_memory_of_both_times():
+    timings = [
+        rates.Timing(median=second, low=second, high=second, peak_bytes=size) for second, size in ((1, 10**9), (2, 3 * 10**9))
+    ]
+    rest = {"inputs_per_second": 5.0, "inputs_per_second_quartiles": (4.0, 6.0), "macs": 1.0, "share": 0.5}
+    row = rates.Measurement(n=2, latency=timings[0], batch=timings[1], **rest)
+    cells = measurement_table([row], 5, {}).splitlines()[-1].split(" | ")
+    assert [cells[place].strip() for place in (2, 4)] == ["1,000", "3,000"]
 
 
 def test_a_progress_bar_counts_every_timed_call(monkeypatch, capsys):
-    """Of one pass and of all, in two layouts, for three n."""
+    """Of one pass and of all, for three n."""
     monkeypatch.setattr("mimo_benchmarks.progress.LOG_INTERVAL", 0)  # a line after every call
     run("small", "--rounds", 3)
     lines = [line.partition(" [")[0] for line in capsys.readouterr().err.splitlines()]
-    assert (lines[0], lines[-1]) == ("small: 0 of 36 calls", "small: 36 of 36 calls")
+    assert (lines[0], lines[-1]) == ("small: 0 of 18 calls", "small: 18 of 18 calls")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +154,7 @@ def test_a_plain_network_is_measured_once_one_by_one(capsys):
         run("plain", "--n", 4)
     run("plain", "--passes", 6)
     (row,) = lines(capsys)[2:]
-    assert (row[0], row[3].split()[0]) == ("1", "600")
+    assert (row[0], row[5].split()[0]) == ("1", "600")
 
 
 def test_a_curriculum_is_of_training_alone(capsys):
@@ -152,21 +168,69 @@ def test_compare_tells_how_many_times_faster_each_n_is_now(capsys, monkeypatch):
     lines(capsys)
     run("small", "--n", 1, 2, "--compare", "old.json")
     head, rule, one, two = lines(capsys)
-    assert head[6:] == ["one pass, old/new", "64 passes, old/new"]
+    assert head[7:] == ["one pass, old/new", "64 passes, old/new"]
     assert len(rule) == len(head)
-    assert one[6:] == ["-", "-"]
-    assert two[6:] == ["2.50x", "2.50x"]
+    assert one[7:] == ["-", "-"]
+    assert two[7:] == ["2.50x", "2.50x"]
 
 
 def test_compare_tells_latency_and_batch_apart(capsys, tmp_path):
     run("small", "--n", 2, "--out", "old.json")
     old = json.loads((tmp_path / "old.json").read_text())
     old["rows"][0]["latency"]["median"] = 0.04
-    old["rows"][0]["batch"]["median"] = 0.005
+    old["rows"][0]["batch"]["median"] = 0.0096
     (tmp_path / "old.json").write_text(json.dumps(old))
     lines(capsys)
     run("small", "--n", 2, "--compare", "old.json")
-    assert lines(capsys)[2][6:] == ["4.00x", "0.50x"]
+    assert lines(capsys)[2][7:] == ["4.00x", "0.96x"]
+
+
+def earlier(tmp_path, **medians):
+    """A file like that of a run, in which other medians stand."""
+    run("small", "--n", 2, 4, "--out", "old.json")
+    content = json.loads((tmp_path / "old.json").read_text())
+    for name, median in medians.items():
+        content["rows"][1][name]["median"] = median
+    (tmp_path / "old.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("medians", "flags", "told"),
+    [
+        ({}, [], None),
+        ({"latency": 0.0091, "batch": 0.0091}, [], None),  # 9.9 % slower
+        ({"latency": 0.001}, ["--tolerance", 9.1], None),
+        ({"latency": 0.5, "batch": 0.5}, ["--tolerance", 0], None),  # faster now
+        ({"latency": 0.009}, [], "by more than 10%: n = 4, one pass: 10 ms, and 9 ms there$"),
+        ({"batch": 0.009}, [], "by more than 10%: n = 4, 64 passes: 10 ms, and 9 ms there$"),
+        ({"batch": 0.0099}, ["--tolerance", 0], "by more than 0%: n = 4, 64 passes: 10 ms, and 9.9 ms there$"),
+        ({"latency": 0.002, "batch": 0.001}, [], "one pass: 10 ms, and 2 ms there; n = 4, 64 passes: 10 ms, and 1 ms there$"),
+    ],
+)
+def test_compare_fails_where_an_n_is_slower_than_it_was(medians, flags, told, tmp_path, capsys):
+    """After the table and the file, which say more."""
+    earlier(tmp_path, **medians)
+    lines(capsys)
+    with nullcontext() if told is None else pytest.raises(ConfigError, match=f"^slower than in old.json .*{told}"):
+        run("small", "--n", 2, 4, "--compare", "old.json", "--out", "new.json", *flags)
+    assert len(lines(capsys)) == 4
+    assert json.loads((tmp_path / "new.json").read_text())["rows"][1]["n"] == 4
+
+
+def test_compare_needs_a_shared_n(tmp_path):
+    earlier(tmp_path)
+    with pytest.raises(ConfigError, match=r"old.json cannot be compared: its n are \[2, 4\], and here they are \[1\]"):
+        run("small", "--n", 1, "--compare", "old.json")
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-cuda-graphs"]])
+def test_cuda_graphs_are_used_unless_they_are_switched_off(flags, monkeypatch, tmp_path):
+    used = []
+    monkeypatch.setattr(rates, "durations", lambda *_: used.append(graphs.ENABLED.get()) or [1.0])
+    run("small", "--n", 1, "--out", "new.json", *flags)
+    assert used[1:] == [not flags] * 2
+    assert json.loads((tmp_path / "new.json").read_text())["cuda_graphs"] is (not flags)
+    assert graphs.ENABLED.get()
 
 
 @pytest.mark.parametrize(
@@ -225,6 +289,8 @@ def test_compare_refuses_damaged_rows(tmp_path):
         (["--passes", 0], "passes must be from 1 to"),
         (["--passes", 2**31], "passes must be from 1 to"),
         (["--rounds", 0], "rounds must be from 1 to"),
+        (["--tolerance", -0.1], "tolerance must be finite and not negative, got -0.1"),
+        (["--tolerance", "inf"], "tolerance must be finite and not negative, got inf"),
         (["--precision", "fp16"], "precision = fp16 is for GPUs: choose bf16 or no"),
         (["--threads", 0], r"threads = 0, but this process may use 1 to \d+"),
         (["--threads", 10**6], "threads = 1000000, but this process may use 1 to"),
@@ -238,7 +304,7 @@ def test_what_cannot_work_is_refused(flags, told, tmp_path):
 
 def test_datamux_has_one_n(capsys):
     run("mux", "--passes", 6)
-    assert lines(capsys)[2][3].split()[0] == "1,200"
+    assert lines(capsys)[2][5].split()[0] == "1,200"
     with pytest.raises(ConfigError, match="DataMUX"):
         run("mux", "--n", 1)
 
@@ -271,5 +337,6 @@ def test_help_tells_of_every_flag(capsys):
         "--threads",
     ):
         assert flag in told
-    assert "an earlier file of this command; adds how many times faster each n is now" in told
+    assert "an earlier file of this command; adds how many times faster each n is now, and fails if one is slower" in told
+    assert "before that fails; faster never fails. (default: 0.1)" in told
     assert "file to write, which must not exist yet; runs/throughput-PRESET-001.json, -002, .. unless given" in told

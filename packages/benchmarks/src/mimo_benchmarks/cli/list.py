@@ -29,7 +29,8 @@ def list_presets(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, esti
 
     Args:
         pattern: names of presets, with a shell's wildcards; forms such as NAME.short are shown by full names only.
-        estimate: also show the hours that training would take on this device, from 20 steps on random inputs.
+        estimate: also show the hours that training, with controls where the preset has them, would take on this device: for each
+            n, its steps times their mean of 20 on random inputs of full length. Evaluation and checkpoints come on top.
     """
     names = [name for name in PRESETS if fnmatchcase(name, pattern)]
     if not names:
@@ -45,10 +46,10 @@ def list_presets(pattern: Annotated[str, tyro.conf.Positional] = "*", /, *, esti
             row = [name, config.model.label, config.task, " ".join(map(str, config.n)), f"{config.optim.steps:,}", figures]
             bar.set_postfix_str(name)
             if estimate:
-                from mimo_benchmarks.cli.estimate import seconds_per_step  # here, because a plain list needs nothing of it
+                from mimo_benchmarks.cli.estimate import training_seconds  # here, because a plain list needs nothing of it
 
                 try:
-                    hours = f"{seconds_per_step(config) * config.optim.steps / 3600:,.2f}"
+                    hours = f"{training_seconds(config) / 3600:,.2f}"
                 except NotEnoughMemory as error:
                     hours = "-"
                     too_large.append(f"{name}: {error}")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.result import Spread
 from vsa_core.slots import group
 
-LAYOUT_NAMES = {torch.channels_last: "channels last", torch.contiguous_format: "contiguous"}
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INPUTS = 960
 """Most inputs on which throughput is measured; a multiple of every n up to 6."""
@@ -40,8 +38,8 @@ class Timing:
     median: float
     low: float
     high: float
-    layout: str
-    """Memory layout of the weights that was faster."""
+    peak_bytes: int | None
+    """Most memory allocated on the GPU while timing, with the weights; None on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +55,6 @@ class Measurement:
     """Median over the timing rounds of all passes at once."""
     inputs_per_second_quartiles: tuple[float, float]
     """Lower and upper quartile over those rounds."""
-    peak_bytes: int | None
-    """Most memory allocated on the GPU while timing, with the weights; None on a CPU."""
     macs: float
     """Multiply-adds per input."""
     share: float
@@ -98,26 +94,20 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 
 
 def inputs_per_second(candidates: Sequence[Candidate], inputs: Shaped[Tensor, "count *item"], rounds: int = 15) -> list[Spread]:
-    """Return the throughput of each candidate in eval mode, in its faster memory layout: median and quartiles over the rounds.
+    """Return the throughput of each candidate in eval mode: median and quartiles over the rounds.
 
     Candidates take turns, so that a drift of the machine hits all alike. Each gets all `inputs` at once, in groups of its n: one
     call to warm up, then one that is timed.
     """
-    groups = [in_passes(network, inputs, n) for network, _, n in candidates]
-    settings = [(place, layout) for place, (network, *_) in enumerate(candidates) for layout in network.layouts]
-    times: dict[tuple[int, torch.memory_format], list[float]] = {setting: [] for setting in settings}
+    calls = [partial(module, in_passes(network, inputs, n)) for network, module, n in candidates]
+    times: list[list[float]] = [[] for _ in calls]
     with progress_bar("measuring throughput", rounds, unit=" rounds") as bar:
         for _ in range(rounds):
-            for place, layout in settings:
-                module = candidates[place][1].to(memory_format=layout)
-                times[place, layout] += durations(partial(module, groups[place]), inputs.device, 1, 1)
+            for call, record in zip(calls, times, strict=True):
+                record.extend(durations(call, inputs.device, 1, 1))
             bar.update()
-    found = {setting: quartiles(record) for setting, record in times.items()}
-    rates = []
-    for place in range(len(candidates)):
-        low, median, high = min((found[at, layout] for at, layout in settings if at == place), key=itemgetter(1))
-        rates.append(Spread(value=len(inputs) / median, low=len(inputs) / high, high=len(inputs) / low))
-    return rates
+    found = [quartiles(record) for record in times]
+    return [Spread(value=len(inputs) / median, low=len(inputs) / high, high=len(inputs) / low) for low, median, high in found]
 
 
 def measure_throughput(candidates: Sequence[Candidate], device: torch.device) -> list[Spread]:
@@ -158,7 +148,10 @@ def measure(
     compiled: bool = False,
     after_call: Callable[[], object] = lambda: None,
 ) -> Measurement:
-    """Measure the latency of one pass and the throughput of many, on random inputs.
+    """Measure the latency of one pass and the throughput of many, on random inputs, as `Network.predict` computes them.
+
+    So on a GPU the few passes of a small batch are replayed as a CUDA graph, unless that is disabled; and the time of one pass
+    holds all that Python does for it.
 
     Args:
         network: what the program knows of the network.
@@ -166,7 +159,7 @@ def measure(
         n: inputs per pass, or the side of a grid, as in `RunConfig.n`.
         passes: number of passes in the batch on which throughput is measured.
         peak: operations per second that the device can do, such as `device_peak`.
-        rounds: number of timed calls in each layout, after `WARMUP` others.
+        rounds: number of timed calls, after `WARMUP` others.
         precision: "no" for float32, or "bf16" or "fp16" for autocast.
         compiled: use torch.compile, anew for each shape.
         after_call: called after each timed call, for a progress bar.
@@ -178,28 +171,24 @@ def measure(
     macs, inputs = network.count_macs(module, n), network.inputs_per_pass(n)
 
     def timing(passes: int) -> Timing:
-        x = in_passes(network, network.example(passes * inputs, device), n)
-        found = []
-        for layout in network.layouts:
-            record = []
-            run: Callable[[Tensor], Tensor] = module.to(memory_format=layout)
-            if compiled:
-                torch.compiler.reset()  # otherwise shapes become symbolic, and after eight of them nothing is compiled
-                run = torch.compile(module, dynamic=False)
-            with autocast(device, precision):  # entered for each layout, because it caches the weights that it has cast
-                for seconds in durations(lambda: run(x), device, rounds, WARMUP):  # noqa: B023
-                    record.append(seconds)
-                    after_call()
-            low, median, high = quartiles(record)
-            found.append(Timing(median=median, low=low, high=high, layout=LAYOUT_NAMES[layout]))
-        return min(found, key=lambda each: each.median)
+        x, run = network.example(passes * inputs, device), module
+        if compiled:
+            torch.compiler.reset()  # otherwise shapes become symbolic, and after eight of them nothing is compiled
+            run = torch.compile(module, dynamic=False)  # type: ignore[assignment]
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        record = []
+        with autocast(device, precision):
+            for seconds in durations(lambda: network.predict(run, x, n), device, rounds, WARMUP):
+                record.append(seconds)
+                after_call()
+        low, median, high = quartiles(record)
+        used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        return Timing(median=median, low=low, high=high, peak_bytes=used)
 
     with warnings.catch_warnings(), memory_for(f"{passes} passes with n = {n}", "give fewer --passes"):
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # the caller chose the precision
-        latency = timing(1)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        batch = timing(passes)
+        latency, batch = timing(1), timing(passes)
     rate = passes * inputs / batch.median
     return Measurement(
         n=n,
@@ -207,7 +196,6 @@ def measure(
         batch=batch,
         inputs_per_second=rate,
         inputs_per_second_quartiles=(passes * inputs / batch.high, passes * inputs / batch.low),
-        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         macs=macs,
         share=2 * macs * rate / peak,
     )

@@ -18,7 +18,6 @@ class ImageNetwork(Network):
     """A network that classifies images (b *axes c h w)."""
 
     takes = "images"
-    layouts = (torch.channels_last, torch.contiguous_format)
 
     def example(self, count: int, device: torch.device) -> Float[Tensor, "count c h w"]:
         """Draw normally distributed images of the configured size."""

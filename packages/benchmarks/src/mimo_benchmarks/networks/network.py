@@ -50,8 +50,6 @@ class Network:
     """What the inputs are."""
     library: ClassVar[Library[Any]]
     """Saves and loads the finished network."""
-    layouts: ClassVar[Sequence[torch.memory_format]] = (torch.contiguous_format,)
-    """Memory layouts of the weights whose speed may differ; the usual one comes last."""
     compiled: ClassVar[bool] = True
     """Whether torch.compile makes training on a GPU faster; it does not where a network has fused kernels of its own."""
     fixed_n: ClassVar[bool] = False

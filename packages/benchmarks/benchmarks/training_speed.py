@@ -150,6 +150,7 @@ def gradients_of(config: RunConfig, accelerator: Any, *, plain: bool) -> dict[st
     if plain:
         config = replace(config, compile=False, cuda_graphs=False)
     training = Training(build(config.model), config, accelerator)
+    torch.backends.cudnn.benchmark = not isinstance(accelerator, Exact)  # trying all algorithms in float32 would take long
     if plain:  # fused kernels leave layers with hooks alone
         for layer in training.network.modules():
             if isinstance(layer, nn.BatchNorm2d):

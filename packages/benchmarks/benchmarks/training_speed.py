@@ -59,6 +59,8 @@ class Alone:
 class Exact(Alone):
     """An accelerator that leaves a network in float32."""
 
+    mixed_precision = "no"
+
     def prepare_model(self, model: nn.Module, **_: Any) -> nn.Module:
         return model
 

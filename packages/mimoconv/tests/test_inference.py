@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from frozen_graphs import frozen_graphs
 from test_mimoconv import small
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, count_macs, predict, recalibrate
+from vsa_core import graphs
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
@@ -171,3 +174,47 @@ def test_counting_leaves_the_model_alone():
     count_macs(model, 2)
     assert model.training
     assert next(model.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predict_replays_batches_of_few_passes(training):
+    """From the second time on, for each n; a network in training mode has another copy each time."""
+    model = small(4).train(training)
+    few, many = torch.randn(12, 2, 8, 8, dtype=torch.float64), torch.randn(260, 2, 8, 8, dtype=torch.float64)
+    with frozen_graphs() as made:
+        for n in (1, 4):
+            for images in (few, many):
+                expected = [predict(model, images, n) for _ in range(4)]
+                with graphs.disabled():
+                    assert_close(expected, [predict(model, images, n)] * 4)
+    assert [graph.shape[:2] for graph in made] == ([] if training else [(12, 1), (3, 4)])
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts numbers that Python asks for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_predict_asks_for_no_number_of_a_single_layer():
+    model = small(2).train()
+    images = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    model(images.unflatten(0, (2, 2)))
+    with Synchronisations() as asked:
+        predict(model.eval(), images, 2)
+    assert asked.count == 0
+
+
+def test_statistics_of_several_n_are_told_apart():
+    model = small(3).train()
+    images = torch.randn(6, 2, 8, 8, dtype=torch.float64)
+    predict(model, images, 1)  # nothing is trained
+    for n in (1, 3):
+        model(images.unflatten(0, (-1, n)))
+        predict(model, images, n)
+    with pytest.raises(RuntimeError, match="never with 2 images per pass"):
+        predict(model, images, 2)

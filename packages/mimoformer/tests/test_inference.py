@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from frozen_graphs import frozen_graphs
 from test_model import every_head, small
 from torch.testing import assert_close
 
-from mimoformer import count_macs, create_model, predict
+from mimoformer import count_macs, create_model, inference, predict
+from vsa_core import graphs
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 3)])
@@ -169,3 +171,19 @@ def test_predict_hands_over_no_more_tokens_at_once_than_asked_for():
     model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     predict(model, torch.zeros(30, 5).long(), tokens_at_once=2 * 6 * 5 + 1)
     assert passes == [2, 2, 1]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_predict_replays_batches_of_few_tokens(masked, monkeypatch):
+    """From the second time on; not where Python has to see whether sequences longer than max_length hold only padding there."""
+    monkeypatch.setattr(inference, "REPLAYED_TOKENS", 60)
+    model = small().eval()
+    longest = model.config.max_length
+    with frozen_graphs() as made:
+        for count, length in ((8, 7), (12, 7), (4, longest + 1)):
+            tokens = torch.randint(11, (count, length))
+            mask = torch.arange(length).expand(count, -1) < min(5, length) if masked or length > longest else None
+            expected = [predict(model, tokens, 2, mask) for _ in range(4)]
+            with graphs.disabled():
+                assert_close(expected, [predict(model, tokens, 2, mask)] * 4)
+    assert [graph.shape for graph in made] == [(2, 2, 2, 7)]

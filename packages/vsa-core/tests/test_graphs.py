@@ -1,6 +1,5 @@
-"""Which passes are replayed. A CUDA graph is played by a frozen copy that reads the same memory, so no GPU is needed."""
+"""Which passes are replayed, and that replays compute what the network would."""
 
-import copy
 import gc
 import warnings
 import weakref
@@ -8,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from frozen_graphs import frozen_graphs
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,31 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vsa_core import graphs
 
 
-class Frozen:
-    """A graph: all attributes stay as they were, and tensors are read where they were."""
-
-    made: list = []  # noqa: RUF012 # shapes and pools of all graphs
-
-    def __init__(self, model, inputs, pool):
-        self.graph, self.pool = self, lambda: "pool"
-        self.made.append((tuple(inputs[0].shape), pool))
-        tensors = {id(tensor): tensor.detach() for tensor in model.buffers()}
-        tensors |= {id(tensor): nn.Parameter(tensor.detach(), tensor.requires_grad) for tensor in model.parameters()}
-        self.model = copy.deepcopy(model, tensors)
-
-    def replay(self, inputs):
-        assert graphs.LOCK._is_owned()
-        self.replays = getattr(self, "replays", 0) + 1
-        return self.model(*inputs)
-
-
 @pytest.fixture
-def made(monkeypatch):
-    """The kinds of graphs made so far."""
-    monkeypatch.setattr(graphs, "Graph", Frozen)
-    monkeypatch.setattr(graphs, "on_gpu", lambda inputs: True)
-    monkeypatch.setattr(Frozen, "made", [])
-    return Frozen.made
+def made():
+    """The graphs made so far."""
+    with frozen_graphs() as found:
+        yield found
 
 
 def network():
@@ -66,10 +46,9 @@ def test_a_graph_is_made_when_a_kind_of_pass_comes_again(made):
     replay_thrice(model, images())
     replay_thrice(model, images(5))
     replay_thrice(model, images())
-    assert [kind[0][0] for kind in made] == [2, 5]
-    assert [kind[1] for kind in made] == [None, "pool"]
-    first, _ = graphs.PASSES[model].graphs.values()
-    assert first.replays == 6
+    assert [graph.shape[0] for graph in made] == [2, 5]
+    assert [graph.shared for graph in made] == [None, "pool"]
+    assert made[0].replays == 6
 
 
 @torch.no_grad()
@@ -240,7 +219,7 @@ class Plain(TorchDispatchMode):
 def test_nothing_that_looks_at_single_operations_misses_them(made):
     model, x = network(), images()
     replay_thrice(model, x)
-    first = next(iter(graphs.PASSES[model].graphs.values()))
+    (first,) = made
     replays = first.replays
     with Plain():
         graphs.replay(model, x)
@@ -301,7 +280,7 @@ def test_kinds_of_passes_are_bounded_and_those_that_come_once_are_forgotten_firs
     assert len(graphs.PASSES[model].graphs) == graphs.KINDS
     for count in range(1, 100):
         replay_thrice(model, images(count))
-    assert [kind[0][0] for kind in made] == list(range(1, graphs.KINDS + 1))
+    assert [graph.shape[0] for graph in made] == list(range(1, graphs.KINDS + 1))
 
 
 def test_a_capture_that_fails_is_told_once(made, monkeypatch):

@@ -142,6 +142,8 @@ def prepare_device(device: str | None, threads: int | None, precision: str) -> t
         available = cores()
         require(1 <= threads <= available, f"threads = {threads}, but this process may use 1 to {available}")
         torch.set_num_threads(threads)
+    if place.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # as in training: shapes are few, so trying all algorithms once pays
     return place
 
 

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mimoconv import fused_norm
-from mimoconv.blocks import Block, Blocks, Layers
+from mimoconv.blocks import Block, Layers
 from mimoconv.config import MIMOConvConfig
 
 
@@ -163,7 +163,7 @@ def test_blocks_in_a_row_leave_their_sums_to_the_next(offered):
     """All but the last, whose sum no kernel reads."""
     config = MIMOConvConfig()
     blocks = [Block(8, 16, 2, config), Block(16, 16, 1, config), Block(16, 16, 1, config)]
-    row = Blocks(*blocks).to(memory_format=torch.channels_last).eval()
+    row = Layers(*blocks).to(memory_format=torch.channels_last).eval()
     x = make()[1]
     assert torch.equal(row(x), nn.Sequential(*blocks)(x))
     assert [call[:2] for call in offered if len(call) == 3] == [(block.norm1, block.act1) for block in blocks[1:]]
@@ -171,7 +171,7 @@ def test_blocks_in_a_row_leave_their_sums_to_the_next(offered):
 
 @pytest.mark.parametrize("everywhere", [False, True], ids=["on the blocks", "on all modules"])
 def test_hooks_see_the_output_of_each_block(offered, everywhere):
-    row, seen = Blocks(*(Block(8, 8, 1, MIMOConvConfig()) for _ in range(3))), []
+    row, seen = Layers(*(Block(8, 8, 1, MIMOConvConfig()) for _ in range(3))), []
 
     def see(module, inputs, output):
         seen.extend([output] * isinstance(module, Block))

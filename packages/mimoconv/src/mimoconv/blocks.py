@@ -20,18 +20,25 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Layers(nn.Sequential):
-    """Layers in a row; BatchNorm and the activation after it run together where they can."""
+    """Layers in a row; what one kernel can do together runs together, where nobody watches it.
+
+    BatchNorm and the activation after it are such, and the sum at the end of a residual block with the norm that reads it.
+    """
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        layers = list(self)
+        layers, branch = list(self), None
         while layers:
             layer = layers.pop(0)
-            if isinstance(layer, nn.BatchNorm2d):
+            if type(layer) is Layers and not is_watched(layer):
+                layers = [*layer, *layers]
+            elif type(layer) is Block and not is_watched(layer):
+                x, branch = layer.parts(x, branch)
+            elif isinstance(layer, nn.BatchNorm2d):
                 act = layers.pop(0) if layers and isinstance(layers[0], nn.ReLU | nn.PReLU) else None
-                x = norm_act(layer, act, x)
+                x, branch = norm_act_skip(layer, act, x, branch)[0], None
             else:
-                x = layer(x)
-        return x
+                x, branch = layer(x if branch is None else x + branch), None
+        return x if branch is None else x + branch
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, init: Init = "kaiming") -> nn.Conv2d:
@@ -117,28 +124,13 @@ class Block(nn.Module):
         return self.shortcut(x), self.conv2(inner)
 
 
-class Blocks(nn.Sequential):
-    """Residual blocks in a row; the sum at the end of one is left to the kernel at the start of the next, where it can."""
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        blocks = [block for block in self if type(block) is Block and not is_watched(block)]
-        if len(blocks) < len(self):  # somebody may want to see each block's output
-            for layer in self:
-                x = layer(x)
-            return x
-        branch = None
-        for block in blocks:
-            x, branch = block.parts(x, branch)
-        return x if branch is None else x + branch
-
-
 def body(config: NetworkConfig) -> Layers:
     """Make the three stages, the second and third of which halve the image, then BatchNorm and activation if configured."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     c_in = config.stem_channels
     for number, (channels, stride) in enumerate(zip(config.stages, (1, 2, 2), strict=True), 1):
         shapes = [(c_in, stride)] + [(channels, 1)] * (config.blocks - 1)
-        layers[f"stage{number}"] = Blocks(*(Block(c, channels, s, config) for c, s in shapes))
+        layers[f"stage{number}"] = Layers(*(Block(c, channels, s, config) for c, s in shapes))
         c_in = channels
     if config.final_norm:
         layers["norm"], layers["activation"] = nn.BatchNorm2d(c_in), ACTIVATIONS[config.activation](c_in)

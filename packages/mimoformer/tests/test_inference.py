@@ -176,11 +176,11 @@ def test_predict_hands_over_no_more_tokens_at_once_than_asked_for():
 @pytest.mark.parametrize("masked", [False, True])
 def test_predict_replays_batches_of_few_tokens(masked, monkeypatch):
     """From the second time on; not where Python has to see whether sequences longer than max_length hold only padding there."""
-    monkeypatch.setattr(inference, "REPLAYED_TOKENS", 60)
+    monkeypatch.setattr(inference, "REPLAYED_TOKENS", 100)
     model = small().eval()
     longest = model.config.max_length
     with frozen_graphs() as made:
-        for count, length in ((8, 7), (12, 7), (4, longest + 1)):
+        for count, length in ((8, 7), (20, 7), (4, longest + 1)):
             tokens = torch.randint(11, (count, length))
             mask = torch.arange(length).expand(count, -1) < min(5, length) if masked or length > longest else None
             expected = [predict(model, tokens, 2, mask) for _ in range(4)]

@@ -52,6 +52,9 @@ def run(*arguments):
     execute_throughput([*map(str, arguments), "--device", "cpu"])
 
 
+COSTS = ["kernels, ms", "memory, MB"]
+
+
 def lines(capsys):
     """The table's cells."""
     found = [line[1:-1].split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -61,12 +64,12 @@ def lines(capsys):
 def test_a_table_is_printed_and_the_numbers_are_written(capsys, tmp_path):
     run("small", "--passes", 6, "--rounds", 3)
     head, rule, *rows = lines(capsys)
-    timed = ["one pass, ms (quartiles)", "memory, MB", "6 passes, ms (quartiles)", "memory, MB"]
+    timed = [cell for what in ("one", "6") for cell in (f"{what} pass{'es' * (what == '6')}, ms (quartiles)", *COSTS)]
     assert head == ["n", *timed, "inputs/s (quartiles)", "of peak"]
-    assert len(rule) == 7
+    assert len(rule) == 9
     assert all(set(cell[:-1]) == {"-"} and cell[-1] == ":" for cell in rule)
     assert [row[0] for row in rows] == ["1", "2", "4"]
-    assert rows[2][1:6] == ["10 (9.5 to 10.5)", "-", "10 (9.5 to 10.5)", "-", "2,400 (2,286 to 2,526)"]
+    assert rows[2][1:8] == [*["10 (9.5 to 10.5)", "-", "-"] * 2, "2,400 (2,286 to 2,526)"]
     (file,) = (tmp_path / "runs").iterdir()
     assert file.name == "throughput-small-001.json"
     content = json.loads(file.read_text())
@@ -80,20 +83,21 @@ def test_a_table_is_printed_and_the_numbers_are_written(capsys, tmp_path):
     row = content["rows"][1]
     assert (row["n"], row["inputs_per_second"]) == (2, 1200)
     assert row["latency"] == row["batch"]
-    assert row["latency"] == pytest.approx({"median": 0.01, "low": 0.0095, "high": 0.0105, "peak_bytes": None})
+    assert row["latency"] == pytest.approx({"median": 0.01, "low": 0.0095, "high": 0.0105, "peak_bytes": None, "kernels": None})
     assert row["inputs_per_second_quartiles"] == pytest.approx([12 / 0.0105, 12 / 0.0095])
     assert row["macs"] == mimoconv.count_macs(MIMOConv(RUNS["small"].model), 2)
-    assert rows[1][6] == f"{2 * row['macs'] * 1200 / content['peak']:.1%}"
+    assert rows[1][8] == f"{2 * row['macs'] * 1200 / content['peak']:.1%}"
 
 
-def test_the_table_has_the_memory_of_both_times():
+def test_the_table_has_kernels_and_memory_of_both_times():
     timings = [
-        rates.Timing(median=second, low=second, high=second, peak_bytes=size) for second, size in ((1, 10**9), (2, 3 * 10**9))
+        rates.Timing(median=second, low=second, high=second, peak_bytes=size, kernels=second / 2)
+        for second, size in ((1, 10**9), (2, 3 * 10**9))
     ]
     rest = {"inputs_per_second": 5.0, "inputs_per_second_quartiles": (4.0, 6.0), "macs": 1.0, "share": 0.5}
     row = rates.Measurement(n=2, latency=timings[0], batch=timings[1], **rest)
     cells = measurement_table([row], 5, {}).splitlines()[-1].split(" | ")
-    assert [cells[place].strip() for place in (2, 4)] == ["1,000", "3,000"]
+    assert [cells[place].strip() for place in (2, 3, 5, 6)] == ["500", "1,000", "1e+03", "3,000"]
 
 
 def test_a_progress_bar_counts_every_timed_call(monkeypatch, capsys):
@@ -154,7 +158,7 @@ def test_a_plain_network_is_measured_once_one_by_one(capsys):
         run("plain", "--n", 4)
     run("plain", "--passes", 6)
     (row,) = lines(capsys)[2:]
-    assert (row[0], row[5].split()[0]) == ("1", "600")
+    assert (row[0], row[7].split()[0]) == ("1", "600")
 
 
 def test_a_curriculum_is_of_training_alone(capsys):
@@ -168,10 +172,10 @@ def test_compare_tells_how_many_times_faster_each_n_is_now(capsys, monkeypatch):
     lines(capsys)
     run("small", "--n", 1, 2, "--compare", "old.json")
     head, rule, one, two = lines(capsys)
-    assert head[7:] == ["one pass, old/new", "64 passes, old/new"]
+    assert head[9:] == ["one pass, old/new", "64 passes, old/new"]
     assert len(rule) == len(head)
-    assert one[7:] == ["-", "-"]
-    assert two[7:] == ["2.50x", "2.50x"]
+    assert one[9:] == ["-", "-"]
+    assert two[9:] == ["2.50x", "2.50x"]
 
 
 def test_compare_tells_latency_and_batch_apart(capsys, tmp_path):
@@ -182,7 +186,7 @@ def test_compare_tells_latency_and_batch_apart(capsys, tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(old))
     lines(capsys)
     run("small", "--n", 2, "--compare", "old.json")
-    assert lines(capsys)[2][7:] == ["4.00x", "0.96x"]
+    assert lines(capsys)[2][9:] == ["4.00x", "0.96x"]
 
 
 def earlier(tmp_path, **medians):
@@ -304,7 +308,7 @@ def test_what_cannot_work_is_refused(flags, told, tmp_path):
 
 def test_datamux_has_one_n(capsys):
     run("mux", "--passes", 6)
-    assert lines(capsys)[2][5].split()[0] == "1,200"
+    assert lines(capsys)[2][7].split()[0] == "1,200"
     with pytest.raises(ConfigError, match="DataMUX"):
         run("mux", "--n", 1)
 

@@ -188,15 +188,15 @@ def read_earlier(path: Path, settings: Settings, wanted: Sequence[int]) -> Earli
 
 def measurement_table(rows: list[Measurement], passes: int, before: EarlierMedians) -> str:
     """Write a Markdown table with a line for each n, and with the ratios old / new of the medians where there are old ones."""
-    timed = [(f"{what}, ms (quartiles)", "memory, MB") for what in ("one pass", f"{passes} passes")]
+    timed = [(f"{what}, ms (quartiles)", "kernels, ms", "memory, MB") for what in ("one pass", f"{passes} passes")]
     columns = ["n", *timed[0], *timed[1], "inputs/s (quartiles)", "of peak"]
     columns += ["one pass, old/new", f"{passes} passes, old/new"] * bool(before)
     lines = []
     for row in rows:
         line = [
             str(row.n),
-            *in_milliseconds_and_megabytes(row.latency),
-            *in_milliseconds_and_megabytes(row.batch),
+            *timing_cells(row.latency),
+            *timing_cells(row.batch),
             f"{row.inputs_per_second:,.0f} ({' to '.join(f'{rate:,.0f}' for rate in row.inputs_per_second_quartiles)})",
             f"{row.share:.1%}",
         ]
@@ -206,7 +206,8 @@ def measurement_table(rows: list[Measurement], passes: int, before: EarlierMedia
     return markdown_table(columns, lines)
 
 
-def in_milliseconds_and_megabytes(timing: Timing) -> tuple[str, str]:
-    """Write the median in milliseconds with the two quartiles, and the peak of the memory."""
+def timing_cells(timing: Timing) -> tuple[str, str, str]:
+    """Write the median in milliseconds with the two quartiles, the time of the kernels, and the peak of the memory."""
     times = f"{1e3 * timing.median:.3g} ({1e3 * timing.low:.3g} to {1e3 * timing.high:.3g})"
-    return times, "-" if timing.peak_bytes is None else f"{timing.peak_bytes / 1e6:,.0f}"
+    kernels = "-" if timing.kernels is None else f"{1e3 * timing.kernels:.3g}"
+    return times, kernels, "-" if timing.peak_bytes is None else f"{timing.peak_bytes / 1e6:,.0f}"

@@ -40,6 +40,8 @@ class Timing:
     high: float
     peak_bytes: int | None
     """Most memory allocated on the GPU while timing, with the weights; None on a CPU."""
+    kernels: float | None
+    """Seconds that the kernels of a call take, added up; None on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,16 @@ def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup
             before = time.perf_counter()
             call()
             yield time.perf_counter() - before
+
+
+def kernel_seconds(call: Callable[[], Any], calls: int = 10) -> float:
+    """Return the seconds that all kernels and copies of a call take on the GPU, added up; the mean of some calls."""
+    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    on_gpu = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[attr-defined]
+    return sum(event.time_range.elapsed_us() for event in on_gpu) / calls / 1e6
 
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
@@ -184,7 +196,9 @@ def measure(
                 after_call()
         low, median, high = quartiles(record)
         used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        return Timing(median=median, low=low, high=high, peak_bytes=used)
+        with autocast(device, precision):
+            kernels = kernel_seconds(lambda: network.predict(run, x, n)) if device.type == "cuda" else None
+        return Timing(median=median, low=low, high=high, peak_bytes=used, kernels=kernels)
 
     with warnings.catch_warnings(), memory_for(f"{passes} passes with n = {n}", "give fewer --passes"):
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # the caller chose the precision

@@ -37,7 +37,7 @@ from mimo_benchmarks.training.loop import take_step
 from mimo_benchmarks.training.state import Training
 from vsa_core.hub.markdown import markdown_table
 
-ITEMS = 20_000
+ITEMS = 4096
 STEPS = 10
 """Steps per round; with several n they are the first of the run, so that each n comes as often as in training."""
 TOLERANCE = 1.5

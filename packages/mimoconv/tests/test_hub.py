@@ -100,8 +100,6 @@ def test_round_trip_is_exact(make, dtype, tmp_path):
         for other in (before[name], model.state_dict()[name]):
             assert value.dtype == other.dtype
             assert torch.equal(value, other), name
-        if value.dim() == 4:
-            assert value.stride() == model.state_dict()[name].stride(), name
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
     for n in range(1, model.capacity + 1):
         assert torch.equal(predict(loaded, images, n), predict(model, images, n))

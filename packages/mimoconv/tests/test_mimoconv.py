@@ -209,13 +209,14 @@ def test_blocks_in_a_row_are_one_after_the_other():
 @pytest.mark.parametrize("stem", ["conv", "conv-norm", "conv-norm-relu"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_channels_are_last_in_memory_from_the_first_convolution_on(n, channels, stem, training):
-    """In a network as it is built, and after it was loaded; other layouts would be converted in every layer."""
-    model = small(4, in_channels=channels, stem=stem).float().train(training)
-    last = []
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_maps_stay_in_the_layout_of_the_weights(layout, n, channels, stem, training):
+    """From the first convolution on; else they would be converted in every layer."""
+    model = small(4, in_channels=channels, stem=stem).float().train(training).to(memory_format=layout)
+    seen = []
     for layer in model.body.modules():
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.BatchNorm2d):
-            layer.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0].stride(1) == 1))
+        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=layout)))
     model(torch.randn(2, n, channels, 8, 8))
-    assert len(last) > 10
-    assert all(last)
+    assert len(seen) > 10
+    assert all(seen)

@@ -32,16 +32,14 @@ class PositionwiseHRR(nn.Module):
         return hrr.circulant(slot_membership(n, int(self.keys.shape[0]), self.keys) @ self.keys)
 
     def forward(self, x: Float[Tensor, "b n dim h w"]) -> Float[Tensor, "b dim h w"]:
-        # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel.
-        matrices = self.matrices(n := int(x.shape[1]))
+        # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel. Both steps are linear, so one 1x1 convolution with the
+        # keys' circulants side by side does them, without storing n bound maps.
+        weight = rearrange(self.matrices(int(x.shape[1])), "n out dim -> out (n dim) 1 1")
         if x.stride(2) == 1:  # channels come last in memory, and so they do in the result
-            bound = rearrange(x, "b n dim h w -> b n (h w) dim") @ matrices.mT
-            with torch.autocast(x.device.type, enabled=False):  # which would add up and return float32
-                bundle = bound[:, 0] if n == 1 else bound.sum(1)
-            return rearrange(bundle, "b (h w) out -> b out h w", h=x.shape[3])
-        # Both steps are linear, so one 1x1 convolution with the keys' circulants side by side does them, without n bound maps.
-        weight = rearrange(matrices, "n out dim -> out (n dim) 1 1")
-        return F.conv2d(rearrange(x, "b n dim h w -> b (n dim) h w"), weight)
+            side_by_side = rearrange(x, "b n dim h w -> b h w (n dim)").permute(0, 3, 1, 2)
+        else:
+            side_by_side = rearrange(x, "b n dim h w -> b (n dim) h w")
+        return F.conv2d(side_by_side, weight)
 
     def extra_repr(self) -> str:
         return f"capacity={self.keys.shape[0]}, dim={self.keys.shape[1]}, trainable={self.keys.requires_grad}"

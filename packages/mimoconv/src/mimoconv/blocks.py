@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.config import Init, NetworkConfig
-from mimoconv.fused_norm import is_watched, norm_act, norm_act_skip
+from mimoconv.fused_norm import is_watched, may_fuse, norm_act, norm_act_skip
 
 __all__ = ["Block", "Layers", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
 
@@ -27,6 +27,10 @@ class Layers(nn.Sequential):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         layers, branch = list(self), None
+        if not may_fuse(x):
+            for layer in layers:
+                x = layer(x)
+            return x
         while layers:
             layer = layers.pop(0)
             if type(layer) is Layers and not is_watched(layer):

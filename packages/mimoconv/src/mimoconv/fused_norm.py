@@ -1,7 +1,5 @@
 """BatchNorm and the activation after it by fused kernels, forward and backward, on NVIDIA GPUs; elsewhere by the modules."""
 
-import importlib.util
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +9,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from mimoconv.gpu import runs_triton
 
 __all__ = ["norm_act", "norm_act_skip"]
 
@@ -59,21 +59,17 @@ def is_fusible(norm: nn.Module, act: nn.Module | None, x: Tensor) -> bool:
 
     Not so while compiling, tracing, or under function transforms, whose work needs the operators of torch.
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
-        return False
-    return type(x) is Tensor and has_kernels(x) and is_plain_autograd() and fits_kernels(norm, act, x)
+    return may_fuse(x) and is_plain_autograd() and fits_kernels(norm, act, x)
+
+
+def may_fuse(x: Any) -> bool:
+    """Tell whether kernels might take these images; nothing is traced or compiled, and there are kernels for where they are."""
+    return not torch.compiler.is_compiling() and not torch._C._is_tracing() and type(x) is Tensor and has_kernels(x)
 
 
 def has_kernels(x: Tensor) -> bool:
     """Tell whether there is Triton and a tensor is on a GPU that it compiles for."""
-    return x.is_cuda and is_supported(x.device.index)
-
-
-@lru_cache
-def is_supported(index: int) -> bool:
-    """Tell whether there is Triton and a GPU is an NVIDIA one with bfloat16."""
-    found = importlib.util.find_spec("triton") is not None
-    return found and torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)
+    return x.is_cuda and runs_triton(x.device)
 
 
 def is_plain_autograd() -> bool:
@@ -110,10 +106,13 @@ def is_alike(x: Tensor, branch: Tensor) -> bool:
 
 
 def is_watched(module: nn.Module | None) -> bool:
-    """Tell whether a module has a forward of its own or hooks, or whether all modules have hooks."""
+    """Tell whether a module has a forward of its own, compiled or not, or hooks, or whether all modules have hooks."""
     if _has_any_global_hook():  # type: ignore[no-untyped-call]
         return True
-    return module is not None and ("forward" in vars(module) or any(getattr(module, name) for name in HOOKS))
+    if module is None:
+        return False
+    own = "forward" in vars(module) or module._compiled_call_impl is not None
+    return own or any(getattr(module, name) for name in HOOKS)
 
 
 def is_row(x: Tensor | None, channels: int, device: torch.device) -> bool:

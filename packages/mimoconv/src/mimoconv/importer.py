@@ -73,7 +73,7 @@ def import_published(state_dict: Mapping[str, Tensor]) -> MIMOConv | WideResNet:
     check_numbers(entries)
     weights = {name: convert_entry(name, entries[published_name(name)], value) for name, value in ours.items()}
     model.load_state_dict(weights, assign=True)
-    return model.to(memory_format=torch.channels_last).eval()
+    return model.eval()
 
 
 def empty_network(entries: Mapping[str, Tensor]) -> MIMOConv | WideResNet:

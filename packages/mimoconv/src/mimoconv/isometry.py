@@ -1,12 +1,8 @@
 """A penalty that keeps convolutions near-isometric, so that superposed signals stay apart (Qi et al., 2020)."""
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
-from shutil import which
 from typing import Any
 
 import torch
@@ -16,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mimoconv.gpu import runs_triton
 from mimoconv.model import WideResNet
 from mimoconv.superposed import Superposed
 
@@ -82,14 +79,6 @@ def has_kernels(weight: Tensor) -> bool:
     """Return whether the Triton kernels take a weight; they leave out subclasses of tensors, such as shards, and many taps."""
     plain = weight.is_cuda and weight.dtype == torch.float32 and type(weight) in (Tensor, nn.Parameter)
     return plain and max(weight.shape[2:]) <= 7 and runs_triton(weight.device)
-
-
-@cache
-def runs_triton(device: torch.device) -> bool:
-    """Return whether a GPU is one of NVIDIA's from Ampere on, and Triton and the C compiler that it calls are there."""
-    recent = torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
-    compiler = "CC" in os.environ or any(map(which, ("gcc", "clang", "cc")))
-    return recent and compiler and find_spec("triton") is not None
 
 
 def strided_filters(weight: Float[Tensor, "out c kh kw"], stride: tuple[int, ...], groups: int) -> Float[Tensor, "g a b kh2 kw2"]:

@@ -41,7 +41,6 @@ class MIMOConv(Superposed):
             unbinding_relu=config.unbinding_relu,
         )
         self.config = config
-        self.to(memory_format=torch.channels_last)  # in which convolutions are faster, on CPUs too
 
     @classmethod
     def from_pretrained(  # type: ignore[override] # the configuration describes all modules
@@ -68,8 +67,12 @@ class MIMOConv(Superposed):
         keys = self.binding.matrices(int(x.shape[1]))
         weight = einsum(keys, weight, "n out dim, dim c kh kw -> out n c kh kw")
         bias = einsum(keys, bias, "n out dim, dim -> out")
-        weight = rearrange(weight, "out n c kh kw -> out (n c) kh kw").to(memory_format=torch.channels_last)
-        return F.conv2d(rearrange(x, "b n c h w -> b (n c) h w"), weight, bias, padding="same")
+        images = rearrange(x, "b n c h w -> b (n c) h w")
+        weight = rearrange(weight, "out n c kh kw -> out (n c) kh kw")
+        first = self.body.module.get_submodule("stage1.0.conv1").weight
+        if isinstance(first, Tensor) and not first.is_contiguous():  # then the body's maps have channels last in memory
+            weight = weight.to(memory_format=torch.channels_last)
+        return F.conv2d(images, weight, bias, padding="same")
 
     def extra_repr(self) -> str:
         return size_repr(self.config)
@@ -93,7 +96,6 @@ class WideResNet(Pretrained):
         self.stem = blocks.stem(config)
         self.body = StatisticsPerN(blocks.body(config), 1)
         self.head = nn.Linear(config.stages[-1], config.num_classes)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Float[Tensor, "b *g c h w"]) -> Float[Tensor, "b *g classes"]:
         """Compute logits; there may be several leading axes, so that groups of one image, (b, 1, c, h, w), work as in MIMOConv.

@@ -18,6 +18,7 @@ class ImageNetwork(Network):
     """A network that classifies images (b *axes c h w)."""
 
     takes = "images"
+    memory_format = torch.channels_last  # in which convolutions are faster, on CPUs too
 
     def example(self, count: int, device: torch.device) -> Float[Tensor, "count c h w"]:
         """Draw normally distributed images of the configured size."""

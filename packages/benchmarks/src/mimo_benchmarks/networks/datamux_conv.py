@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -87,7 +86,6 @@ class DataMUXConv(Pretrained):
         self.head = nn.Sequential(nn.Linear(84, config.num_classes), nn.Tanh())
         for weight in self.parameters():
             nn.init.zeros_(weight) if weight.dim() == 1 else nn.init.kaiming_normal_(weight, nonlinearity="linear")
-        self.to(memory_format=torch.channels_last)  # in which convolutions are faster, on CPUs too
 
     def forward(self, images: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n classes"]:
         """Compute answers from -1 to 1, the highest for the class.

@@ -50,6 +50,8 @@ class Network:
     """What the inputs are."""
     library: ClassVar[Library[Any]]
     """Saves and loads the finished network."""
+    memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+    """Layout in memory in which the network is built and loaded."""
     compiled: ClassVar[bool] = True
     """Whether torch.compile makes training on a GPU faster; it does not where a network has fused kernels of its own."""
     fixed_n: ClassVar[bool] = False
@@ -98,7 +100,7 @@ class Network:
         """Make the network with fresh weights, on torch's default device; on "meta" it takes no memory."""
         make: Any = next(kind for kind, settings in self.library.models.items() if settings is self.settings)
         module: nn.Module = make(self.config)
-        return module
+        return module.to(memory_format=self.memory_format)
 
     def predict(
         self, module: nn.Module, inputs: Shaped[Tensor, "count *item"], n: int, mask: Bool[Tensor, "count *real"] | None = None

@@ -91,4 +91,5 @@ def load_finished(source: str | PathLike[str], device: torch.device) -> tuple[Ne
             raise ConfigError(str(error)) from error
         where = "" if is_path else ", which is not a folder here and was looked up on the Hugging Face Hub,"
         raise ConfigError(f"no network can be read from {source}{where} ({first_line(error)}): {what}") from error
-    return describe(module.config), module
+    network = describe(module.config)
+    return network, module.to(memory_format=network.memory_format)

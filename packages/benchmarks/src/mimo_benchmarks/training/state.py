@@ -44,7 +44,6 @@ class Training:
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.optim.average)) if config.optim.average else None
         )
         if accelerator.device.type == "cuda":
-            network = network.to(memory_format=torch.channels_last)  # tensor cores want images in this layout
             torch.backends.cudnn.benchmark = True  # steps have few shapes, so trying all algorithms once pays
         self.buffers = optimizers.lay_end_to_end(network)
         """All of the network's buffers, in one tensor for each type."""

@@ -288,7 +288,7 @@ def import_extra(name: str) -> ModuleType:
 def load_strict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load every entry of a model's state dict, and nothing else; after an error the model is as it was.
 
-    A model on the meta device takes over the tensors, laid out in memory as its own; any other model copies their values.
+    A model on the meta device takes over the tensors; any other model copies their values.
 
     Raises:
         ValueError: a weight is missing, unknown, of another shape or dtype than the model's, or not finite.
@@ -305,15 +305,7 @@ def load_strict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             )
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values, expected finite ones")
-    assign = any(own.is_meta for own in expected.values())
-    model.load_state_dict(
-        {name: laid_out(weights[name], own) if assign else weights[name] for name, own in expected.items()}, assign=assign
-    )
-
-
-def laid_out(value: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that lies in memory as another of its shape does, such as channels last; itself if it does."""
-    return value if value.stride() == like.stride() else torch.empty_like(like, device=value.device).copy_(value)
+    model.load_state_dict(dict(weights), assign=any(own.is_meta for own in expected.values()))
 
 
 def digest(settings: Mapping[str, Any], data: bytes) -> str:

@@ -21,6 +21,7 @@ from mimo_benchmarks.evaluation import rates
 from mimo_benchmarks.experiment import experiment
 from mimo_benchmarks.experiment.experiment import run_experiment
 from mimo_benchmarks.networks.registry import load_finished
+from mimo_benchmarks.training import state
 from mimo_benchmarks.training.signals import Stopped
 
 pytestmark = pytest.mark.once
@@ -195,6 +196,8 @@ def test_no_space_left(runs, tmp_path, monkeypatch, capsys):
 def test_other_ways_to_compute(flags, tmp_path, monkeypatch):
     """The quickstart's network, trained in bf16 or compiled, without the minutes that torch's usual backend takes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    if "--compile" in flags:
+        monkeypatch.setattr(state, "is_compiled", lambda config, device: config.compile)
     AcceleratorState._reset_state()  # it is one for a whole process, and refuses another precision
     main([*SHORT, "--no-controls", *flags, "--out", str(tmp_path / "run")])
     AcceleratorState._reset_state()

@@ -21,6 +21,7 @@ UNRELATED_TO_LEARNING = {
     "log_every",
     "save_every",
     "controls",
+    "compile",
     "cuda_graphs",
 }
 """Settings that do not change what is learnt: a resumed run may change them, and averaged runs may differ in them."""
@@ -195,7 +196,7 @@ class RunConfig:
         precision: Precision of the forward pass; that of `accelerate launch --mixed_precision` unless given.
         sync_batch_norm: On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each, which
             waits in every layer, so that no step is recorded as a CUDA graph.
-        compile: Compile the network with torch.compile; unless given, on GPUs where that makes training faster.
+        compile: On GPUs, compile networks without fused kernels of their own with torch.compile, which makes training faster.
         cuda_graphs: On GPUs, record each kind of step once as a CUDA graph and replay it, which saves the time of launching its
             kernels. A network that waits for the GPU in its forward pass cannot be recorded.
         device: Device to train on; a GPU if there is one, unless given.
@@ -223,7 +224,7 @@ class RunConfig:
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] | None = None
     sync_batch_norm: bool = False
-    compile: bool | None = None
+    compile: bool = True
     cuda_graphs: bool = True
     device: Literal["cpu", "cuda"] | None = None
     threads: int | None = None

@@ -104,8 +104,9 @@ def waves(k: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 class SumOfDistances(torch.autograd.Function):
     """Sum of `convolution_isometry` over float32 weights; the gradient is taken back to the weights in the backward pass.
 
-    Nothing waits for the host, so that the kernels can be captured in a CUDA graph. Value and gradient are accurate to about 2e-3
-    for filters with norms between 1e-5 and 1e2; filters that are too large for float16 make both infinite or NaN.
+    Nothing waits for the host, so that the kernels can be captured in a CUDA graph. Value and gradient of a layer
+    as a whole are accurate to about 2e-3 if its filters have like norms between 1e-5 and 1e2; filters that are much smaller than
+    others of their layer lose digits, and filters that are too large for float16 make both infinite or NaN.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ def training_bytes(config: RunConfig, device: torch.device, *, processes: int = 
 
     Args:
         config: settings of the run.
-        device: where it trains; what a compiled network keeps for its backward pass is not counted.
+        device: where it trains; a compiled network keeps less for its backward pass, of which a quarter is counted.
         processes: number of processes that share the superpositions of a step.
         longest: most tokens of a sequence of the task; the most that the network takes unless given.
     """
@@ -35,7 +35,7 @@ def training_bytes(config: RunConfig, device: torch.device, *, processes: int = 
     weights = module_bytes(module)
     trained = sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
     copies = 3 if config.optim.average else 2
-    kept = 0 if is_compiled(config, device) else activation_bytes(module, config, processes, longest)
+    kept = activation_bytes(module, config, processes, longest) // (4 if is_compiled(config, device) else 1)
     return copies * weights + max(kept, trained * (1 + MOMENTS[config.optim.optimizer]))
 
 

@@ -102,7 +102,7 @@ class Task:
 
         Args:
             split: a split of the task.
-            index: indices of the items, on the CPU; with `length`, on any device.
+            index: indices of the items: on the CPU, or on the device in a training that CUDA graphs record.
             length: tokens to pad to, for items that have `lengths`; the longest item's unless given.
         """
         raise NotImplementedError

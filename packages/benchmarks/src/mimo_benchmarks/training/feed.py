@@ -89,7 +89,8 @@ class Feed:
         n, shares = drawn.n, self.world * self.config.optim.accumulate
         share, axes = (part * self.world + self.rank, shares), (-1, *self.network.axes(n))
         inputs, augment = self.network.inputs(n), self.config.augment
-        batch = self.task.training_batch(drawn.items, inputs, share, augment, drawn.key, drawn.length)
+        length = {} if drawn.length is None else {"length": drawn.length}
+        batch = self.task.training_batch(drawn.items, inputs, share, augment, drawn.key, **length)
         x, mask, targets = (values if values is None else values.unflatten(0, axes) for values in batch)
         assert x is not None
         assert targets is not None

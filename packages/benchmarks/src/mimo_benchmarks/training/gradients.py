@@ -18,7 +18,7 @@ from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.memory import ran_out_of_memory
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training.feed import Drawn, Feed
-from mimo_benchmarks.training.state import Training, is_compiled
+from mimo_benchmarks.training.state import Training
 
 
 class CudaGraphs:
@@ -118,7 +118,8 @@ class Gradients:
         weighted = ((getattr(training.config.optim, name), measure) for name, measure in feed.network.penalties.items())
         self.penalties = [(factor, measure) for factor, measure in weighted if factor]
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-        layers = training.network.named_modules() if self.recorder and self.dtype and not is_compiled(config, device) else ()
+        own_kernels = self.recorder and self.dtype and not feed.network.compiled
+        layers = training.network.named_modules() if own_kernels else ()
         self.cast = {f"{path}.weight": layer.weight for path, layer in layers if type(layer) is nn.Conv2d}
         self.recorded: dict[tuple[int, int | None, int], Recorded | None] = {}
         self.measured = torch.zeros(2, device=accelerator.device)
@@ -133,8 +134,7 @@ class Gradients:
             with self.recorder.stream():
                 self.run_or_replay(self.feed.draw(step, few_lengths=True), self.recorder)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        statistics = [buffer for buffer in self.training.buffers if buffer.is_floating_point()]
-        average_over_processes([*gradients, *statistics], self.accelerator)
+        average_over_processes([*gradients, *self.training.statistics], self.accelerator)
         return self.measured
 
     def run_or_replay(self, drawn: Drawn, recorder: CudaGraphs) -> None:
@@ -158,8 +158,10 @@ class Gradients:
 
     def run(self, drawn: Drawn) -> None:
         """Compute the gradients of a step as usual."""
-        device = self.accelerator.device
-        self.compute(drawn._replace(items=to_device(drawn.items, device), key=to_device(drawn.key, device)))
+        if self.recorder:  # as in a replay
+            device = self.accelerator.device
+            drawn = drawn._replace(items=to_device(drawn.items, device), key=to_device(drawn.key, device))
+        self.compute(drawn)
 
     def compute(self, drawn: Drawn) -> None:
         """Compute the gradients of a step of this process and, in `measured`, its loss and accuracy."""
@@ -176,7 +178,7 @@ class Gradients:
         if self.recorder:
             self.recorder.join()
         for parameter, gradient in penalties.items():
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            parameter.grad = gradient.add(0) if parameter.grad is None else parameter.grad.add_(gradient)
 
     def logits(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Run the network; with `cast`, weights of convolutions are cast together before, not one by one by autocast."""
@@ -193,6 +195,8 @@ class Gradients:
         if not self.penalties:
             return {}
         penalty = sum(factor * measure(self.training.network) for factor, measure in self.penalties)
+        if not (isinstance(penalty, Tensor) and penalty.requires_grad):
+            return {}
         scaler = self.training.scaler  # as for the loss
         gradients = torch.autograd.grad(scaler.scale(penalty) if scaler else penalty, self.parameters, allow_unused=True)
         return {parameter: found for parameter, found in zip(self.parameters, gradients, strict=True) if found is not None}

@@ -14,6 +14,7 @@ from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.training import optimizers
 from mimo_benchmarks.training.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 from mimo_benchmarks.training.compilers import compiled
+from mimoconv.gpu import runs_triton
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Training:
             torch.backends.cudnn.benchmark = True  # steps have few shapes, so trying all algorithms once pays
         self.buffers = optimizers.lay_end_to_end(network)
         """All of the network's buffers, in one tensor for each type."""
+        named = network.named_buffers()
+        self.statistics = [buffer for name, buffer in named if name.endswith(("running_mean", "running_var"))]
         optimizer = optimizers.build_optimizer(network, config.optim)
         self.schedule = optimizers.build_schedule(optimizer, config.optim)
         model: Any = compiled(network) if is_compiled(config, accelerator.device) else network
@@ -55,6 +58,7 @@ class Training:
         self.optimizer = accelerator.prepare(optimizer)
         if self.average:
             self.average.to(accelerator.device)
+            self.average.n_averaged = self.average.n_averaged.cpu()  # which torch asks for at every step
         self.scaler = accelerator.scaler
         if self.scaler:  # all networks of an experiment share it, and each must begin with a new state
             self.scaler.load_state_dict(torch.amp.GradScaler().state_dict())
@@ -114,5 +118,5 @@ class Training:
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:
-    """Tell whether a run compiles its network: as it is told, or on GPUs where that makes training faster."""
-    return describe(config.model).compiled and device.type == "cuda" if config.compile is None else config.compile
+    """Tell whether a run compiles its network: on a GPU for which there is a compiler, if that makes training faster."""
+    return config.compile and describe(config.model).compiled and device.type == "cuda" and runs_triton(device)

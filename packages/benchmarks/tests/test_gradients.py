@@ -22,7 +22,7 @@ from mimo_benchmarks.training.compilers import compiled
 from mimo_benchmarks.training.feed import Feed, rounded_up
 from mimo_benchmarks.training.gradients import CastTogether, CudaGraphs, Gradients, shapes
 from mimo_benchmarks.training.state import Training, is_compiled
-from mimoconv import MIMOConvConfig
+from mimoconv import MIMOConvConfig, isometry_penalty
 from mimoformer import MIMOFormerConfig
 
 CONV = MIMOConvConfig(capacity=4, depth=10, width=0.25, stem_channels=8, image_size=8)
@@ -172,6 +172,41 @@ def test_reductions_that_compile_wrong_gradients_are_off(monkeypatch):
     monkeypatch.setattr(config.triton, "mix_order_reduction", True)
     compiled(nn.Identity())
     assert config.triton.mix_order_reduction is False
+
+
+def test_penalties_are_of_trained_weights_and_come_once_per_step():
+    """Their gradients are those of factor times penalty, whatever the parts; an expanded one becomes a tensor of its own."""
+    settings = replace(RUNS["accumulated"], optim=replace(OPTIM, accumulate=2, isometry=3.0))
+    training, gradients = started(settings)
+    gradients.penalties.append((2.0, lambda network: network.head.bias.sum()))
+    gradients(1)
+    with_penalty = {name: parameter.grad.clone() for name, parameter in training.network.named_parameters()}
+    training.network.zero_grad()
+    training, gradients = started(replace(settings, optim=replace(settings.optim, isometry=0.0)))
+    gradients(1)
+    own = dict(training.network.named_parameters())
+    weight, bias = own["body.module.stage1.0.conv1.weight"], own["head.bias"]
+    penalty = torch.autograd.grad(3 * isometry_penalty(training.network), weight)[0]
+    assert_close(with_penalty["body.module.stage1.0.conv1.weight"], weight.grad + penalty)
+    assert_close(with_penalty["head.bias"], bias.grad + 2)
+
+
+def test_a_penalty_of_frozen_weights_has_no_gradient():
+    training, gradients = started(RUNS["dynamic"])
+    for parameter in training.network.body.parameters():
+        parameter.requires_grad_(False)
+    gradients(1)
+    assert training.network.head.weight.grad is not None
+
+
+def test_only_running_statistics_are_averaged_over_processes():
+    """Constants, such as keys that are not trained, would drift by rounding."""
+    training, _ = started(RUNS["dynamic"])
+    names = [name for name, _ in training.network.named_buffers() if "running" in name]
+    assert len(training.statistics) == len(names) > 0
+    training, _ = started(RUNS["tokens"])
+    assert not training.statistics
+    assert training.buffers
 
 
 def test_weights_cast_together_are_what_autocast_casts():

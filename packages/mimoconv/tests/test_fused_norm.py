@@ -185,6 +185,23 @@ def test_hooks_see_the_output_of_each_block(offered, everywhere):
     assert torch.equal(seen[-1], out)
 
 
+def test_a_block_that_is_compiled_runs_so(offered):
+    row, seen = Layers(*(Block(8, 8, 1, MIMOConvConfig()) for _ in range(3))), []
+    row[1]._compiled_call_impl = lambda x: seen.append(x) or row[1].forward(x)  # as Module.compile sets it
+    x = make()[1]
+    assert torch.equal(row(x), nn.Sequential(*row)(x))
+    assert len(seen) == 2
+
+
+def test_layers_without_kernels_are_a_plain_sequence():
+    """As for tracers of torch.fx, which see each block."""
+    row = Layers(*(Block(8, 8, 1, MIMOConvConfig()) for _ in range(2)))
+    assert [node.target for node in torch.fx.symbolic_trace(row).graph.nodes if str(node.target).endswith("conv2")] == [
+        "0.conv2",
+        "1.conv2",
+    ]
+
+
 @pytest.mark.parametrize(
     "change", [torch.Tensor.bfloat16, torch.Tensor.contiguous, lambda x: x[:1], lambda x: x.to("meta"), nn.Parameter],
     ids=["another precision", "another layout", "another shape", "another device", "another class"],

@@ -193,13 +193,12 @@ def test_a_block_that_is_compiled_runs_so(offered):
     assert len(seen) == 2
 
 
-def test_layers_without_kernels_are_a_plain_sequence():
-    """As for tracers of torch.fx, which see each block."""
-    row = Layers(*(Block(8, 8, 1, MIMOConvConfig()) for _ in range(2)))
-    assert [node.target for node in torch.fx.symbolic_trace(row).graph.nodes if str(node.target).endswith("conv2")] == [
-        "0.conv2",
-        "1.conv2",
-    ]
+def test_layers_without_kernels_are_a_plain_sequence(monkeypatch):
+    """Whoever puts another forward into the class of blocks, as tracers do, sees it called."""
+    seen = []
+    monkeypatch.setattr(Block, "forward", lambda self, x: seen.append(x) or x)
+    Layers(*(Block(8, 8, 1, MIMOConvConfig()) for _ in range(2)))(make()[1])
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_counting_leaves_the_model_alone():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_predict_replays_batches_of_few_passes(training):
-    """From the second time on, for each n; a network in training mode has another copy each time."""
+    """From the second time on, for each n; not those of the copy that answers for a network in training mode."""
     model = small(4).train(training)
     few, many = torch.randn(12, 2, 8, 8, dtype=torch.float64), torch.randn(260, 2, 8, 8, dtype=torch.float64)
     with frozen_graphs() as made:
@@ -187,7 +187,8 @@ def test_predict_replays_batches_of_few_passes(training):
                 expected = [predict(model, images, n) for _ in range(4)]
                 with graphs.disabled():
                     assert_close(expected, [predict(model, images, n)] * 4)
-    assert [graph.shape[:2] for graph in made] == ([] if training else [(12, 1), (3, 4)])
+        predict(model, few, 1, passes_at_once=2)
+    assert [graph.shape[:2] for graph in made] == ([] if training else [(12, 1), (3, 4), (2, 1)])
 
 
 class Synchronisations(TorchDispatchMode):

@@ -186,4 +186,5 @@ def test_predict_replays_batches_of_few_tokens(masked, monkeypatch):
             expected = [predict(model, tokens, 2, mask) for _ in range(4)]
             with graphs.disabled():
                 assert_close(expected, [predict(model, tokens, 2, mask)] * 4)
+        predict(model.train(), torch.randint(11, (20, 7)), 2, tokens_at_once=28)  # a copy answers
     assert [graph.shape for graph in made] == [(2, 2, 2, 7)]

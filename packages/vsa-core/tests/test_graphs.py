@@ -4,11 +4,17 @@ import gc
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial, wraps
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from frozen_graphs import frozen_graphs
 from torch import nn
+from torch.autograd import forward_ad
+from torch.backends import cuda
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -154,11 +160,20 @@ def test_any_change_of_the_network_is_noticed(change, made):
     replay_thrice(model, x)
 
 
-def test_a_seen_pass_of_a_changed_network_is_new(made):
-    """So a network that is trained between its passes is not captured each time."""
+def test_changes_in_place_need_no_new_graph(made):
+    """A graph reads the weights where they are, so a network that is trained between its passes is captured once."""
     model, x = network(), images()
     for _ in range(5):
         change_in_place(model)
+        change_statistics(model)
+        assert_close(graphs.replay(model, x), model(x))
+    assert len(made) == 1
+
+
+def test_a_changed_network_is_captured_when_its_pass_comes_again(made):
+    model, x = network(), images()
+    for _ in range(5):
+        change_data(model)
         assert_close(graphs.replay(model, x), model(x))
     assert made == []
 
@@ -193,6 +208,106 @@ def test_layers_that_may_do_anything_are_not_captured(layer, made):
     assert made == []
 
 
+class Transformer(nn.Module):
+    """A layer of torch with an activation of choice."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, activation=activation)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+Transformer.__module__ = "torch.nn.own"
+
+
+def of_the_user(x):
+    return x + 1
+
+
+@wraps(F.relu)
+def in_the_name_of_torch(x):
+    return x + 1
+
+
+class Callable:
+    def __call__(self, x):
+        return x + 1
+
+
+@pytest.mark.parametrize(
+    ("activation", "known"),
+    [
+        (F.relu, True),
+        (F.gelu, True),
+        (torch.tanh, True),
+        (of_the_user, False),
+        (in_the_name_of_torch, False),
+        (partial(F.gelu), False),
+        (Callable(), False),
+        (Callable().__call__, False),
+    ],
+    ids=str,
+)
+def test_only_functions_of_torch_and_these_packages_are_captured(activation, known, made):
+    model = Transformer(activation).eval()
+    replay_thrice(model, torch.randn(3, 2, 4))
+    assert len(made) == known
+
+
+def test_attributes_that_a_graph_would_not_follow_are_not_captured(made):
+    """A method that was replaced, a tensor, a layer that is not registered, and a tensor on another device."""
+    models = [network() for _ in range(4)]
+    models[0][0]._conv_forward = lambda x, weight, bias: x[:, :1, 1:-1, 1:-1].repeat(1, 4, 1, 1)
+    models[1][0].scale = torch.ones(1)
+    object.__setattr__(models[2], "helper", nn.ReLU())
+    models[3].register_buffer("elsewhere", torch.empty(1, device="meta"))
+    for model in models:
+        replay_thrice(model, images())
+    assert made == []
+
+
+def test_a_network_with_a_function_that_holds_it_is_not_kept_alive(made):
+    model = network()
+    model.answer = partial(graphs.replay, model)
+    replay_thrice(model, images())
+    dead = weakref.ref(model)
+    del model
+    gc.collect()
+    assert dead() is None
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated")  # torch uses it itself in forward mode
+def test_nothing_is_captured_or_replayed_under_transforms_forward_mode_or_cached_parametrizations(made):
+    """There inputs carry more than their numbers, or weights live for a while only."""
+    model, x = network(), images()
+    parametrizations.orthogonal(model[3][0])
+
+    def dual_level():
+        with forward_ad.dual_level():
+            out = graphs.replay(model, forward_ad.make_dual(x, torch.ones_like(x)))
+            assert forward_ad.unpack_dual(out).tangent is not None
+
+    def cached():
+        with parametrize.cached():
+            graphs.replay(model, x)
+
+    def everything():
+        for _ in range(3):
+            dual_level()
+            cached()
+            torch.func.jvp(partial(graphs.replay, model), (x,), (x,))
+            torch.vmap(partial(graphs.replay, model))(x[None])
+
+    everything()
+    assert made == []
+    replay_thrice(model, x)
+    replays = made[0].replays
+    everything()
+    assert (len(made), made[0].replays) == (1, replays)
+
+
 @pytest.mark.unchecked
 def test_compiled_networks_are_not_captured(made):
     whole, inner = torch.compile(network(), backend="eager"), network()
@@ -202,11 +317,13 @@ def test_compiled_networks_are_not_captured(made):
     assert made == []
 
 
-def test_tensors_of_inference_mode_are_not_captured(made):
+def test_tensors_of_inference_mode_may_change_in_place(made):
     with torch.inference_mode():
-        model = network()
+        model = network().requires_grad_(False)
         replay_thrice(model, images())
-    assert made == []
+        change_in_place(model)
+        replay_thrice(model, images())
+    assert len(made) == 1
 
 
 class Plain(TorchDispatchMode):
@@ -257,6 +374,32 @@ def test_settings_of_torch_are_part_of_the_kind_of_pass(made, monkeypatch):
     assert len(made) == 8
 
 
+@pytest.mark.parametrize(
+    ("turn", "on", "off"),
+    [
+        (torch.set_default_dtype, torch.float32, torch.float64),
+        (cuda.enable_flash_sdp, True, False),
+        (cuda.enable_math_sdp, True, False),
+        (cuda.enable_mem_efficient_sdp, True, False),
+        (cuda.enable_cudnn_sdp, True, False),
+        (cuda.allow_fp16_bf16_reduction_math_sdp, False, True),
+        (torch.backends.mha.set_fastpath_enabled, True, False),
+        (partial(setattr, cuda.matmul, "allow_fp16_accumulation"), False, True),
+        (partial(setattr, cuda.matmul, "allow_fp16_reduced_precision_reduction"), True, False),
+        (partial(setattr, cuda.matmul, "allow_bf16_reduced_precision_reduction"), True, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
+)
+def test_switches_are_part_of_the_kind_of_pass(turn, on, off):
+    before = graphs.kind_of_pass((None,))
+    turn(off)
+    try:
+        assert graphs.kind_of_pass((None,)) != before
+    finally:
+        turn(on)
+    assert graphs.kind_of_pass((None,)) == before
+
+
 @pytest.mark.parametrize("name", ["high", "fp32_precision"])
 def test_precision_is_part_of_the_kind_of_pass(name, made, monkeypatch):
     model, x = network(), images()
@@ -283,21 +426,70 @@ def test_kinds_of_passes_are_bounded_and_those_that_come_once_are_forgotten_firs
     assert [graph.shape[0] for graph in made] == list(range(1, graphs.KINDS + 1))
 
 
-def test_a_capture_that_fails_is_told_once(made, monkeypatch):
-    class Failing:
-        def __init__(self, *_):
-            try:
-                raise ValueError("this layer looks at numbers")
-            finally:
-                raise RuntimeError("operation failed due to a previous error")
+def end_captures_with(reason, monkeypatch):
+    """As torch does: an error in a capture becomes the context of a second one."""
 
-    monkeypatch.setattr(graphs, "Graph", Failing)
+    def fail(*_):
+        try:
+            raise reason
+        finally:
+            raise RuntimeError("operation failed due to a previous error")
+
+    monkeypatch.setattr(graphs, "Graph", fail)
+
+
+def test_a_capture_that_fails_is_told_once_and_tried_again_when_forgotten(made, monkeypatch):
+    model, x = network(), images()
+    with monkeypatch.context() as patch:
+        end_captures_with(ValueError("this layer looks at numbers"), patch)
+        graphs.replay(model, x)
+        with pytest.warns(UserWarning, match="no CUDA graph can be made of this Sequential.*: this layer looks at numbers"):
+            assert_close(graphs.replay(model, x), model(x))
+        replay_thrice(model, x)
+        assert model not in graphs.PASSES
+    replay_thrice(model, x)
+    assert made == []
+    graphs.forget(model)
+    replay_thrice(model, x)
+    assert len(made) == 1
+
+
+def test_a_capture_without_enough_memory_is_tried_again(made, monkeypatch):
+    model, x = network(), images()
+    with monkeypatch.context() as patch:
+        end_captures_with(torch.OutOfMemoryError("out of memory"), patch)
+        replay_thrice(model, x)
+        replay_thrice(model, x)
+    replay_thrice(model, x)
+    assert len(made) == 1
+
+
+def test_an_interrupted_capture_ends_the_call(made, monkeypatch):
+    end_captures_with(KeyboardInterrupt(), monkeypatch)
     model, x = network(), images()
     graphs.replay(model, x)
-    with pytest.warns(UserWarning, match="no CUDA graph can be made of this Sequential.*: this layer looks at numbers"):
-        assert_close(graphs.replay(model, x), model(x))
+    with pytest.raises(KeyboardInterrupt):
+        graphs.replay(model, x)
+    assert model not in graphs.REFUSED
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_capture_that_ends_early_releases_the_generator(error, monkeypatch):
+    generator = MagicMock()
+    monkeypatch.setattr(torch, "cuda", MagicMock(default_generators={None: generator}))
+    with pytest.raises(error):
+        graphs.Graph(MagicMock(side_effect=[None, error]), (images(),), None)
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())
+
+
+def test_forgotten_graphs_are_dropped(made):
+    model, x = network(), images()
     replay_thrice(model, x)
+    graphs.forget(model)
     assert model not in graphs.PASSES
+    graphs.forget(model)
+    replay_thrice(model, x)
+    assert len(made) == 2
 
 
 def test_a_mask_may_be_missing(made):

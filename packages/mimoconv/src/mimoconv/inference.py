@@ -63,7 +63,10 @@ def predict(
     images = prepare_images(model, images)
     parts = torch.split(slots.group(images, n), passes_at_once)
     answering = in_eval_mode(model)
-    logits = [graphs.replay(answering, part) if len(part) <= REPLAYED_PASSES else answering(part) for part in parts]
+    logits = [
+        graphs.replay(model, part) if answering is model and len(part) <= REPLAYED_PASSES else answering(part)
+        for part in parts  # graphs of a copy would be dropped with it
+    ]
     return slots.ungroup(torch.cat(logits), len(images))
 
 

@@ -67,10 +67,9 @@ def predict(
     answering = in_eval_mode(model)
 
     def answer(tokens: Tensor, mask: Tensor | None) -> Tensor:
-        few = (
-            tokens.numel() <= REPLAYED_TOKENS and tokens.shape[-1] <= model.config.max_length
-        )  # longer ones are checked by Python
-        return graphs.replay(answering, tokens, mask) if few else answering(tokens, mask)
+        few = tokens.numel() <= REPLAYED_TOKENS and tokens.shape[-1] <= model.config.max_length  # Python checks longer ones
+        replayed = few and answering is model  # graphs of a copy would be dropped with it
+        return graphs.replay(model, tokens, mask) if replayed else answering(tokens, mask)
 
     logits = [
         answer(groups[start : start + at_once], None if masks is None else masks[start : start + at_once])

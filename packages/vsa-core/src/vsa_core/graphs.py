@@ -1,10 +1,12 @@
 """Replay a network's passes on a GPU as CUDA graphs, which launch all kernels of a pass at once instead of one by one.
 
 A graph is captured when a kind of pass comes for the second time: inputs of the same shapes, the same autocast and precision, and
-a network that has not changed since. After any change of the network this starts anew, so replays compute what the network would.
-`disabled` turns all of it off.
+a network that has not changed since. Graphs read weights where they are, so changes in place, as by an optimizer, count at once;
+after any other change this starts anew. So replays compute what the network would. Graphs keep their memory until a pass that
+could be replayed sees that the network has changed, or until `forget`. `disabled` turns all of it off.
 """
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,24 +20,37 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.backends import cuda
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vsa_core.modules import every_layer
 
-__all__ = ["disabled", "replay"]
+__all__ = ["disabled", "forget", "replay"]
 
 PACKAGES = ("torch.nn.", "torchvision.", "vsa_core.", "mimoconv.", "mimoformer.")
 """Where layers come from whose passes differ only in the numbers in their tensors; networks with others are not captured."""
 KINDS = 16
 """Most kinds of passes that are remembered of a network."""
-ON_HOST = {"forward", "_compiled_call_impl"}
-"""Attributes of a layer that was given other code than its class has."""
+SWITCHES = (
+    torch.get_default_dtype,
+    torch.are_deterministic_algorithms_enabled,
+    cuda.flash_sdp_enabled,
+    cuda.math_sdp_enabled,
+    cuda.mem_efficient_sdp_enabled,
+    cuda.cudnn_sdp_enabled,
+    cuda.fp16_bf16_reduction_math_sdp_allowed,
+    torch.backends.mha.get_fastpath_enabled,
+)
+"""Settings of torch that choose kernels."""
+MATMUL = ("allow_fp16_accumulation", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+"""Settings of matrix products; not every release of torch has them all."""
 Inputs = tuple[Tensor | None, ...]
 """Tensors, or None for a mask that is not given."""
 BuiltIn = tuple[list[Any], list[Any]]
-"""Classes and attributes of all layers, the same objects as long as nothing changes; and the places, layouts and versions of all
-tensors."""
+"""Classes and attributes of all layers, the same objects as long as nothing changes; and places and layouts of all tensors."""
 ENABLED = ContextVar("ENABLED", default=True)
 LOCK = threading.RLock()
 """Held while a pass is captured or launched: graphs share memory."""
@@ -43,7 +58,12 @@ LOCK = threading.RLock()
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Let every pass run kernel by kernel, in this thread and within this context."""
+    """Let every pass run kernel by kernel, in this thread and within this context; graphs made so far stay.
+
+    >>> with disabled():
+    ...     replay(nn.ReLU().eval(), torch.tensor([-1.0, 1.0]))
+    tensor([0., 1.])
+    """
     token = ENABLED.set(False)
     try:
         yield
@@ -51,12 +71,23 @@ def disabled() -> Iterator[None]:
         ENABLED.reset(token)
 
 
+def forget(model: nn.Module) -> None:
+    """Drop a model's graphs and free their memory; its next passes start anew, also if a capture failed before."""
+    with LOCK:
+        PASSES.pop(model, None)
+        REFUSED.discard(model)
+
+
 @torch.no_grad()
 def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
     """Return `model(*inputs)` without gradients, on a GPU from a CUDA graph if this kind of pass has come before.
 
     The model must be in eval mode. It runs kernel by kernel where a graph might not compute the same: if it has hooks, parts that
-    are compiled, or layers that are not from torch, torchvision or these packages. If a capture fails, a warning says why.
+    are compiled, tensors that are plain attributes or on another device, layers or functions that are not from torch, torchvision
+    or these packages; and under function transforms, forward-mode differentiation and `parametrize.cached`. There, as in
+    `model(*inputs)`, autocast may use casts of weights from before a change in place within its block; replays never do.
+
+    If a capture fails, a warning says why, and no other is tried until `forget`; if memory ran out, a later pass tries again.
     """
     found = built_in(model) if can_replay(inputs) and model not in REFUSED else None
     if found is not None:
@@ -73,22 +104,25 @@ def find_graph(model: nn.Module, found: BuiltIn, inputs: Inputs) -> "Graph | Non
     passes = PASSES.get(model)
     if passes is None or not same(passes.built_in, found):
         PASSES.pop(model, None)
-        if not can_capture(model):
+        if not can_capture(model, inputs):
             REFUSED.add(model)
             return None
         passes = PASSES[model] = Passes(found)
     try:
         return passes.graph(model, inputs)
     except RuntimeError as error:
-        REFUSED.add(model)
         PASSES.pop(model, None)
         reason = error.__context__ or error  # what ended the capture
-        warnings.warn(f"no CUDA graph can be made of this {type(model).__name__}, which runs without: {reason}", stacklevel=4)
+        if not isinstance(reason, Exception):  # such as KeyboardInterrupt
+            raise reason from None
+        if not isinstance(reason, torch.OutOfMemoryError):
+            REFUSED.add(model)
+            warnings.warn(f"no CUDA graph can be made of this {type(model).__name__}, which runs without: {reason}", stacklevel=1)
         return None
 
 
 def can_replay(inputs: Inputs) -> bool:
-    """Tell whether inputs are on a GPU, and nothing looks at single operations, such as a compiler or a counter of operations."""
+    """Tell whether inputs are on a GPU, operations run as they are, and nothing looks at single ones, such as a compiler."""
     return (
         ENABLED.get()
         and on_gpu(inputs)
@@ -96,6 +130,9 @@ def can_replay(inputs: Inputs) -> bool:
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not is_in_torch_dispatch_mode()
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not parametrize._cache_enabled  # its tensors are freed afterwards
     )
 
 
@@ -105,27 +142,39 @@ def on_gpu(inputs: Inputs) -> bool:
     return plain and torch.version.cuda is not None and not torch.cuda.is_current_stream_capturing()
 
 
-def can_capture(model: nn.Module) -> bool:
-    """Tell whether all layers are from `PACKAGES`, with the code of their classes, and all tensors plain ones."""
-    layers = every_layer(model)
+def device_of(inputs: Inputs) -> torch.device:
+    """Return the device of the first tensor."""
+    return next(x.device for x in inputs if x is not None)
+
+
+def can_capture(model: nn.Module, inputs: Inputs) -> bool:
+    """Tell whether all layers and their functions are from `PACKAGES`, and all tensors plain ones on the device of the inputs."""
+    layers, device = every_layer(model), device_of(inputs)
     tensors = (*model.parameters(), *model.buffers())
-    return all(type(layer).__module__.startswith(PACKAGES) and ON_HOST.isdisjoint(vars(layer)) for layer in layers) and all(
-        type(tensor) in (Tensor, nn.Parameter) for tensor in tensors
-    )
+    return all(
+        type(layer).__module__.startswith(PACKAGES) and all(map(is_known, vars(layer).values())) for layer in layers
+    ) and all(type(tensor) in (Tensor, nn.Parameter) and tensor.device == device for tensor in tensors)
+
+
+def is_known(value: Any) -> bool:
+    """Tell whether an attribute is not a tensor, and runs no code but that of a class or a function from torch or `PACKAGES`."""
+    if isinstance(value, type) or not (callable(value) or isinstance(value, Tensor)):
+        return True
+    home, name = getattr(value, "__module__", None), getattr(value, "__name__", "")
+    found = getattr(sys.modules.get(home or ""), name, None)  # a function around another one may only carry its name
+    return found is value and f"{home}.".startswith(("torch.", *PACKAGES))
 
 
 def built_in(model: nn.Module) -> BuiltIn | None:
-    """Return all that a graph of this model builds in; None if hooks run at every pass, or changes would go unnoticed."""
+    """Return all that a graph of this model builds in; None if hooks run at every pass."""
     layers = every_layer(model)
     own = [vars(layer) for layer in layers]
     if any(each["_forward_hooks"] or each["_forward_pre_hooks"] for each in own):
         return None
     parts = [part for each in own for part in (each["_parameters"], each["_buffers"]) if part]
     tensors = [tensor for tensor in chain.from_iterable(part.values() for part in parts) if tensor is not None]
-    if any(map(Tensor.is_inference, tensors)):  # whose versions are not counted
-        return None
     attributes = [*map(type, layers), *chain.from_iterable(each.values() for each in own)]
-    views = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("_version", "dtype"))
+    views = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype"))
     return attributes, [list(map(view, tensors)) for view in views]
 
 
@@ -138,11 +187,13 @@ def kind_of_pass(inputs: Inputs) -> tuple[Any, ...]:
     """Return all but the model that a graph builds in: layouts of the inputs, and torch's settings."""
     layouts = tuple(None if x is None else (x.device, x.dtype, x.shape, x.stride()) for x in inputs)
     cudnn = torch.backends.cudnn
-    settings = (torch.are_deterministic_algorithms_enabled(), cudnn.enabled, cudnn.deterministic, cudnn.benchmark)
+    switches = [switch() for switch in SWITCHES]
+    matmul = [getattr(cuda.matmul, name, None) for name in MATMUL]
+    settings = (*switches, *matmul, cudnn.enabled, cudnn.deterministic, cudnn.benchmark)
     try:
         precision = (torch.get_float32_matmul_precision(), cudnn.allow_tf32)
     except RuntimeError:  # it was set by torch's newer names, which the older ones then refuse to tell
-        precision = (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+        precision = (cuda.matmul.fp32_precision, cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
     return layouts, settings, precision, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
@@ -180,7 +231,7 @@ class Graph:
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, pool: Any) -> None:
-        self.device = next(x.device for x in inputs if x is not None)
+        self.device = device_of(inputs)
         autocast, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with (
             torch.cuda.device(self.device),
@@ -195,7 +246,7 @@ class Graph:
                 with torch.cuda.graph(self.graph, pool, stream, "thread_local"):  # other threads may use the GPU meanwhile
                     self.inputs = tuple(None if x is None else torch.empty_like(x) for x in inputs)
                     self.output: Tensor = model(*self.inputs)
-            except RuntimeError:
+            except BaseException:
                 generator = torch.cuda.default_generators[self.device.index]
                 generator.graphsafe_set_state(generator.clone_state())  # otherwise torch takes it to be captured for ever
                 raise

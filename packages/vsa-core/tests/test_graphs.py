@@ -248,7 +248,6 @@ class Callable:
         (Callable(), False),
         (Callable().__call__, False),
     ],
-    ids=str,
 )
 def test_only_functions_of_torch_and_these_packages_are_captured(activation, known, made):
     model = Transformer(activation).eval()
@@ -388,7 +387,6 @@ def test_settings_of_torch_are_part_of_the_kind_of_pass(made, monkeypatch):
         (partial(setattr, cuda.matmul, "allow_fp16_reduced_precision_reduction"), True, False),
         (partial(setattr, cuda.matmul, "allow_bf16_reduced_precision_reduction"), True, False),
     ],
-    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_switches_are_part_of_the_kind_of_pass(turn, on, off):
     before = graphs.kind_of_pass((None,))

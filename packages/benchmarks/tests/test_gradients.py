@@ -41,7 +41,7 @@ RUNS = {
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-class OnCpu:
+class OnCpu(CudaGraphs):
     """What CUDA graphs do, without a GPU: recording changes nothing, and a replay writes into the tensors of the recording."""
 
     def __init__(self, network):

@@ -471,6 +471,7 @@ def test_an_interrupted_capture_ends_the_call(made, monkeypatch):
     assert model not in graphs.REFUSED
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_capture_that_ends_early_releases_the_generator(error, monkeypatch):
     generator = MagicMock()

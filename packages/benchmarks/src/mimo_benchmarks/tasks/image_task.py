@@ -100,7 +100,8 @@ class ImageTask(Task):
         shape = (count, model.in_channels, model.image_size, model.image_size)
         images = torch.randint(256, shape, generator=generator).to(torch.uint8)
         split = Split(images=images, labels=torch.randint(model.num_classes, (count,), generator=generator))
-        return cls(name="random", train=split, test=split, class_names=numbered(model.num_classes))
+        channels, names = model.in_channels, numbered(model.num_classes)
+        return cls(name="random", train=split, test=split, class_names=names, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 def numbered(classes: int) -> tuple[str, ...]:

@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mimoconv.gpu import runs_triton
+from vsa_core.modules import is_plain_autograd
 
 __all__ = ["norm_act", "norm_act_skip"]
 
@@ -70,12 +69,6 @@ def may_fuse(x: Any) -> bool:
 def has_kernels(x: Tensor) -> bool:
     """Tell whether there is Triton and a tensor is on a GPU that it compiles for."""
     return x.is_cuda and runs_triton(x.device)
-
-
-def is_plain_autograd() -> bool:
-    """Tell whether operators run as they are: no vmap or other transform, forward mode or dispatch mode."""
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return not transformed and _get_current_dispatch_mode() is None
 
 
 def fits_kernels(norm: nn.Module, act: nn.Module | None, x: Tensor) -> bool:

@@ -20,13 +20,11 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.backends import cuda
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from vsa_core.modules import every_layer
+from vsa_core.modules import every_layer, is_plain_autograd
 
 __all__ = ["disabled", "forget", "replay"]
 
@@ -128,10 +126,8 @@ def can_replay(inputs: Inputs) -> bool:
         and on_gpu(inputs)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not is_in_torch_dispatch_mode()
+        and is_plain_autograd()
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
         and not parametrize._cache_enabled  # its tensors are freed afterwards
     )
 

@@ -7,10 +7,22 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vsa_core import checks, hadamard, hrr, mbat, superposition
 
-__all__ = ["Algebra", "Binding", "HRRBinding", "HadamardBinding", "MBATBinding", "eval_copy", "every_layer", "in_eval_mode"]
+__all__ = [
+    "Algebra",
+    "Binding",
+    "HRRBinding",
+    "HadamardBinding",
+    "MBATBinding",
+    "eval_copy",
+    "every_layer",
+    "in_eval_mode",
+    "is_plain_autograd",
+]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -97,6 +109,12 @@ def every_layer(model: nn.Module) -> list[nn.Module]:
                 known.add(part)
                 layers.append(part)
     return layers
+
+
+def is_plain_autograd() -> bool:
+    """Tell whether operators run as they are: no vmap or other transform, forward mode or dispatch mode."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not transformed and not is_in_torch_dispatch_mode()
 
 
 def eval_copy(model: Module) -> Module:

@@ -129,7 +129,7 @@ class Gradients:
         seed = seed_sequence(self.training.config.seed, step, "dropout", self.feed.rank).generate_state(1)[0]
         torch.manual_seed(int(seed))
         if self.recorder is None:
-            self.run(self.feed.draw(step))
+            self.compute(self.feed.draw(step))
         else:
             with self.recorder.stream():
                 self.run_or_replay(self.feed.draw(step, few_lengths=True), self.recorder)
@@ -139,29 +139,20 @@ class Gradients:
 
     def run_or_replay(self, drawn: Drawn, recorder: CudaGraphs) -> None:
         """Compute the gradients of a step: by a replay, if steps of its kind have come before."""
-        kind = shapes(drawn)
+        kind, drawn = shapes(drawn), on_gpu(drawn, self.accelerator.device)
         if kind not in self.recorded:
             self.recorded[kind] = None
-            self.run(drawn)
+            self.compute(drawn)
             return
         recorded = self.recorded[kind]
         if recorded is None:
-            static = drawn._replace(items=drawn.items.to(self.accelerator.device), key=drawn.key.to(self.accelerator.device))
-            replay = recorder.record(lambda: self.compute(static))
-            recorded = self.recorded[kind] = Recorded(static, replay, [parameter.grad for parameter in self.parameters])
-        for name in ("items", "key"):
-            place = getattr(recorded.static, name)
-            place.copy_(to_device(getattr(drawn, name), place.device))
+            replay = recorder.record(lambda: self.compute(drawn))
+            recorded = self.recorded[kind] = Recorded(drawn, replay, [parameter.grad for parameter in self.parameters])
+        recorded.static.items.copy_(drawn.items)
+        recorded.static.key.copy_(drawn.key)
         recorded.replay()
         for parameter, gradient in zip(self.parameters, recorded.gradients, strict=True):
             parameter.grad = gradient
-
-    def run(self, drawn: Drawn) -> None:
-        """Compute the gradients of a step as usual."""
-        if self.recorder:  # as in a replay
-            device = self.accelerator.device
-            drawn = drawn._replace(items=to_device(drawn.items, device), key=to_device(drawn.key, device))
-        self.compute(drawn)
 
     def compute(self, drawn: Drawn) -> None:
         """Compute the gradients of a step of this process and, in `measured`, its loss and accuracy."""
@@ -207,9 +198,10 @@ def shapes(drawn: Drawn) -> tuple[int, int | None, int]:
     return drawn.n, drawn.length, len(drawn.items)
 
 
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device, without waiting for a GPU."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+def on_gpu(drawn: Drawn, device: torch.device) -> Drawn:
+    """Return what was drawn on the CPU with its tensors on a GPU, without waiting for it."""
+    items, key = (values.pin_memory() if device.type == "cuda" else values for values in (drawn.items, drawn.key))
+    return drawn._replace(items=items.to(device, non_blocking=True), key=key.to(device, non_blocking=True))
 
 
 def average_over_processes(tensors: Sequence[Tensor], accelerator: Accelerator) -> None:

@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 import sys
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimo_benchmarks.environment import environment
-from mimo_benchmarks.evaluation.rates import device_peak
+from mimo_benchmarks.evaluation.rates import device_peak, kernel_seconds
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.find import find_preset
 from mimo_benchmarks.settings import RunConfig
@@ -74,7 +73,7 @@ class Ours:
     """Steps of a preset, as training takes them."""
 
     def __init__(self, name: str, config: RunConfig, accelerator: Any) -> None:
-        self.name, self.config, self.accelerator = name, config, accelerator
+        self.name, self.accelerator = name, accelerator
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         torch.manual_seed(0)
@@ -83,7 +82,7 @@ class Ours:
         rank = accelerator.process_index if accelerator.num_processes > 1 else 0
         self.feed = Feed(task, config, rank, accelerator.num_processes)
         self.training = Training(build(config.model), config, accelerator)
-        self.gradients, self.step = Gradients(self.training, self.feed, accelerator), 0
+        self.gradients = Gradients(self.training, self.feed, accelerator)
         for _ in range(3):  # runs, records and replays each n
             self.run()
         torch.cuda.synchronize()
@@ -217,14 +216,8 @@ def milliseconds(ways: list[Any], rounds: int, accelerator: Accelerator) -> list
 
 def profile(way: Ours) -> list[dict[str, Any]]:
     """List the kernels of a round by the time they take, in milliseconds per step."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-        way.run()
-        torch.cuda.synchronize()
-    kernels: dict[str, list[float]] = defaultdict(list)
-    for event in found.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            kernels[event.name].append(event.time_range.elapsed_us() / 1e3 / STEPS)
-    rows = [{"kernel": name, "calls": len(each) / STEPS, "ms": sum(each)} for name, each in kernels.items()]
+    kernels = kernel_seconds(way.run, 1).items()
+    rows = [{"kernel": name, "calls": len(each) / STEPS, "ms": 1e3 * sum(each) / STEPS} for name, each in kernels]
     return sorted(rows, key=lambda row: -float(row["ms"]))
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ Candidate = tuple[Network, nn.Module, int]
 """A network, its module in eval mode, and its n."""
 WARMUP = 5
 """Passes that warm up the device before those that are timed."""
+CALLS = 10
+"""Calls whose kernels are timed one by one, on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +92,17 @@ def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup
             yield time.perf_counter() - before
 
 
-def kernel_seconds(call: Callable[[], Any], calls: int = 10) -> float:
-    """Return the seconds that all kernels and copies of a call take on the GPU, added up; the mean of some calls."""
-    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+def kernel_seconds(call: Callable[[], Any], calls: int) -> dict[str, list[float]]:
+    """Return the seconds of all kernels and copies of some calls on the GPU, by name."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
         for _ in range(calls):
             call()
         torch.cuda.synchronize()
-    on_gpu = [event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[attr-defined]
-    return sum(event.time_range.elapsed_us() for event in on_gpu) / calls / 1e6
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for event in found.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:  # type: ignore[attr-defined]
+            seconds[event.name].append(event.time_range.elapsed_us() / 1e6)
+    return seconds
 
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
@@ -196,8 +202,10 @@ def measure(
                 after_call()
         low, median, high = quartiles(record)
         used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        with autocast(device, precision):
-            kernels = kernel_seconds(lambda: network.predict(run, x, n)) if device.type == "cuda" else None
+        kernels = None
+        if device.type == "cuda":
+            with torch.inference_mode(), autocast(device, precision):
+                kernels = sum(map(sum, kernel_seconds(lambda: network.predict(run, x, n), CALLS).values())) / CALLS
         return Timing(median=median, low=low, high=high, peak_bytes=used, kernels=kernels)
 
     with warnings.catch_warnings(), memory_for(f"{passes} passes with n = {n}", "give fewer --passes"):

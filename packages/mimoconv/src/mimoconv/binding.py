@@ -34,12 +34,12 @@ class PositionwiseHRR(nn.Module):
     def forward(self, x: Float[Tensor, "b n dim h w"]) -> Float[Tensor, "b dim h w"]:
         # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel. Both steps are linear, so one 1x1 convolution with the
         # keys' circulants side by side does them, without storing n bound maps.
-        weight = rearrange(self.matrices(int(x.shape[1])), "n out dim -> out (n dim) 1 1")
-        if x.stride(2) == 1:  # channels come last in memory, and so they do in the result
-            side_by_side = rearrange(x, "b n dim h w -> b h w (n dim)").permute(0, 3, 1, 2)
-        else:
-            side_by_side = rearrange(x, "b n dim h w -> b (n dim) h w")
-        return F.conv2d(side_by_side, weight)
+        matrices = self.matrices(int(x.shape[1]))
+        if x.stride(2) != 1:
+            return F.conv2d(x.flatten(1, 2), rearrange(matrices, "n out dim -> out (n dim) 1 1"))
+        # Channels come last in memory, and so they do in the result. A third axis of the convolution spares copying the maps.
+        weight = rearrange(matrices, "n out dim -> out n 1 1 dim").permute(0, 4, 1, 2, 3)
+        return F.conv3d(x.transpose(1, 2), weight).squeeze(2).contiguous(memory_format=torch.channels_last)
 
     def extra_repr(self) -> str:
         return f"capacity={self.keys.shape[0]}, dim={self.keys.shape[1]}, trainable={self.keys.requires_grad}"

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
 from mimoconv.binding import PositionwiseHRR, Unbinding
-from mimoconv.blocks import Block, body
+from mimoconv.blocks import Block, bias_as_channel, body
 from mimoconv.statistics_per_n import StatisticsPerN
 from vsa_core import hrr, slots
 
@@ -45,6 +45,14 @@ def test_bind_and_bundle_equal_the_loop_over_slots(capacity, n, layout, dim=6):
     found = binding(x)
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 3), (5, 3)])
+def test_a_bias_may_be_a_channel(kernel):
+    images, bias = torch.randn(2, 3, 6, 7, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    weight = torch.randn(4, 3, *kernel, dtype=torch.float64)
+    found = F.conv2d(*bias_as_channel(images, weight, bias), padding="same")
+    assert_close(found, F.conv2d(images, weight, bias, padding="same"), rtol=1e-12, atol=1e-12)
 
 
 @every_n

@@ -3,14 +3,16 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimoconv.config import Init, NetworkConfig
 from mimoconv.fused_norm import is_watched, may_fuse, norm_act, norm_act_skip
 
-__all__ = ["Block", "Layers", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
+__all__ = ["Block", "Layers", "bias_as_channel", "body", "conv", "fold_stem", "is_stem_foldable", "stem"]
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "relu": lambda _: nn.ReLU(),
@@ -95,6 +97,15 @@ def fold_stem(stem: nn.Module) -> tuple[Float[Tensor, "dim c kh kw"], Float[Tens
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight, bias = weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
     return weight, bias
+
+
+def bias_as_channel(
+    images: Float[Tensor, "b c h w"], weight: Float[Tensor, "out c kh kw"], bias: Float[Tensor, " out"]
+) -> tuple[Float[Tensor, "b c+1 h w"], Float[Tensor, "out c+1 kh kw"]]:
+    """Return images with a channel of ones, and filters whose centres there are the bias, for a convolution without one."""
+    height, width = (size // 2 for size in weight.shape[2:])
+    centres = F.pad(bias[:, None, None, None], (width, width, height, height))
+    return F.pad(images, (0, 0, 0, 0, 0, 1), value=1), torch.cat([weight, centres], 1)
 
 
 class Block(nn.Module):

@@ -69,10 +69,12 @@ class MIMOConv(Superposed):
         bias = einsum(keys, bias, "n out dim, dim -> out")
         images = rearrange(x, "b n c h w -> b (n c) h w")
         weight = rearrange(weight, "out n c kh kw -> out (n c) kh kw")
+        if x.is_cuda:  # there adding a bias takes a pass over all maps
+            images, weight = blocks.bias_as_channel(images, weight, bias)
         first = self.body.module.get_submodule("stage1.0.conv1").weight
         if isinstance(first, Tensor) and not first.is_contiguous():  # then the body's maps have channels last in memory
             weight = weight.to(memory_format=torch.channels_last)
-        return F.conv2d(images, weight, bias, padding="same")
+        return F.conv2d(images, weight, None if x.is_cuda else bias, padding="same")
 
     def extra_repr(self) -> str:
         return size_repr(self.config)

@@ -129,28 +129,28 @@ def put_a_forward_in_place(model):
     model[2].forward = torch.tanh
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        change_in_place,
-        change_data,
-        transpose_data,
-        slice_data,
-        assign,
-        change_layout,
-        change_statistics,
-        replace_a_buffer,
-        replace_a_layer,
-        replace_a_deep_layer,
-        take_a_layer_out,
-        change_an_attribute,
-        change_a_class,
-        change_mode,
-        add_a_hook,
-        add_a_hook_before,
-        put_a_forward_in_place,
-    ],
-)
+CHANGES = [
+    change_in_place,
+    change_data,
+    transpose_data,
+    slice_data,
+    assign,
+    change_layout,
+    change_statistics,
+    replace_a_buffer,
+    replace_a_layer,
+    replace_a_deep_layer,
+    take_a_layer_out,
+    change_an_attribute,
+    change_a_class,
+    change_mode,
+    add_a_hook,
+    add_a_hook_before,
+    put_a_forward_in_place,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_any_change_of_the_network_is_noticed(change, made):
     model, x = network(), images()
     replay_thrice(model, x)
@@ -158,6 +158,28 @@ def test_any_change_of_the_network_is_noticed(change, made):
     change(model)
     assert model(x).shape != before.shape or not torch.allclose(model(x), before)
     replay_thrice(model, x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_of_a_network_on_a_gpu_is_noticed(change):
+    """Also of weights whose memory a graph still reads."""
+    model, x = network().cuda(), images().cuda()
+    replay_thrice(model, x)
+    assert any(graphs.PASSES[model].graphs.values())
+    change(model)
+    torch.cuda.empty_cache()
+    replay_thrice(model, x)
+
+
+def test_a_replay_does_not_wait_until_the_network_has_been_looked_at(made, monkeypatch):
+    model, x = network(), images()
+    replay_thrice(model, x)
+    looked, built_in = [], graphs.built_in
+    monkeypatch.setattr(graphs, "built_in", lambda model: looked.append(made[0].replays) or built_in(model))
+    replays = made[0].replays
+    graphs.replay(model, x)
+    assert looked == [replays + 1] == [made[0].replays]
 
 
 def test_changes_in_place_need_no_new_graph(made):

@@ -2,8 +2,9 @@
 
 A graph is captured when a kind of pass comes for the second time: inputs of the same shapes, the same autocast and precision, and
 a network that has not changed since. Graphs read weights where they are, so changes in place, as by an optimizer, count at once;
-after any other change this starts anew. So replays compute what the network would. Graphs keep their memory until a pass that
-could be replayed sees that the network has changed, or until `forget`. `disabled` turns all of it off.
+after any other change this starts anew. So replays compute what the network would. Whether it has changed is seen while a replay
+runs already, whose result is dropped if so. Graphs keep their memory, and that of the weights they read, until a pass that could
+be replayed sees such a change, or until `forget`. `disabled` turns all of it off.
 """
 
 import sys
@@ -49,6 +50,8 @@ Inputs = tuple[Tensor | None, ...]
 """Tensors, or None for a mask that is not given."""
 BuiltIn = tuple[list[Any], list[Any]]
 """Classes and attributes of all layers, the same objects as long as nothing changes; and places and layouts of all tensors."""
+Kind = tuple[Any, ...]
+"""All but the model that a graph builds in."""
 ENABLED = ContextVar("ENABLED", default=True)
 LOCK = threading.RLock()
 """Held while a pass is captured or launched: graphs share memory."""
@@ -87,17 +90,24 @@ def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
 
     If a capture fails, a warning says why, and no other is tried until `forget`; if memory ran out, a later pass tries again.
     """
-    found = built_in(model) if can_replay(inputs) and model not in REFUSED else None
-    if found is not None:
+    if can_replay(inputs) and model not in REFUSED:
         with LOCK, torch.inference_mode(False), torch.no_grad():  # a graph's own tensors may be written in any mode
-            graph = find_graph(model, found, inputs)
+            passes, kind = PASSES.get(model), kind_of_pass(inputs)
+            known = passes.graphs.get(kind) if passes else None
+            early = known.replay(inputs) if known else None  # what follows takes about as long as a small network
+            found = built_in(model)
+            if early is not None:
+                if found and passes and same(passes.built_in, found):
+                    return early
+                early.cpu()  # waits, as a graph must not be dropped while it runs
+            graph = find_graph(model, found, kind, inputs) if found else None
             if graph is not None:
                 return graph.replay(inputs)
     out: Tensor = model(*inputs)
     return out
 
 
-def find_graph(model: nn.Module, found: BuiltIn, inputs: Inputs) -> "Graph | None":
+def find_graph(model: nn.Module, found: BuiltIn, kind: Kind, inputs: Inputs) -> "Graph | None":
     """Return the graph for a pass of a model of which `built_in` says this; None if the pass has to run kernel by kernel."""
     passes = PASSES.get(model)
     if passes is None or not same(passes.built_in, found):
@@ -107,7 +117,7 @@ def find_graph(model: nn.Module, found: BuiltIn, inputs: Inputs) -> "Graph | Non
             return None
         passes = PASSES[model] = Passes(found)
     try:
-        return passes.graph(model, inputs)
+        return passes.graph(model, kind, inputs)
     except RuntimeError as error:
         PASSES.pop(model, None)
         reason = error.__context__ or error  # what ended the capture
@@ -179,7 +189,7 @@ def same(old: BuiltIn, new: BuiltIn) -> bool:
     return len(old[0]) == len(new[0]) and all(map(is_, old[0], new[0])) and old[1] == new[1]
 
 
-def kind_of_pass(inputs: Inputs) -> tuple[Any, ...]:
+def kind_of_pass(inputs: Inputs) -> Kind:
     """Return all but the model that a graph builds in: layouts of the inputs, and torch's settings."""
     layouts = tuple(None if x is None else (x.device, x.dtype, x.shape, x.stride()) for x in inputs)
     cudnn = torch.backends.cudnn
@@ -198,11 +208,10 @@ class Passes:
 
     def __init__(self, built_in: BuiltIn) -> None:
         self.built_in = built_in
-        self.graphs: dict[tuple[Any, ...], Graph | None] = {}
+        self.graphs: dict[Kind, Graph | None] = {}
 
-    def graph(self, model: nn.Module, inputs: Inputs) -> "Graph | None":
+    def graph(self, model: nn.Module, kind: Kind, inputs: Inputs) -> "Graph | None":
         """Return the graph of this kind of pass, captured now if it comes for the second time; None for the first time."""
-        kind = kind_of_pass(inputs)
         if kind not in self.graphs:
             if len(self.graphs) == KINDS:
                 once = next((kind for kind, graph in self.graphs.items() if graph is None), None)
@@ -228,6 +237,7 @@ class Graph:
 
     def __init__(self, model: nn.Module, inputs: Inputs, pool: Any) -> None:
         self.device = device_of(inputs)
+        self.weights = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]  # may be read after a change
         autocast, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with (
             torch.cuda.device(self.device),

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, count_macs, predict, recalibrate
+from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig, count_macs, inference, predict, recalibrate
 from vsa_core import graphs
 
 
@@ -177,8 +177,9 @@ def test_counting_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_predict_replays_batches_of_few_passes(training):
+def test_predict_replays_batches_of_few_passes(training, monkeypatch):
     """From the second time on, for each n; not those of the copy that answers for a network in training mode."""
+    monkeypatch.setattr(inference, "REPLAYED_PASSES", 64)
     model = small(4).train(training)
     few, many = torch.randn(12, 2, 8, 8, dtype=torch.float64), torch.randn(260, 2, 8, 8, dtype=torch.float64)
     with frozen_graphs() as made:

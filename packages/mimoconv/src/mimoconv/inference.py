@@ -21,8 +21,8 @@ __all__ = ["count_macs", "predict", "recalibrate"]
 
 COUNTED_PASSES = 1024
 """Passes that multiply-adds are counted over; what is computed once per batch is shared by all of them."""
-REPLAYED_PASSES = 64
-"""Most passes in a batch that is replayed as a CUDA graph; more keep a GPU busy by themselves, and their graphs take memory."""
+REPLAYED_PASSES = 512
+"""Most passes in a batch that is replayed as a CUDA graph, which keeps the memory of its batch."""
 
 
 @torch.no_grad()
@@ -55,11 +55,6 @@ def predict(
     n = model.capacity if n is None else n
     slots.assignment(n, model.capacity)  # refuses an n that does not fit
     checks.positive(passes_at_once=passes_at_once)
-    if not has_statistics_for(model, n):
-        raise RuntimeError(
-            f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for n = {n}: "
-            f"estimate them on training images with recalibrate(model, batches, n={n})"
-        )
     images = prepare_images(model, images)
     parts = torch.split(slots.group(images, n), passes_at_once)
     answering = in_eval_mode(model)
@@ -67,6 +62,11 @@ def predict(
         graphs.replay(model, part) if answering is model and len(part) <= REPLAYED_PASSES else answering(part)
         for part in parts  # graphs of a copy would be dropped with it
     ]
+    if not has_statistics_for(model, n):  # asked last, as it waits for a GPU
+        raise RuntimeError(
+            f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for n = {n}: "
+            f"estimate them on training images with recalibrate(model, batches, n={n})"
+        )
     return slots.ungroup(torch.cat(logits), len(images))
 
 

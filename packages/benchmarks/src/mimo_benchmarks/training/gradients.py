@@ -169,7 +169,11 @@ class Gradients:
         if self.recorder:
             self.recorder.join()
         for parameter, gradient in penalties.items():
-            parameter.grad = gradient.add(0) if parameter.grad is None else parameter.grad.add_(gradient)
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(gradient)
+        if penalties:
+            summed, added = [parameter.grad for parameter in penalties], tuple(penalties.values())
+            torch._foreach_add_(summed, added)  # type: ignore[arg-type]
 
     def logits(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Run the network; with `cast`, weights of convolutions are cast together before, not one by one by autocast."""

@@ -3,12 +3,12 @@
 usage: python packages/benchmarks/benchmarks/training_speed.py PRESET .. [--published DIR] [--passes 128] [--out FILE]
        accelerate launch packages/benchmarks/benchmarks/training_speed.py PRESET .. [--passes 512]
 
-A row is a preset on random data: milliseconds per step (median and quartiles) over the first steps of a run, the operations
-per second of its convolutions and matrix products, and the memory that torch reserves. Before anything is timed, the gradients
-of a step of each n, as they are timed, are compared with those of plain modules without fused kernels, compiler and CUDA graphs,
-in bfloat16 and in float32. With --published, the folder of github.com/IBM/multiple-input-multiple-output-nets, each MIMOConv
-also has a row for its authors' code, without its data loader; where N varies, that takes 512 passes at low N, as it does in
-training. Under `accelerate launch` with several processes, each preset has a row for one GPU too.
+A row is a preset on random data: milliseconds per step (median and quartiles) over the first steps of a run, the operations per
+second of its convolutions and matrix products, and the memory that it takes. Before anything is timed, the gradients of a step
+of each n, as they are timed but without dropout, are compared with those of plain modules without fused kernels, compiler and
+CUDA graphs, in bfloat16 and in float32. With --published, the folder of github.com/IBM/multiple-input-multiple-output-nets,
+each MIMOConv also has a row for its authors' code, without its data loader; where N varies, that takes 512 passes at low N, as
+it does in training. Under `accelerate launch` with several processes, each preset has a row for one GPU too.
 """
 
 import argparse
@@ -69,13 +69,27 @@ class Exact(Alone):
         return model
 
 
+class Memory:
+    """Memory that is taken on the GPU from now on."""
+
+    def __init__(self) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self.allocated, self.reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    def peak(self) -> int:
+        """Return the most bytes of tensors at a time; or of what torch keeps, as for CUDA graphs, where that is more."""
+        torch.cuda.synchronize()
+        kept = torch.cuda.memory_reserved() - self.reserved
+        return max(torch.cuda.max_memory_allocated() - self.allocated, kept)
+
+
 class Ours:
     """Steps of a preset, as training takes them."""
 
     def __init__(self, name: str, config: RunConfig, accelerator: Any) -> None:
         self.name, self.accelerator = name, accelerator
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_reserved()
+        memory = Memory()
         torch.manual_seed(0)
         network = describe(config.model)
         task = TASKS[config.task].kind.random(network, ITEMS).to(accelerator.device)
@@ -85,8 +99,7 @@ class Ours:
         self.gradients = Gradients(self.training, self.feed, accelerator)
         for _ in range(3):  # runs, records and replays each n
             self.run()
-        torch.cuda.synchronize()
-        self.peak_bytes = torch.cuda.memory_reserved() - before
+        self.peak_bytes = memory.peak()
         inputs = sum(len(self.feed.draw(step).items) * network.count_macs(network.build(), self.feed.n[step - 1])
                      for step in range(1, STEPS + 1)) / STEPS  # fmt: skip
         self.operations = 2 * 3 * inputs / accelerator.num_processes  # per GPU; backward has twice the products of forward
@@ -109,8 +122,7 @@ class Published:
 
         self.name, self.accelerator, model, self.n = name, None, config.model, max(config.n)
         self.low = min(config.n)
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_reserved()
+        memory = Memory()
         torch.manual_seed(0)
         self.network = SuperWideISONet(self.n, "HRR", 10, [4, 4, 4], 4, model.num_classes, block=AdjustedISOBlock).cuda()
         self.optimizer = construct_optim(self.network, weight_decay=1e-5)
@@ -118,8 +130,7 @@ class Published:
         count = config.optim.groups * self.n
         self.images, self.labels = torch.randn(count, 3, 32, 32).cuda(), torch.randint(model.num_classes, (count,)).cuda()
         self.run()
-        torch.cuda.synchronize()
-        self.peak_bytes = torch.cuda.memory_reserved() - before
+        self.peak_bytes = memory.peak()
 
     def run(self) -> None:
         """Take the steps of a round: of `train_epoch` in train_superposition.py, what happens on the GPU."""
@@ -149,6 +160,7 @@ def gradients_of(config: RunConfig, accelerator: Any, *, plain: bool) -> dict[st
     """Compute the gradients of a step of each n: as they are timed, by a replay, or by plain modules."""
     torch.manual_seed(0)
     task = TASKS[config.task].kind.random(describe(config.model), ITEMS).to(accelerator.device)
+    config = replace(config, model=replace(config.model, **{name: 0.0 for name in vars(config.model) if "dropout" in name}))
     if plain:
         config = replace(config, compile=False, cuda_graphs=False)
     training = Training(build(config.model), config, accelerator)

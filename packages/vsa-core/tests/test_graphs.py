@@ -97,7 +97,7 @@ def replace_a_layer(model):
 
 
 def replace_a_deep_layer(model):
-    model[3][2] = nn.Linear(16, 4)
+    model[3][2] = nn.Linear(16, 4, device=model[0].weight.device)
 
 
 def take_a_layer_out(model):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, itemgetter, methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -49,7 +49,7 @@ MATMUL = ("allow_fp16_accumulation", "allow_fp16_reduced_precision_reduction", "
 Inputs = tuple[Tensor | None, ...]
 """Tensors, or None for a mask that is not given."""
 BuiltIn = tuple[list[Any], list[Any]]
-"""Classes and attributes of all layers, the same objects as long as nothing changes; and places and layouts of all tensors."""
+"""Classes and attributes of all layers, and places and layouts of all tensors."""
 Kind = tuple[Any, ...]
 """All but the model that a graph builds in."""
 ENABLED = ContextVar("ENABLED", default=True)
@@ -174,19 +174,22 @@ def is_known(value: Any) -> bool:
 def built_in(model: nn.Module) -> BuiltIn | None:
     """Return all that a graph of this model builds in; None if hooks run at every pass."""
     layers = every_layer(model)
-    own = [vars(layer) for layer in layers]
-    if any(each["_forward_hooks"] or each["_forward_pre_hooks"] for each in own):
+    own = list(map(vars, layers))
+    if any(chain.from_iterable(map(itemgetter("_forward_hooks", "_forward_pre_hooks"), own))):
         return None
-    parts = [part for each in own for part in (each["_parameters"], each["_buffers"]) if part]
-    tensors = [tensor for tensor in chain.from_iterable(part.values() for part in parts) if tensor is not None]
-    attributes = [*map(type, layers), *chain.from_iterable(each.values() for each in own)]
+    parts = chain.from_iterable(map(itemgetter("_parameters", "_buffers"), own))
+    tensors = [tensor for tensor in chain.from_iterable(map(methodcaller("values"), parts)) if tensor is not None]
+    attributes = [*map(type, layers), *chain.from_iterable(map(methodcaller("values"), own))]
     views = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype"))
     return attributes, [list(map(view, tensors)) for view in views]
 
 
 def same(old: BuiltIn, new: BuiltIn) -> bool:
     """Tell whether two results of `built_in` are of an unchanged model."""
-    return len(old[0]) == len(new[0]) and all(map(is_, old[0], new[0])) and old[1] == new[1]
+    try:
+        return old == new  # the same objects are equal without a look at them
+    except (RuntimeError, TypeError, ValueError):  # a tensor among attributes, say, which is neither
+        return False
 
 
 def kind_of_pass(inputs: Inputs) -> Kind:

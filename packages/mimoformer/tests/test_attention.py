@@ -1,11 +1,14 @@
 """FAVOR+S against loops, with masks that hide garbage, causal and step by step."""
 
 import itertools
+import math
 from functools import partial
 
 import loops
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from mimoformer import attention
@@ -233,19 +236,108 @@ def test_a_single_slot_with_a_bipolar_key_sees_only_itself():
     assert_close(favor_s(q, k, v, keys, phi)[:, 0, 0], linear_attention(q[:, 0, 0], k[:, 0, 0], v[:, 0, 0], phi))
 
 
+def padded_sequences(*shape, length=5, dtype=torch.float64):
+    """Queries, keys and values (*shape 2 l d), and a mask with holes; the last of several sequences has no token."""
+    q, k, v = torch.randn(3, *shape, 2, length, DIM, dtype=dtype).unbind()
+    mask = torch.rand(*shape, length) < 0.7
+    rows = mask.view(-1, length)
+    rows[0, :2], rows[1:][-1:] = False, False
+    return q, k, v, mask
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3), (2, 1, 3), (2, 2, 1, 2)])
 @pytest.mark.parametrize("masked", [False, True])
 @either
-def test_softmax_attention_equals_the_loops(masked, is_causal):
-    q, k, v, _ = inputs(1, 1)
-    q, k, v = q[:, 0, 0], k[:, 0, 0], v[:, 0, 0]
-    mask = some_mask(1, 1)[:, 0, 0] if masked else None
-    given = [q, k, v] if mask is None else [x.masked_fill(~mask[:, None, :, None], float("nan")) for x in (q, k, v)]
-    leaves = [x.requires_grad_() for x in given]
-    out = softmax_attention(*leaves, mask, causal=is_causal)
-    real = torch.ones(2, 5, dtype=torch.bool) if mask is None else mask
-    assert_close(out, loops.softmax(q, k, v, real, causal=is_causal), rtol=1e-10, atol=1e-10)
-    out.sum().backward()
-    assert all(x.grad.isfinite().all() for x in leaves)
+def test_softmax_attention_and_its_gradients_equal_the_loops(shape, masked, is_causal):
+    q, k, v, mask = padded_sequences(*shape)
+    real = mask if masked else torch.ones_like(mask)
+    given = [x.masked_fill(~real[..., None, :, None], float("nan")).requires_grad_() for x in (q, k, v)]
+    out = softmax_attention(*given, mask if masked else None, causal=is_causal)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    flat = [x.view(-1, *x.shape[-3:]) for x in leaves]
+    expected = loops.softmax(*flat, real.view(-1, 5), causal=is_causal).view_as(q)
+    assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.randn_like(out)
+    wanted = torch.autograd.grad((expected * weights).sum(), leaves)
+    assert_close(torch.autograd.grad((out * weights).sum(), given), wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@either
+def test_softmax_attention_of_half_types_has_finite_gradients(dtype, is_causal):
+    """With more padding in front than a block of a fused kernel holds, and scores of some hundred; relative to float64."""
+    *half, mask = padded_sequences(3, length=1100, dtype=dtype)
+    mask[0, :1050] = False
+    half = [(scale * x).requires_grad_() for x, scale in zip(half, (10, 10, 1), strict=True)]
+    out = softmax_attention(*half, mask, causal=is_causal)
+    exact = [x.detach().double().requires_grad_() for x in half]
+    expected = softmax_attention(*exact, mask, causal=is_causal)
+    assert out.dtype == dtype
+    assert torch.equal(out[-1], torch.zeros_like(out[-1]))
+    assert (out.double() - expected).norm() < 1e-2 * expected.norm()
+    out.float().square().sum().backward()
+    expected.square().sum().backward()
+    for x, reference in zip(half, exact, strict=True):
+        assert (x.grad.double() - reference.grad).norm() < 3e-2 * reference.grad.norm()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@either
+def test_dropout_of_softmax_attention_takes_and_scales_weights(masked, is_causal):
+    """With one-hot values outputs are weights: each is 0 or doubled, and about half are 0."""
+    q, k, _, mask = padded_sequences(4, length=64)
+    mask = mask if masked else None
+    v = torch.eye(64, dtype=q.dtype).expand(4, 2, -1, -1)
+    q, k = F.pad(q, (0, 60)), F.pad(k, (0, 60))
+    weights = softmax_attention(q, k, v, mask, causal=is_causal)
+    dropped = softmax_attention(q, k, v, mask, causal=is_causal, dropout=0.5)
+    kept = dropped != 0
+    assert_close(dropped, (2 * weights).masked_fill(~kept, 0))
+    assert 0.47 < kept[weights != 0].double().mean() < 0.53
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1, 3)])
+@pytest.mark.parametrize("masked", [False, True])
+@either
+def test_softmax_attention_leaves_fused_kernels_possible(shape, masked, is_causal, monkeypatch):
+    """They need four axes, heads of one size, and no mask beside causality."""
+    calls, compute = [], F.scaled_dot_product_attention
+
+    def called(q, k, v, **options):
+        calls.append(([x.shape for x in (q, k, v)], options))
+        return compute(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", called)
+    q, k, v, mask = padded_sequences(*shape)
+    softmax_attention(q, k, v, mask if masked else None, causal=is_causal)
+    ((shapes, options),) = calls
+    assert shapes == [(math.prod(shape), 2, 5, 8 if masked else DIM)] * 3
+    assert options.get("attn_mask") is None
+    assert options["is_causal"] == is_causal
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the flash kernel needs a GPU")
+@pytest.mark.parametrize("masked", [False, True])
+@either
+def test_the_flash_kernel_takes_softmax_attention_in_linear_memory(masked, is_causal):
+    def peak(length):
+        q, k, v = torch.randn(3, 2, 1, 2, 4, length, 64, device="cuda", dtype=torch.bfloat16).requires_grad_().unbind()
+        mask = torch.rand(2, 1, 2, length, device="cuda") < 0.9
+        mask[0, :, :, length // 2 :], mask[1, :, :, : length // 2] = False, False
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+            out = softmax_attention(q, k, v, mask if masked else None, causal=is_causal)
+            grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+        peak = torch.cuda.max_memory_allocated() - before
+        assert all(x.isfinite().all() for x in (out, *grads))
+        if length == 1024:
+            exact = softmax_attention(q.double(), k.double(), v.double(), mask if masked else None, causal=is_causal)
+            assert (out.double() - exact).norm() < 1e-2 * exact.norm()
+        return peak
+
+    peak(1024)
+    assert peak(8192) < 3 * peak(4096)
 
 
 def test_an_overflow_is_not_hidden():

@@ -144,6 +144,14 @@ def test_superposed_softmax_is_its_definition(m, n, masked, causal):
     assert_close(superposed_softmax(q, k, v, keys, mask if masked else None, causal=causal), expected)
 
 
+def test_superposed_softmax_of_low_scores_is_not_lost_beside_padding():
+    """A score of -50 would weigh nothing beside padding's 0."""
+    q, v = torch.full((1, 1, 1, 1, 4, 4), 5.0), torch.randn(1, 1, 1, 1, 4, 4)
+    mask = torch.tensor([True, True, False, False]).expand(1, 1, 1, 4)
+    expected = v[..., :2, :].mean(-2, keepdim=True)
+    assert_close(superposed_softmax(q, -q, v, torch.ones(1, 1, 4), mask)[..., :2, :], expected.expand(1, 1, 1, 1, 2, 4))
+
+
 def test_superposed_softmax_has_gradients_where_nothing_is_real():
     q, k, v = torch.randn(3, 1, 2, 1, 1, 3, 4).unbind()
     mask = torch.tensor([[[[False, True, True]], [[False, True, False]]]])

@@ -4,8 +4,7 @@ Axes: `b` groups, `m n` slots, `h` heads, `l` tokens, `d` dimension of a head, `
 at least, also under autocast. Causal attention and its steps are in `mimoformer.causal`.
 """
 
-import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from mimoformer.bundles import (
     check_operands,
     divide_or_zero,
     key_features,
+    mark_padding,
     query_features,
     sum_own_tokens,
     unbind_slots,
@@ -202,8 +202,9 @@ def softmax_attention(
 ) -> Float[Tensor, "*b h l d"]:
     """Attend exactly, by softmax, within sequences that share nothing (Vaswani et al., 2017): the baseline.
 
-    Padding contributes nothing and gives 0, as in `favor_s`. Weights are set to 0 with probability `dropout`, after the softmax;
-    the others are divided by 1 - dropout.
+    Masks and causality leave PyTorch's fused kernels possible, whose memory is linear in l. Padding contributes nothing and gives
+    0, as in `favor_s`. Weights are set to 0 with probability `dropout`, after the softmax; the others are divided by
+    1 - dropout.
 
     Raises:
         ValueError: q, k and v differ in shape, or the mask does not fit them.
@@ -211,14 +212,15 @@ def softmax_attention(
     """
     checks.floating(q=q, k=k, v=v)
     check_alike(q, k, v, q.dim() >= 3, "(..., h, l, d)")
-    if mask is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
-    check_mask(mask, (*q.shape[:-3], q.shape[-2]), "..., l")
-    padding = ~mask[..., None, :, None]
-    q, k, v = q.masked_fill(padding, 0), k.masked_fill(padding, 0), v.masked_fill(padding, 0)
-    seen = mask[..., None, None, :]
-    if causal:
-        seen = seen & torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
-    # An all-masked row makes half-precision gradients NaN on CUDA; its output is 0 or discarded, so it may see everything.
-    seen = seen | ~seen.any(-1, keepdim=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout).masked_fill(padding, 0)
+    shape, d, padding = v.shape, v.shape[-1], None
+    if mask is not None:
+        check_mask(mask, (*shape[:-3], shape[-2]), "..., l")
+        padding = rearrange(~mask, "... l -> ... 1 l 1")
+        q, k, v = q.masked_fill(padding, 0), k.masked_fill(padding, 0), v.masked_fill(padding, 0)
+        q, k = mark_padding(q, k, mask)
+        v = F.pad(v, (0, q.shape[-1] - d))  # the flash kernel wants q, k and v of one size
+    # PyTorch leaves its fused kernels for more than four axes, and for a causal mask that hides padding too.
+    q, k, v = (rearrange(x, "... h l d -> (...) h l d") for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout, scale=d**-0.5)
+    out = out[..., :d].reshape(shape)
+    return out if padding is None else out.masked_fill(padding, 0)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mimoformer.bundles import autocast_off, bind_real_tokens, check_operands, unbind_slots
+from mimoformer.bundles import autocast_off, bind_real_tokens, check_operands, mark_padding, unbind_slots
 
 __all__ = ["superposed_softmax"]
 
@@ -54,13 +54,10 @@ def superposed_softmax(
     with autocast_off(q):
         q, k, v = (x.sum((1, 2)) for x in bind_real_tokens(q, k, v, keys, mask))
         real = v.new_ones(b, m, n, length) if mask is None else mask.to(v.dtype)
-        seen = rearrange(real.any(1).any(1), "b l -> b 1 1 l")
-        if causal:
-            seen = seen & torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-        # The softmax of an all-masked row is NaN; its output is discarded, so it may see everything.
-        seen = seen | ~seen.any(-1, keepdim=True)
+        if mask is not None:
+            q, k = mark_padding(q, k, mask.any(1).any(1))
         marks = rearrange(real, "b m n l -> b 1 l (m n)").expand(-1, heads, -1, -1)
-        attended = F.scaled_dot_product_attention(q, k, torch.cat([v, marks], -1), attn_mask=seen)
+        attended = F.scaled_dot_product_attention(q, k, torch.cat([v, marks], -1), is_causal=causal, scale=d**-0.5)
         value, share = attended[..., :d], rearrange(attended[..., d:], "b h l (m n) -> b m n h l 1", m=m)
         # As in favor_s, where a slot's share is lost to rounding, so is what the sum holds of its values.
         share = share.masked_fill(share <= 8 * torch.finfo(share.dtype).eps, torch.inf)

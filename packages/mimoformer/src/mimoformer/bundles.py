@@ -19,6 +19,7 @@ __all__ = [
     "close_gaps",
     "divide_or_zero",
     "key_features",
+    "mark_padding",
     "query_features",
     "sum_own_tokens",
     "unbind_slots",
@@ -102,6 +103,22 @@ def divide_or_zero(
     limits = torch.finfo(denominator.dtype)
     lost = (denominator <= (8 * limits.eps * whole).clamp(limits.tiny / limits.eps**2, limits.max))[..., None]
     return (numerator / denominator[..., None].masked_fill(lost, 1)).masked_fill(lost, 0)
+
+
+def mark_padding(
+    q: Float[Tensor, "*b h l d"], k: Float[Tensor, "*b h l d"], mask: Bool[Tensor, "*b l"]
+) -> tuple[Float[Tensor, "*b h l c"], Float[Tensor, "*b h l c"]]:
+    """Append 1 to 8 channels to queries and keys that are 0 at padding, so that softmax attention needs no mask.
+
+    Divide scores by the sqrt(d) of before. For a real query the score of padding is -2**30 / sqrt(d) and its weight 0, while
+    scores of real keys are what they were. A query at padding has score 0 for every key, so that nothing overflows. The number of
+    channels becomes a multiple of 8, as fused kernels want. Powers of 2 fit float16 and bfloat16, and add no rounding error to
+    the exponents of a block of nothing but padding.
+    """
+    real = 2.0**15 * rearrange(mask, "... l -> ... 1 l 1")
+    marks = (F.pad(mark.to(q.dtype), (0, 7 - q.shape[-1] % 8)) for mark in (real, real - 2.0**15))
+    q, k = (torch.cat([x, mark.expand(*x.shape[:-1], -1)], -1) for x, mark in zip((q, k), marks, strict=True))
+    return q, k
 
 
 def close_gaps(

@@ -55,7 +55,7 @@ class Sizes:
     growth: tuple[int, ...] = (1024, 4096, 16384, 65536)
     rounds: int = 20
     seconds: float = 10.0
-    """Time for the rounds of a comparison, of which at least 5 are made."""
+    """Time for the rounds of a comparison, of which at least 3 are made."""
 
     @property
     def embed_dim(self) -> int:
@@ -313,13 +313,10 @@ def measure(ways: list[Way], directions: tuple[str, ...], sizes: Sizes, **about:
             call, kind = (call, "eager") if sizes.device == "cpu" else capture(way, call, pool)
             calls.append(call)
             kinds.append(kind)
-        once = []
-        for call in calls:
-            call()
-            once.append(milliseconds(call, sizes.device))
+        once = [milliseconds(call, sizes.device) for call in calls]
         repeats = [min(50, math.ceil(5 / ms)) for ms in once]
         whole = sum(ms * count for ms, count in zip(once, repeats, strict=True))
-        rounds = max(5, min(sizes.rounds, int(1e3 * sizes.seconds / whole)))
+        rounds = max(3, min(sizes.rounds, int(1e3 * sizes.seconds / whole)))
         times: list[list[float]] = [[] for _ in ways]
         for _ in range(rounds):
             for call, count, record in zip(calls, repeats, times, strict=True):
@@ -442,7 +439,7 @@ def about_machine(sizes: Sizes) -> dict[str, Any]:
     except metadata.PackageNotFoundError:
         triton = None
     product, copied = ceilings(sizes)
-    device = f"CPU, {torch.get_num_threads()} threads" if sizes.device == "cpu" else torch.cuda.get_device_name()
+    device = f"CPU, threads: {torch.get_num_threads()}" if sizes.device == "cpu" else torch.cuda.get_device_name()
     return {
         "device": device,
         "torch": torch.__version__,
@@ -480,7 +477,7 @@ def main() -> None:
     result = about_machine(sizes)
     product, copied = result["matrix product, TFLOP/s"], result["copy, TB/s"]
     print(f"{result['device']}, torch {result['torch']}, triton {result['triton']}, commit {result['commit']}, {result['date']}")
-    print(f"{sizes.sequences} sequences, {sizes.heads} heads, d = {sizes.dim}, R = {sizes.features}, {sizes.dtype}")
+    print(f"sequences: {sizes.sequences}, heads: {sizes.heads}, d = {sizes.dim}, R = {sizes.features}, {sizes.dtype}")
     print(f"ceilings: a matrix product {product:.3g} TFLOP/s, a copy {copied:.2g} TB/s")
     for title, table in tables.items():
         rows = result[title] = table(sizes, lengths)

@@ -32,7 +32,7 @@ from mimoformer import MIMOFormerConfig
 from mimoformer.attention import favor_s
 from mimoformer.blocks import build_block
 from mimoformer.features import ReLUFeatures
-from mimoformer.layers import SharedAttention
+from mimoformer.layers import SharedAttention, split_heads
 from vsa_core import hadamard
 
 GRIDS = (1, 2, 4)
@@ -244,7 +244,7 @@ def drop_attention(block: Any) -> None:
     layer = block.attention
 
     def forward(x: Tensor, mask: Tensor | None = None) -> Tensor:
-        v = layer.project(x, mask)[2]
+        v = split_heads(layer.project(x, mask))[2]
         return layer.merge_heads(v.sum(1) if isinstance(layer, SharedAttention) else v)
 
     layer.forward = forward

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 
-from mimoconv.gpu import runs_triton
+from vsa_core.gpu import runs_triton
 from vsa_core.modules import is_plain_autograd
 
 __all__ = ["norm_act", "norm_act_skip"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mimoconv.gpu import runs_triton
 from mimoconv.model import WideResNet
 from mimoconv.superposed import Superposed
+from vsa_core.gpu import runs_triton
 
 __all__ = ["convolution_isometry", "isometry_penalty"]
 

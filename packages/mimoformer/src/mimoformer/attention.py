@@ -1,8 +1,11 @@
-"""FAVOR+S, linear attention over a grid of m x n sequences in superposition (Menet et al., 2023, section 4.1), in plain PyTorch.
+"""FAVOR+S, linear attention over a grid of m x n sequences in superposition (Menet et al., 2023, section 4.1).
 
-Axes: `b` groups, `m n` slots, `h` heads, `l` tokens, `d` dimension of a head, `r` random features. All forms compute in float32
-at least, also under autocast. Causal attention and its steps are in `mimoformer.causal`.
+Axes: `b` groups, `m n` slots, `h` heads, `l` tokens, `d` dimension of a head, `r` random features. Plain PyTorch computes in
+float32 at least, also under autocast; on GPUs Triton kernels compute the same where they can. Causal attention and its steps are
+in `mimoformer.causal`.
 """
+
+from typing import Any
 
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
@@ -24,6 +27,7 @@ from mimoformer.bundles import (
     unbind_slots,
 )
 from mimoformer.causal import favor_s_blurry_step, favor_s_shared_step, favor_s_step
+from mimoformer.dispatch import Form, Implementation, uses_triton, why_plain
 from mimoformer.features import AnyFeatureMap
 from vsa_core import checks
 
@@ -49,6 +53,8 @@ def favor_s(
     *,
     causal: bool = False,
     chunk: int = 64,
+    scale: float = 1.0,
+    implementation: Implementation = "auto",
 ) -> Float[Tensor, "b m n h l d"]:
     """Attend within m x n sequences in superposition: Eq. 19 with one denominator per slot (Menet et al., 2023).
 
@@ -64,21 +70,27 @@ def favor_s(
         mask: True where a token is real; all tokens are real by default.
         causal: whether a token sees only itself and earlier tokens. Memory grows linearly with l either way.
         chunk: tokens per chunk of causal attention, which compares all pairs of tokens within a chunk.
+        scale: what queries and keys are multiplied by.
+        implementation: "plain" PyTorch, or "triton" for fused kernels, on NVIDIA GPUs from Ampere on; "auto" takes the kernels
+            where `mimoformer.dispatch.why_plain` knows no reason against it. They keep no features in memory, multiply numbers
+            in the precision of q (`mimoformer.kernels.favor`), and their gradients cannot be differentiated again.
 
     Returns:
         Attention of every slot, unbound, in the dtype of v.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or the implementation that is asked for cannot compute this.
         TypeError: q, k, v or keys are not floating point, the mask is not boolean, or causal attention is asked of a feature map
             that stabilises keys over all tokens.
     """
-    if causal:
-        return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk)[0]
     check_operands(q, k, v, keys, mask)
+    if uses_triton(implementation, why_plain(q, k, v, keys, feature_map, causal)):
+        return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "grid")
+    if causal:
+        return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype
     with autocast_off(q):
-        q, k, v = bind_real_tokens(q, k, v, keys, mask)
+        q, k, v = bind_real_tokens(q, k, v, keys, mask, scale)
         q, k, v = q.sum(1), k.sum(2), v.sum(2)  # bundle queries over m, keys and values over n
         phi_q, phi_k = query_features(feature_map, q, any_real(mask, 1)), key_features(feature_map, k, any_real(mask, 2))
         context = einsum(phi_k, v, "b m h l r, b m h l d -> b h r d")  # A of Eq. 19
@@ -88,6 +100,23 @@ def favor_s(
         denominator = einsum(phi_q, own, "b n h l r, b m n h r -> b m n h l")
         whole = einsum(phi_q, total.sum(1), "b n h l r, b h r -> b n h l")
         return unbind_slots(divide_or_zero(numerator[:, None], denominator, whole[:, None]), keys, mask).to(dtype)
+
+
+def attend_by_kernels(
+    q: Float[Tensor, "b m n h l d"],
+    k: Float[Tensor, "b m n h l d"],
+    v: Float[Tensor, "b m n h l d"],
+    keys: Float[Tensor, "m n d"],
+    phi: Any,
+    mask: Bool[Tensor, "b m n l"] | None,
+    scale: float,
+    form: Form,
+) -> Float[Tensor, "b *slots h l d"]:
+    """Attend by Triton kernels, which take each token's heads side by side; phi are `ReLUFeatures`."""
+    from mimoformer.kernels.operator import favor
+
+    parts = [x.transpose(3, 4) for x in (q, k, v)]
+    return favor(parts, keys, phi.projection, scale * q.shape[-1] ** -0.25, mask, phi.eps, form).transpose(-3, -2)
 
 
 def favor_s_shared(
@@ -100,18 +129,22 @@ def favor_s_shared(
     *,
     causal: bool = False,
     chunk: int = 64,
+    scale: float = 1.0,
+    implementation: Implementation = "auto",
 ) -> Float[Tensor, "b n h l d"]:
     """Attend as `favor_s` does, but stay bound and bundled over m: one denominator per n, the sum over its slots.
 
     What `keys` unbind from the output is therefore about 1/m of each slot's attention, as in the published att.+MLP variant.
     Arguments and errors are those of `favor_s`; the output is 0 where no token of a bundle is real.
     """
-    if causal:
-        return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk)[0]
     check_operands(q, k, v, keys, mask)
+    if uses_triton(implementation, why_plain(q, k, v, keys, feature_map, causal)):
+        return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "shared")
+    if causal:
+        return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype
     with autocast_off(q):
-        q, k, v = bind_real_tokens(q, k, v, keys, mask)
+        q, k, v = bind_real_tokens(q, k, v, keys, mask, scale)
         q, k, v = q.sum(1), k.sum(2), v.sum(2)  # bundle queries over m, keys and values over n
         phi_q, phi_k = query_features(feature_map, q, any_real(mask, 1)), key_features(feature_map, k, any_real(mask, 2))
         context = einsum(phi_k, v, "b m h l r, b m h l d -> b h r d")
@@ -133,6 +166,8 @@ def favor_s_blurry(
     *,
     causal: bool = False,
     chunk: int = 64,
+    scale: float = 1.0,
+    implementation: Implementation = "auto",
 ) -> Float[Tensor, "b m n h l d"]:
     """Attend once for all m x n sequences ("blurry attention"): queries, keys and values are each bundled over the whole grid.
 
@@ -140,12 +175,14 @@ def favor_s_blurry(
     tokens have one weight, which all slots share, as in `mimoformer.blurring.superposed_softmax`. Denominators, masks, arguments
     and errors are those of `favor_s`: each slot divides by the weight of its own real tokens.
     """
-    if causal:
-        return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk)[0]
     check_operands(q, k, v, keys, mask)
+    if uses_triton(implementation, why_plain(q, k, v, keys, feature_map, causal)):
+        return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "blurry")
+    if causal:
+        return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype
     with autocast_off(q):
-        q, k, v = (x.sum((1, 2))[:, None] for x in bind_real_tokens(q, k, v, keys, mask))  # bundle over the whole grid
+        q, k, v = (x.sum((1, 2))[:, None] for x in bind_real_tokens(q, k, v, keys, mask, scale))  # bundle over the whole grid
         real = None if mask is None else mask.any(1).any(1, keepdim=True)
         phi_q, phi_k = query_features(feature_map, q, real), key_features(feature_map, k, real)  # m and n have length 1 from here
         context = einsum(phi_k, v, "b m h l r, b m h l d -> b h r d")
@@ -167,6 +204,8 @@ def linear_attention(
     *,
     causal: bool = False,
     chunk: int = 64,
+    scale: float = 1.0,
+    implementation: Implementation = "auto",
 ) -> Float[Tensor, "b h l d"]:
     """Attend within sequences that share nothing: FAVOR+ (Choromanski et al., 2021), which is `favor_s` on a grid of 1 x 1.
 
@@ -188,7 +227,9 @@ def linear_attention(
         check_mask(mask, (q.shape[0], q.shape[2]), "b, l")
     q, k, v = (x[:, None, None] for x in (q, k, v))
     real = None if mask is None else mask[:, None, None]
-    return favor_s(q, k, v, q.new_ones(1, 1, q.shape[-1]), feature_map, real, causal=causal, chunk=chunk)[:, 0, 0]
+    keys = q.new_ones(1, 1, q.shape[-1])
+    out = favor_s(q, k, v, keys, feature_map, real, causal=causal, chunk=chunk, scale=scale, implementation=implementation)
+    return out[:, 0, 0]
 
 
 def softmax_attention(

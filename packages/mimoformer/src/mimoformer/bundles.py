@@ -33,13 +33,16 @@ def bind_real_tokens(
     v: Float[Tensor, "b m n h l d"],
     keys: Float[Tensor, "m n d"],
     mask: Bool[Tensor, "b m n l"] | None,
+    scale: float = 1.0,
 ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"]]:
     """Bind queries, keys and values to their slots' keys, in float32 at least; padding becomes 0, whatever it held.
+
+    Queries and keys are multiplied by `scale` before.
 
     The caller bundles: `vsa_core.superposition.superpose` sums over the axis before the vector, and here that axis is tokens.
     """
     dtype = torch.promote_types(torch.promote_types(q.dtype, torch.promote_types(k.dtype, v.dtype)), torch.float32)
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = q.to(dtype) * scale, k.to(dtype) * scale, v.to(dtype)
     if mask is not None:  # before bundling: what padding holds would reach the real tokens of its bundle
         padding = rearrange(~mask, "b m n l -> b m n 1 l 1")
         q, k, v = q.masked_fill(padding, 0), k.masked_fill(padding, 0), v.masked_fill(padding, 0)

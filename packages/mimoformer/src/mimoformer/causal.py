@@ -65,6 +65,7 @@ def favor_s_step(
     mask: Bool[Tensor, "b m n l"] | None = None,
     *,
     chunk: int = 64,
+    scale: float = 1.0,
 ) -> tuple[Float[Tensor, "b m n h l d"], AttentionState]:
     """Attend from the next tokens, one or more, to themselves and to the tokens that `state` holds: causal `favor_s` in parts.
 
@@ -80,6 +81,7 @@ def favor_s_step(
         state: what the previous step returned; None before the first token.
         mask: True where a new token is real; all are real by default.
         chunk: tokens per chunk; all pairs of tokens within a chunk are compared.
+        scale: what queries and keys are multiplied by.
 
     Returns:
         Attention of the new tokens, and the state after them.
@@ -91,7 +93,7 @@ def favor_s_step(
     check_operands(q, k, v, keys, mask)
     dtype = v.dtype
     with autocast_off(q):
-        parts, state = attend_in_grid(q, k, v, keys, feature_map, state, mask, chunk)
+        parts, state = attend_in_grid(q, k, v, keys, feature_map, state, mask, chunk, scale)
         out = divide_or_zero(parts.numerator[:, None], parts.denominator, parts.whole[:, None])
         return unbind_slots(out, keys, mask).to(dtype), state
 
@@ -106,12 +108,13 @@ def favor_s_shared_step(
     mask: Bool[Tensor, "b m n l"] | None = None,
     *,
     chunk: int = 64,
+    scale: float = 1.0,
 ) -> tuple[Float[Tensor, "b n h l d"], AttentionState]:
     """Take the next tokens of causal `favor_s_shared`; arguments and errors are those of `favor_s_step`."""
     check_operands(q, k, v, keys, mask)
     dtype = v.dtype
     with autocast_off(q):
-        parts, state = attend_in_grid(q, k, v, keys, feature_map, state, mask, chunk)
+        parts, state = attend_in_grid(q, k, v, keys, feature_map, state, mask, chunk, scale)
         return divide_or_zero(parts.numerator, parts.denominator.sum(1), parts.whole).to(dtype), state
 
 
@@ -125,12 +128,13 @@ def favor_s_blurry_step(
     mask: Bool[Tensor, "b m n l"] | None = None,
     *,
     chunk: int = 64,
+    scale: float = 1.0,
 ) -> tuple[Float[Tensor, "b m n h l d"], AttentionState]:
     """Take the next tokens of causal `favor_s_blurry`; arguments and errors are those of `favor_s_step`."""
     check_operands(q, k, v, keys, mask)
     dtype = v.dtype
     with autocast_off(q):
-        q, k, v = (x.sum((1, 2))[:, None] for x in bind_real_tokens(q, k, v, keys, mask))
+        q, k, v = (x.sum((1, 2))[:, None] for x in bind_real_tokens(q, k, v, keys, mask, scale))
         real = None if mask is None else mask.any(1).any(1, keepdim=True)
         parts, state = attend_in_chunks(
             query_features(feature_map, q, real),
@@ -150,9 +154,10 @@ def attend_in_grid(
     state: AttentionState | None,
     mask: Bool[Tensor, "b m n l"] | None,
     chunk: int,
+    scale: float,
 ) -> tuple[Quotients, AttentionState]:
     """Bind, bundle queries over m, keys and values over n, and attend in chunks; arguments are those of `favor_s_step`."""
-    q, k, v = bind_real_tokens(q, k, v, keys, mask)
+    q, k, v = bind_real_tokens(q, k, v, keys, mask, scale)
     return attend_in_chunks(
         query_features(feature_map, q.sum(1), any_real(mask, 1)),
         running_key_features(feature_map, k.sum(2), any_real(mask, 2), state),

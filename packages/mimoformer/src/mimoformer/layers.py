@@ -1,7 +1,7 @@
 """Attention layers for Transformers: over a grid of sequences in superposition, and the softmax baseline."""
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mimoformer import attention
 from mimoformer.bundles import check_mask
 from mimoformer.causal import AttentionState
+from mimoformer.dispatch import Form, Implementation, uses_triton, why_plain
 from mimoformer.features import AnyFeatureMap, DPFPFeatures, PositiveFeatures, ReLUFeatures
 from vsa_core import checks, hadamard
 
@@ -59,13 +60,11 @@ class SoftmaxAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None) -> Float[Tensor, "b m n l e"]:
         """Attend within every sequence; padding contributes nothing, and its own output is of no use."""
         dropout = self.dropout if self.training else 0.0
-        attended = attention.softmax_attention(*self.project(x, mask), mask, causal=self.causal, dropout=dropout)
-        return self.merge_heads(attended)
+        q, k, v = split_heads(self.project(x, mask))
+        return self.merge_heads(attention.softmax_attention(q, k, v, mask, causal=self.causal, dropout=dropout))
 
-    def project(
-        self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None
-    ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"]]:
-        """Queries, keys and values of every head."""
+    def project(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None) -> Float[Tensor, "b m n l 3 h d"]:
+        """Queries, keys and values of every head, side by side."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x is {found}; it must be a tensor of floating-point embeddings")
@@ -74,8 +73,8 @@ class SoftmaxAttention(nn.Module):
         if mask is not None:  # padding may hold anything, and NaN times no gradient is NaN in the gradient of the weights
             check_mask(mask, tuple(x.shape[:-1]), "b, m, n, l")
             x = x.masked_fill(~mask[..., None], 0)
-        q, k, v = rearrange(self.qkv(x), "b m n l (qkv h d) -> qkv b m n h l d", qkv=3, h=self.heads)
-        return q, k, v
+        qkv: Tensor = rearrange(self.qkv(x), "b m n l (qkv h d) -> b m n l qkv h d", qkv=3, h=self.heads)
+        return qkv
 
     def merge_heads(self, attended: Float[Tensor, "*b h l d"]) -> Float[Tensor, "*b l e"]:
         """Output projection of all heads side by side."""
@@ -104,6 +103,7 @@ class SuperposedAttention(SoftmaxAttention):
         trainable_keys: whether the binding keys are trained.
         projections: layers for queries, keys and values side by side (e to 3 h d) and for the output (h d to e), such as those of
             a trained network; new ones by default.
+        implementation: as in `attention.favor_s`.
 
     Raises:
         ValueError: a size is below 1, embed_dim is not divisible by heads and no head_dim is given, or there is no such map.
@@ -123,6 +123,7 @@ class SuperposedAttention(SoftmaxAttention):
     torch.Size([8, 2, 2, 100, 64])
     """
 
+    form: ClassVar[Form] = "grid"
     attend: ClassVar[Callable[..., Tensor]] = staticmethod(attention.favor_s)
     attend_next: ClassVar[Callable[..., tuple[Tensor, AttentionState]]] = staticmethod(attention.favor_s_step)
 
@@ -140,6 +141,7 @@ class SuperposedAttention(SoftmaxAttention):
         causal: bool = False,
         trainable_keys: bool = False,
         projections: tuple[nn.Linear, nn.Linear] | None = None,
+        implementation: Implementation = "auto",
     ) -> None:
         checks.positive(m=m, n=n, features=features, nu=nu)
         checks.booleans(trainable_keys=trainable_keys)
@@ -152,7 +154,7 @@ class SuperposedAttention(SoftmaxAttention):
             feature_map = FEATURE_MAPS[feature_map](dim, features, nu)
         if not callable(feature_map):
             raise TypeError(f"feature_map is {feature_map!r}; expected a name, a function or a module")
-        self.feature_map = feature_map
+        self.feature_map, self.implementation = feature_map, implementation
 
     def forward(
         self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None = None
@@ -170,7 +172,25 @@ class SuperposedAttention(SoftmaxAttention):
             ValueError: the grid is larger than the layer's, or a shape does not fit.
             TypeError: x is not floating point, or the mask is not boolean.
         """
-        return self.merge_heads(self.attend(*self.operands(x, mask), self.feature_map, mask, causal=self.causal))
+        qkv, keys = self.project(x, mask), keys_of_grid(self.keys, x)
+        q, k, v = split_heads(qkv)
+        if uses_triton(self.implementation, why_plain(q, k, v, keys, self.feature_map, self.causal)):
+            return self.attend_by_kernels(qkv, keys, mask)
+        attended = self.attend(
+            q, k, v, keys, self.feature_map, mask, causal=self.causal, scale=self.scale(q), implementation="plain"
+        )
+        return self.merge_heads(attended)
+
+    def attend_by_kernels(
+        self, qkv: Float[Tensor, "b m n l 3 h d"], keys: Float[Tensor, "m n d"], mask: Bool[Tensor, "b m n l"] | None
+    ) -> Float[Tensor, "b *slots l e"]:
+        """Attend without taking queries, keys and values, or their gradients, apart."""
+        from mimoformer.kernels.operator import favor
+
+        phi: Any = self.feature_map
+        scale = self.scale(qkv) * qkv.shape[-1] ** -0.25
+        out: Tensor = self.out(favor([qkv], keys, phi.projection, scale, mask, phi.eps, self.form).flatten(-2))
+        return out
 
     def step(
         self,
@@ -186,27 +206,27 @@ class SuperposedAttention(SoftmaxAttention):
         """
         if not self.causal:
             raise ValueError("steps are possible with causal attention only; make the layer with causal=True")
-        attended, state = self.attend_next(*self.operands(x, mask), self.feature_map, state, mask)
+        q, k, v = split_heads(self.project(x, mask))
+        keys = keys_of_grid(self.keys, x)
+        attended, state = self.attend_next(q, k, v, keys, self.feature_map, state, mask, scale=self.scale(q))
         return self.merge_heads(attended), state
 
-    def operands(
-        self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None
-    ) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "m n d"]]:
-        """Queries, keys and values of every head, the first two divided by sqrt(m n), and the binding keys of the grid in use.
+    def scale(self, q: Float[Tensor, "b m n *l d"]) -> float:
+        """What queries and keys are multiplied by, 1 / sqrt(m n).
 
         Before `ReLUFeatures`, which divide by d^(1/4) themselves, they are divided by d^(1/4) as well, as in the published code:
         that settles how much the map's eps weighs beside its features.
         """
-        q, k, v = self.project(x, mask)
-        scale = (x.shape[1] * x.shape[2]) ** -0.5
+        scale: float = (q.shape[1] * q.shape[2]) ** -0.5
         if isinstance(getattr(self.feature_map, "_orig_mod", self.feature_map), ReLUFeatures):  # compiled or not
             scale *= q.shape[-1] ** -0.25
-        return q * scale, k * scale, v, keys_of_grid(self.keys, x)
+        return scale
 
 
 class SharedAttention(SuperposedAttention):
     """Attention of the published att.+MLP variant: its output stays bound and bundled over m, for an MLP that follows."""
 
+    form = "shared"
     attend = staticmethod(attention.favor_s_shared)
     attend_next = staticmethod(attention.favor_s_shared_step)
 
@@ -214,8 +234,17 @@ class SharedAttention(SuperposedAttention):
 class BlurryAttention(SuperposedAttention):
     """Blurry attention: queries, keys and values all bundled over the whole grid, so that every slot has the same weights."""
 
+    form = "blurry"
     attend = staticmethod(attention.favor_s_blurry)
     attend_next = staticmethod(attention.favor_s_blurry_step)
+
+
+def split_heads(
+    qkv: Float[Tensor, "b m n l 3 h d"],
+) -> tuple[Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"], Float[Tensor, "b m n h l d"]]:
+    """Take queries, keys and values apart."""
+    q, k, v = rearrange(qkv, "b m n l qkv h d -> qkv b m n h l d")
+    return q, k, v
 
 
 def make_projections(embed_dim: int, heads: int, head_dim: int | None = None) -> tuple[nn.Linear, nn.Linear]:

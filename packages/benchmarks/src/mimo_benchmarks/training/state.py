@@ -14,7 +14,7 @@ from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.training import optimizers
 from mimo_benchmarks.training.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 from mimo_benchmarks.training.compilers import compiled
-from mimoconv.gpu import runs_triton
+from vsa_core.gpu import runs_triton
 
 
 @dataclass

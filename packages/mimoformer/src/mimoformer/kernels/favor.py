@@ -1,0 +1,591 @@
+"""Triton kernels of FAVOR+S with ReLU features, forward and backward; features never reach memory.
+
+A grid has M N slots. Its queries are added up in bundles, and so are its keys and values in bundles of their own, each slot bound
+to its key: `Bundles` says which slots those are. Of a head, W k are the projected keys, phi = relu(W k) + eps their features,
+A (R, D) the sum over all tokens and bundles of phi v^T, and z (R) of a slot the sum of phi over its own real tokens, both divided
+by a number that cancels. A query has phi^T A for a numerator and phi^T z for the denominator of a slot.
+
+Two kernels do the work of both directions. `sum_kernel` adds up phi v^T and phi over tokens: forward those of keys, backward
+those of queries, which give the gradients of A and z. `backward_kernel` takes gradients back through phi. Sums over tokens are
+split into slices, which `add_up_kernel` adds up in a fixed order, so the same input gives the same result.
+
+Products are of bfloat16, TF32 or three times TF32, for inputs in bfloat16, float16 or float32, and are added up in float32. W x
+has more digits, since the sign of each number in it decides whether a gradient passes: it is of float16, backward with the rest
+of W that float16 drops, or of three times TF32.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = [
+    "Bundles",
+    "Inputs",
+    "Sums",
+    "Upstream",
+    "attend",
+    "backward",
+    "new_weights",
+    "padded_sizes",
+    "precision_of",
+    "sum_tokens",
+]
+
+
+class Bundles(NamedTuple):
+    """Which slots are added up: `items` slots for each of `groups` bundles, slot `bundle * step + item * item_step`."""
+
+    groups: int
+    items: int
+    step: int
+    item_step: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a kernel cuts its work: tokens and features of a tile, warps, about how many programs, tiles that are fetched ahead."""
+
+    tokens: int
+    features: int
+    warps: int
+    programs: int
+    stages: int = 2
+
+
+SETTINGS = {
+    "sum keys": Setting(64, 128, 4, 1056, 3),
+    "sum queries": Setting(64, 128, 4, 1056, 3),
+    "attend": Setting(64, 32, 4, 0, 4),
+    "backward keys": Setting(64, 32, 4, 0, 3),
+    "backward queries": Setting(64, 32, 4, 0, 2),
+}
+"""The setting of each kernel, for an H200."""
+
+
+class Inputs(NamedTuple):
+    """What all kernels read beside queries, keys and values."""
+
+    keys: Tensor
+    """Binding keys in float32, (s d)."""
+    weights: Tensor
+    """W, as `new_weights` rounds it, (k R D)."""
+    mask: Tensor | None
+    """1 where a token is real, uint8 (b s l)."""
+    eps: float
+    """Added to every feature."""
+    shared: bool
+    """Whether all slots of a bundle of queries have one denominator, and one output, still bound."""
+
+
+class Sums(NamedTuple):
+    """A and z of every head, divided by the number of slots and tokens, in the precision of products."""
+
+    context: Tensor
+    """A (b h R D)."""
+    own: Tensor
+    """z (b h s+1 R) of each slot, and of everything."""
+
+
+class Upstream(NamedTuple):
+    """What the gradients of queries come from."""
+
+    gradient: Tensor
+    """Gradient of the output (b s l h d)."""
+    out: Tensor
+    """The output."""
+    reciprocals: Tensor
+    """Of denominators (b h s l), 0 where they are lost."""
+    losses: Tensor
+    """Gradients of denominators (b h s l), which `sum_tokens` writes and `backward` reads."""
+
+
+def padded_sizes(projection: Tensor) -> tuple[int, int]:
+    """Return R and D, the number of features and the dimension as powers of two."""
+    features, dim = (max(16, triton.next_power_of_2(size)) for size in projection.shape)
+    return features, dim
+
+
+def precision_of(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of what is multiplied; Triton's interpreter cannot multiply bfloat16."""
+    compiled = isinstance(attend_kernel, triton.runtime.JITFunction)
+    return torch.bfloat16 if dtype == torch.bfloat16 and compiled else torch.float32
+
+
+def new_weights(projection: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Scale W (r d), and round it for inputs of a dtype: (1 R D) in float32; or float16, what that drops, and bfloat16."""
+    r, d = padded_sizes(projection)
+    half = precision_of(dtype) == torch.bfloat16
+    out = torch.empty(3 if half else 1, r, d, dtype=torch.float16 if half else torch.float32, device=projection.device)
+    with torch.cuda.device_of(projection):
+        weights_kernel[(triton.cdiv(r, 16),)](projection, out, scale, *projection.shape, r, d, half)
+    return out
+
+
+def sizes(x: Tensor, inputs: Inputs, bundles: Bundles, setting: Setting) -> dict[str, Any]:
+    """Return what every kernel has to know as constants."""
+    half, (_, r, d) = precision_of(x.dtype) == torch.bfloat16, inputs.weights.shape
+    narrow = 1 if half else 2  # numbers of four bytes take twice the registers and memory
+    return {
+        "HEADS": x.shape[3], "SLOTS": x.shape[1], "ITEMS": bundles.items, "STEP": bundles.step, "ITEM_STEP": bundles.item_step,
+        "R": r, "BLOCK_R": min(setting.features // narrow, r), "DIM": x.shape[4], "D": d,
+        "COLUMNS": max(16, triton.next_power_of_2(bundles.items + 1)), "BLOCK_L": tile_of(x, inputs, setting), "HALF": half,
+        "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3", "SHARED": inputs.shared, "STAGES": setting.stages,
+        "num_warps": setting.warps,
+    }  # fmt: skip
+
+
+def stages_that_fit(x: Tensor, bundles: Bundles, options: dict[str, Any]) -> int:
+    """Return how many tiles of the slots of a bundle may be fetched ahead: those that fill half of the shared memory."""
+    tile = 2 * bundles.items * options["BLOCK_L"] * options["D"] * x.element_size()
+    memory = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin if x.is_cuda else 0
+    stages: int = max(1, min(options["STAGES"], memory // 2 // tile))
+    return stages
+
+
+def tile_of(x: Tensor, inputs: Inputs, setting: Setting) -> int:
+    """Return how many tokens a tile has: fewer where numbers have four bytes or vectors are long."""
+    wide = inputs.weights.shape[-1] > 64 or precision_of(x.dtype) == torch.float32
+    return max(16, setting.tokens // 2 if wide else setting.tokens)
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Return the strides along b, s, l and h of each."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:4]]
+
+
+def slices(x: Tensor, inputs: Inputs, bundles: Bundles, setting: Setting, blocks: int) -> tuple[int, int]:
+    """Return how many slices the tokens of a bundle are cut into, and the tokens of a slice."""
+    tile = tile_of(x, inputs, setting)
+    tiles = triton.cdiv(x.shape[2], tile)
+    count = min(tiles, max(1, round(setting.programs / (x.shape[0] * x.shape[3] * bundles.groups * blocks))))
+    tokens = triton.cdiv(tiles, count) * tile
+    return int(triton.cdiv(x.shape[2], tokens)), tokens
+
+
+def sum_tokens(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles) -> Sums:
+    """Compute A and z from keys and values (b s l h d), or their gradients from queries and what is upstream of them."""
+    of_keys = isinstance(y, Tensor)
+    setting, (b, s, length, heads, _) = SETTINGS["sum keys" if of_keys else "sum queries"], x.shape
+    options = sizes(x, inputs, bundles, setting)
+    options["STAGES"] = stages_that_fit(x, bundles, options)
+    r, d, columns, blocks = options["R"], options["D"], options["COLUMNS"], options["R"] // options["BLOCK_R"]
+    count, tokens = slices(x, inputs, bundles, setting, blocks)
+    contexts = torch.empty(b * heads, count, bundles.groups, r, d, device=x.device)
+    owns = torch.empty(b * heads, count, bundles.groups, columns, r, device=x.device)
+    up: Any = (y, None, None, None) if isinstance(y, Tensor) else y
+    dtype, block = precision_of(x.dtype), min(32, r)
+    sums = Sums(
+        torch.empty(b, heads, r, d, dtype=dtype, device=x.device), torch.empty(b, heads, s + 1, r, dtype=dtype, device=x.device)
+    )
+    with torch.cuda.device_of(x):
+        sum_kernel[count * blocks, bundles.groups, b * heads](
+            x, *up, inputs.keys, inputs.mask, inputs.weights, contexts, owns, *strides(x, up[0], x if of_keys else up[1]),
+            length, tokens, inputs.eps, OF_KEYS=of_keys, **options,
+        )  # fmt: skip
+        add_up_kernel[b * heads, r // block](
+            contexts, owns, *sums, count, bundles.groups, 1 / (length * s), s, *bundles[1:], r, d, columns, block, num_warps=4
+        )  # fmt: skip
+    return sums
+
+
+def attend(q: Tensor, inputs: Inputs, bundles: Bundles, sums: Sums) -> tuple[Tensor, Tensor]:
+    """Compute the output from queries (b s l h d), and the reciprocals of the denominators, 0 where they are lost."""
+    setting, (b, s, length, heads, dim) = SETTINGS["attend"], q.shape
+    options = sizes(q, inputs, bundles, setting)
+    ends = bundles.groups if inputs.shared else s
+    out = q.new_empty(b, ends, length, heads, dim)
+    reciprocals = torch.empty(b, heads, ends, length, device=q.device)
+    with torch.cuda.device_of(q):
+        attend_kernel[triton.cdiv(length, options["BLOCK_L"]), bundles.groups, b * heads](
+            q, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, *strides(q, out), length, inputs.eps,
+            float(length * s), **options,
+        )  # fmt: skip
+    return out, reciprocals
+
+
+def backward(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles, sums: Sums, *found: Tensor) -> None:
+    """Write the gradients of queries, from A and z; or of keys and values, from the gradients of A and z."""
+    of_keys = isinstance(y, Tensor)
+    setting, (b, _, length, heads, _) = SETTINGS["backward keys" if of_keys else "backward queries"], x.shape
+    options = sizes(x, inputs, bundles, setting)
+    up: Any = (y, None, None) if isinstance(y, Tensor) else (y.gradient, y.reciprocals, y.losses)
+    found_y = found[1] if of_keys else None
+    with torch.cuda.device_of(x):
+        backward_kernel[triton.cdiv(length, options["BLOCK_L"]), bundles.groups, b * heads](
+            x, *up, inputs.keys, inputs.mask, inputs.weights, *sums, found[0], found_y, *strides(x, up[0], found[0], found[-1]),
+            length, inputs.eps, OF_KEYS=of_keys, **options,
+        )  # fmt: skip
+
+
+@triton.jit
+def slot_of(bundle, item, STEP: tl.constexpr, ITEM_STEP: tl.constexpr):
+    """Return the slot of an item of a bundle."""
+    return bundle * STEP + item * ITEM_STEP
+
+
+@triton.jit
+def bundled(
+    x, keys, mask, bundle, row, last, dim, stride_s, stride_l, length,
+    ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Bind the real tokens of the slots of a bundle, and add them up, in float32."""
+    total = tl.zeros((row.shape[0], dim.shape[0]), tl.float32)
+    for item in tl.static_range(ITEMS):
+        slot = slot_of(bundle, item, STEP, ITEM_STEP)
+        real = row < last
+        if mask is not None:
+            real = real & (tl.load(mask + slot * length + row, real, other=0) != 0)
+        key = tl.load(keys + slot * DIM + dim, dim < DIM, other=0.0)
+        value = tl.load(
+            x + slot * stride_s + row[:, None] * stride_l + dim[None, :], real[:, None] & (dim < DIM)[None, :], other=0.0
+        )
+        total += value.to(tl.float32) * key[None, :]
+    return total
+
+
+@triton.jit
+def marks_of(
+    mask, bundle, row, last, length, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Return 1 where a token (row) of an item (column) of a bundle is real, and in column ITEMS where any item's is."""
+    column = tl.arange(0, COLUMNS)
+    if mask is None:
+        marks = ((row < last)[:, None] & (column <= ITEMS)[None, :]).to(tl.float32)
+    else:
+        slot = slot_of(bundle, column, STEP, ITEM_STEP)
+        items = (row < last)[:, None] & (column < ITEMS)[None, :]
+        marks = tl.load(mask + slot[None, :] * length + row[:, None], items, other=0).to(tl.float32)
+        marks = tl.where((column == ITEMS)[None, :], tl.max(marks, 1)[:, None], marks)
+    return marks
+
+
+@triton.jit
+def own_sums(
+    own, bundle, feature, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr, SLOTS: tl.constexpr,
+    COLUMNS: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Load z of each item of a bundle (columns), and of everything in column ITEMS, as (columns features)."""
+    column = tl.arange(0, COLUMNS)
+    slot = tl.where(column == ITEMS, SLOTS, slot_of(bundle, column, STEP, ITEM_STEP))
+    return tl.load(own + slot[:, None] * R + feature[None, :], (column <= ITEMS)[:, None], other=0.0)
+
+
+@triton.jit
+def weights_kernel(
+    projection, out, scale, FEATURES: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr
+):
+    """Scale and round W; see `new_weights`."""
+    feature, dim = tl.program_id(0) * 16 + tl.arange(0, 16), tl.arange(0, D)
+    inside = (feature < FEATURES)[:, None] & (dim < DIM)[None, :]
+    weights = tl.load(projection + feature[:, None] * DIM + dim[None, :], inside, other=0.0) * scale
+    place = out + feature[:, None] * D + dim[None, :]
+    if HALF:
+        high = weights.to(tl.float16)
+        tl.store(place, high)
+        tl.store(place + R * D, (weights - high.to(tl.float32)).to(tl.float16))
+        tl.store(place + 2 * R * D, weights.to(tl.bfloat16).to(tl.float16, bitcast=True))
+    else:
+        tl.store(place, weights)
+
+
+@triton.jit
+def operand(x, HALF: tl.constexpr):
+    """Round to the precision of products."""
+    return x.to(tl.bfloat16) if HALF else x.to(tl.float32)
+
+
+@triton.jit
+def features(projected, eps, HALF: tl.constexpr):
+    """ReLU, plus eps."""
+    return operand(tl.where(projected <= 0, 0.0, projected) + eps, HALF)  # NaN stays NaN
+
+
+@triton.jit
+def upstream(
+    gradient, reciprocals, losses, keys, bundle, row, last, dim, g_s, g_l, length,
+    ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr,
+    SHARED: tl.constexpr,
+):  # fmt: skip
+    """Return the gradients of the numerators, and of the denominators (columns), of a bundle of queries."""
+    column = tl.arange(0, COLUMNS)
+    if SHARED:
+        share = tl.load(reciprocals + bundle * length + row, row < last, other=0.0)
+        real = (share != 0)[:, None] & (dim < DIM)[None, :]
+        upper = tl.load(gradient + bundle * g_s + row[:, None] * g_l + dim[None, :], real, other=0.0).to(tl.float32)
+        numerator = upper * share[:, None]
+        loss = tl.load(losses + bundle * length + row, row < last, other=0.0)
+        denominators = tl.where((column < ITEMS)[None, :], loss[:, None], 0.0)
+    else:
+        numerator = tl.zeros((row.shape[0], dim.shape[0]), tl.float32)
+        for item in tl.static_range(ITEMS):
+            slot = slot_of(bundle, item, STEP, ITEM_STEP)
+            share = tl.load(reciprocals + slot * length + row, row < last, other=0.0)
+            real = (share != 0)[:, None] & (dim < DIM)[None, :]
+            upper = tl.load(gradient + slot * g_s + row[:, None] * g_l + dim[None, :], real, other=0.0).to(tl.float32)
+            key = tl.load(keys + slot * DIM + dim, dim < DIM, other=0.0)
+            numerator += upper * share[:, None] * key[None, :]
+        slots = slot_of(bundle, column, STEP, ITEM_STEP)
+        known = (row < last)[:, None] & (column < ITEMS)[None, :]
+        denominators = tl.load(losses + slots[None, :] * length + row[:, None], known, other=0.0)
+    return numerator, denominators
+
+
+@triton.jit
+def upstream_of(y, out, reciprocals, slot, row, last, dim, y_s, y_l, out_s, out_l, length, DIM: tl.constexpr):
+    """Return the gradient of an output's numerator, still unbound, and that of its denominator."""
+    share = tl.load(reciprocals + slot * length + row, row < last, other=0.0)
+    real = (share != 0)[:, None] & (dim < DIM)[None, :]
+    upper = tl.load(y + slot * y_s + row[:, None] * y_l + dim[None, :], real, other=0.0).to(tl.float32)
+    lower = tl.load(out + slot * out_s + row[:, None] * out_l + dim[None, :], real, other=0.0).to(tl.float32)
+    return upper * share[:, None], -share * tl.sum(upper * lower, 1)
+
+
+@triton.jit
+def sum_kernel(
+    x, y, out, reciprocals, losses, keys, mask, weights, contexts, owns,
+    x_b, x_s, x_l, x_h, y_b, y_s, y_l, y_h, out_b, out_s, out_l, out_h, length, tokens, eps,
+    HEADS: tl.constexpr, SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
+    R: tl.constexpr, BLOCK_R: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_L: tl.constexpr,
+    HALF: tl.constexpr, PRECISION: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr, OF_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Add up phi y^T and phi over a slice of a bundle, for a block of features."""
+    blocks: tl.constexpr = R // BLOCK_R
+    piece, block, bundle, head = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1), tl.program_id(2)
+    group, h = (head // HEADS).to(tl.int64), head % HEADS
+    x += group * x_b + h * x_h
+    y += group * y_b + h * y_h
+    if mask is not None:
+        mask += group * SLOTS * length
+    if not OF_KEYS:
+        out += group * out_b + h * out_h
+        ends = tl.num_programs(1) if SHARED else SLOTS
+        reciprocals += head.to(tl.int64) * ends * length
+        losses += head.to(tl.int64) * ends * length
+    feature, dim, column = block * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, D), tl.arange(0, COLUMNS)
+    w = tl.load(weights + feature[:, None] * D + dim[None, :])
+    context = tl.zeros((BLOCK_R, D), tl.float32)
+    own = tl.zeros((BLOCK_R, COLUMNS), tl.float32)
+    first, last = piece * tokens, tl.minimum(piece * tokens + tokens, length)
+    for start in tl.range(first, last, BLOCK_L, num_stages=STAGES):
+        row = start + tl.arange(0, BLOCK_L)
+        vector = bundled(x, keys, mask, bundle, row, last, dim, x_s, x_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+        projected = tl.dot(w, tl.trans(vector.to(w.dtype)), input_precision="tf32x3")
+        phi = tl.where(projected <= 0, 0.0, projected) + eps  # NaN stays NaN
+        if OF_KEYS:
+            value = bundled(y, keys, mask, bundle, row, last, dim, y_s, y_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+            if mask is None:
+                own += tl.sum(tl.where((row < last)[None, :], phi, 0.0), 1)[:, None]
+            else:
+                whole = tl.zeros((BLOCK_L,), tl.float32)
+                for item in tl.static_range(ITEMS):
+                    slot = slot_of(bundle, item, STEP, ITEM_STEP)
+                    mark = tl.load(mask + slot * length + row, row < last, other=0).to(tl.float32)
+                    whole = tl.maximum(whole, mark)
+                    own += tl.where((column == item)[None, :], tl.sum(phi * mark[None, :], 1)[:, None], 0.0)
+                own += tl.where((column == ITEMS)[None, :], tl.sum(phi * whole[None, :], 1)[:, None], 0.0)
+        else:
+            value = tl.zeros((BLOCK_L, D), tl.float32)
+            for item in tl.static_range(1 if SHARED else ITEMS):
+                slot = bundle if SHARED else slot_of(bundle, item, STEP, ITEM_STEP)
+                upper, loss = upstream_of(y, out, reciprocals, slot, row, last, dim, y_s, y_l, out_s, out_l, length, DIM)
+                if block == 0:
+                    tl.store(losses + slot * length + row, loss, row < last)
+                if SHARED:
+                    value += upper
+                    own += tl.sum(phi * loss[None, :], 1)[:, None]
+                else:
+                    key = tl.load(keys + slot * DIM + dim, dim < DIM, other=0.0)
+                    value += upper * key[None, :]
+                    own += tl.where((column == item)[None, :], tl.sum(phi * loss[None, :], 1)[:, None], 0.0)
+        context = tl.dot(operand(phi, HALF), operand(value, HALF), context, input_precision=PRECISION)
+    part = (head.to(tl.int64) * (tl.num_programs(0) // blocks) + piece) * tl.num_programs(1) + bundle
+    tl.store(contexts + part * R * D + feature[:, None] * D + dim[None, :], context)
+    tl.store(owns + part * R * COLUMNS + column[None, :] * R + feature[:, None], own)
+
+
+@triton.jit(do_not_specialize=["slices", "bundles"])
+def add_up_kernel(
+    contexts, owns, context, own, slices, bundles, share,
+    SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
+    R: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Add up slices in their order, and multiply by `share`."""
+    head, feature = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
+    total = tl.zeros((BLOCK_R, D), tl.float32)
+    whole = tl.zeros((BLOCK_R,), tl.float32)
+    context += head * R * D
+    own += head * (SLOTS + 1) * R
+    for bundle in range(0, bundles):
+        marks = tl.zeros((COLUMNS, BLOCK_R), tl.float32)
+        for piece in range(0, slices):
+            part = (head * slices + piece) * bundles + bundle
+            total += tl.load(contexts + part * R * D + feature[:, None] * D + dim[None, :])
+            marks += tl.load(owns + part * R * COLUMNS + column[:, None] * R + feature[None, :])
+        marks *= share
+        whole += tl.sum(tl.where((column == ITEMS)[:, None], marks, 0.0), 0)
+        slot = slot_of(bundle, column, STEP, ITEM_STEP)
+        tl.store(own + slot[:, None] * R + feature[None, :], marks.to(own.dtype.element_ty), (column < ITEMS)[:, None])
+    tl.store(context + feature[:, None] * D + dim[None, :], (total * share).to(context.dtype.element_ty))
+    tl.store(own + SLOTS * R + feature, whole.to(own.dtype.element_ty))
+
+
+@triton.jit
+def column_of(x, item, COLUMNS: tl.constexpr):
+    """Return a column of a matrix as a vector."""
+    return tl.sum(tl.where((tl.arange(0, COLUMNS) == item)[None, :], x, 0.0), 1)
+
+
+@triton.jit
+def reciprocal(denominator, whole):
+    """1 / denominator, and 0 where `divide_or_zero` gives 0; an infinite denominator gives NaN, as there."""
+    lost = denominator <= tl.minimum(tl.maximum(8 * 1.1920929e-07 * whole, 8.271806e-25), 3.4028234e38)
+    found = tl.where(denominator < float("inf"), 1 / tl.where(lost, 1.0, denominator), float("nan"))
+    return tl.where(lost, 0.0, found)
+
+
+@triton.jit
+def attend_kernel(
+    q, keys, mask, weights, context, own, out, reciprocals,
+    q_b, q_s, q_l, q_h, out_b, out_s, out_l, out_h, length, eps, count,
+    HEADS: tl.constexpr, SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
+    R: tl.constexpr, BLOCK_R: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_L: tl.constexpr,
+    HALF: tl.constexpr, PRECISION: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Compute the output of a tile of tokens of a bundle of queries."""
+    bundle, head = tl.program_id(1), tl.program_id(2)
+    group, h = (head // HEADS).to(tl.int64), head % HEADS
+    q += group * q_b + h * q_h
+    out += group * out_b + h * out_h
+    if mask is not None:
+        mask += group * SLOTS * length
+    context += head.to(tl.int64) * R * D
+    own += head.to(tl.int64) * (SLOTS + 1) * R
+    ends = tl.num_programs(1) if SHARED else SLOTS
+    reciprocals += head.to(tl.int64) * ends * length
+    dim = tl.arange(0, D)
+    row = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    query = bundled(q, keys, mask, bundle, row, length, dim, q_s, q_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+    numerator = tl.zeros((BLOCK_L, D), tl.float32)
+    denominators = tl.zeros((BLOCK_L, COLUMNS), tl.float32)
+    for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
+        feature = block + tl.arange(0, BLOCK_R)
+        w = tl.load(weights + feature[:, None] * D + dim[None, :])
+        a = tl.load(context + feature[:, None] * D + dim[None, :])
+        z = own_sums(own, bundle, feature, ITEMS, STEP, ITEM_STEP, SLOTS, COLUMNS, R)
+        phi = features(tl.dot(query.to(w.dtype), tl.trans(w), input_precision="tf32x3"), eps, HALF)
+        numerator = tl.dot(phi, a, numerator, input_precision=PRECISION)
+        denominators = tl.dot(phi, tl.trans(z), denominators, input_precision=PRECISION)
+    inside = (row < length)[:, None] & (dim < DIM)[None, :]
+    whole = column_of(denominators, ITEMS, COLUMNS) * count
+    if SHARED:
+        real = column_of(marks_of(mask, bundle, row, length, length, ITEMS, STEP, ITEM_STEP, COLUMNS), ITEMS, COLUMNS)
+        share = reciprocal((tl.sum(denominators, 1) * count - whole) * real, whole) * count
+        tl.store(reciprocals + bundle * length + row, share, row < length)
+        bound = tl.where(share[:, None] == 0, 0.0, numerator * share[:, None])
+        tl.store(out + bundle * out_s + row[:, None] * out_l + dim[None, :], bound.to(out.dtype.element_ty), inside)
+    else:
+        for item in tl.static_range(ITEMS):
+            slot = slot_of(bundle, item, STEP, ITEM_STEP)
+            share = reciprocal(column_of(denominators, item, COLUMNS) * count, whole) * count
+            if mask is not None:
+                share = tl.where(tl.load(mask + slot * length + row, row < length, other=0) != 0, share, 0.0)
+            tl.store(reciprocals + slot * length + row, share, row < length)
+            key = tl.load(keys + slot * DIM + dim, dim < DIM, other=0.0)
+            unbound = tl.where(share[:, None] == 0, 0.0, numerator * share[:, None] * key[None, :])
+            tl.store(out + slot * out_s + row[:, None] * out_l + dim[None, :], unbound.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def unbind(
+    result, found, keys, mask, bundle, row, dim, stride_s, stride_l, length,
+    ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Write a bundle's gradient to each of its slots, bound to its key; 0 for padding."""
+    inside = (row < length)[:, None] & (dim < DIM)[None, :]
+    for item in tl.static_range(ITEMS):
+        slot = slot_of(bundle, item, STEP, ITEM_STEP)
+        value = result * tl.load(keys + slot * DIM + dim, dim < DIM, other=0.0)[None, :]
+        if mask is not None:
+            real = tl.load(mask + slot * length + row, row < length, other=0) != 0
+            value = tl.where(real[:, None], value, 0.0)
+        tl.store(found + slot * stride_s + row[:, None] * stride_l + dim[None, :], value.to(found.dtype.element_ty), inside)
+
+
+@triton.jit
+def backward_kernel(
+    x, y, reciprocals, losses, keys, mask, weights, context, own, found_x, found_y,
+    x_b, x_s, x_l, x_h, y_b, y_s, y_l, y_h, fx_b, fx_s, fx_l, fx_h, fy_b, fy_s, fy_l, fy_h, length, eps,
+    HEADS: tl.constexpr, SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
+    R: tl.constexpr, BLOCK_R: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_L: tl.constexpr,
+    HALF: tl.constexpr, PRECISION: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr, OF_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradients of a tile of tokens of a bundle of queries, or of keys and values."""
+    bundle, head = tl.program_id(1), tl.program_id(2)
+    group, h = (head // HEADS).to(tl.int64), head % HEADS
+    x += group * x_b + h * x_h
+    y += group * y_b + h * y_h
+    found_x += group * fx_b + h * fx_h
+    if mask is not None:
+        mask += group * SLOTS * length
+    if OF_KEYS:
+        found_y += group * fy_b + h * fy_h
+    else:
+        ends = tl.num_programs(1) if SHARED else SLOTS
+        reciprocals += head.to(tl.int64) * ends * length
+        losses += head.to(tl.int64) * ends * length
+    context += head.to(tl.int64) * R * D
+    own += head.to(tl.int64) * (SLOTS + 1) * R
+    dim = tl.arange(0, D)
+    row = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    vector = bundled(x, keys, mask, bundle, row, length, dim, x_s, x_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+    if OF_KEYS:
+        value = bundled(y, keys, mask, bundle, row, length, dim, y_s, y_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+        marks = marks_of(mask, bundle, row, length, length, ITEMS, STEP, ITEM_STEP, COLUMNS)
+        marks = tl.where((tl.arange(0, COLUMNS) < ITEMS)[None, :], marks, 0.0)
+    else:
+        value, marks = upstream(
+            y,
+            reciprocals,
+            losses,
+            keys,
+            bundle,
+            row,
+            length,
+            dim,
+            y_s,
+            y_l,
+            length,
+            ITEMS,
+            STEP,
+            ITEM_STEP,
+            DIM,
+            COLUMNS,
+            SHARED,
+        )
+    value, marks = operand(value, HALF), operand(marks, HALF)
+    result_x = tl.zeros((BLOCK_L, D), tl.float32)
+    result_y = tl.zeros((BLOCK_L, D), tl.float32)
+    for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
+        feature = block + tl.arange(0, BLOCK_R)
+        place = weights + feature[:, None] * D + dim[None, :]
+        w = tl.load(place)
+        a = tl.load(context + feature[:, None] * D + dim[None, :])
+        z = own_sums(own, bundle, feature, ITEMS, STEP, ITEM_STEP, SLOTS, COLUMNS, R)
+        projected = tl.dot(vector.to(w.dtype), tl.trans(w), input_precision="tf32x3")
+        if HALF:
+            projected = tl.dot(vector.to(w.dtype), tl.trans(tl.load(place + R * D)), projected)
+            w = tl.load(place + 2 * R * D).to(tl.bfloat16, bitcast=True)
+        if OF_KEYS:
+            result_y = tl.dot(features(projected, eps, HALF), a, result_y, input_precision=PRECISION)
+        inner = tl.dot(value, tl.trans(a), input_precision=PRECISION)
+        inner = tl.dot(marks, z, inner, input_precision=PRECISION)
+        inner = operand(tl.where(projected > 0, inner, 0.0), HALF)
+        result_x = tl.dot(inner, w, result_x, input_precision=PRECISION)
+    unbind(result_x, found_x, keys, mask, bundle, row, dim, fx_s, fx_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+    if OF_KEYS:
+        unbind(result_y, found_y, keys, mask, bundle, row, dim, fy_s, fy_l, length, ITEMS, STEP, ITEM_STEP, DIM)

@@ -1,0 +1,178 @@
+"""The Triton kernels against plain attention in float64, on a GPU or in Triton's interpreter; run by test_kernels.py."""
+
+import os
+
+import pytest
+import torch
+
+from mimoformer.attention import favor_s, favor_s_blurry, favor_s_shared, linear_attention
+from mimoformer.dispatch import why_plain
+from mimoformer.features import ReLUFeatures
+from mimoformer.layers import BlurryAttention, SharedAttention, SuperposedAttention
+from vsa_core import hadamard
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+FORMS = {"grid": favor_s, "shared": favor_s_shared, "blurry": favor_s_blurry}
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+DTYPES = [torch.float32] if INTERPRETED else list(TOLERANCES)  # the interpreter multiplies all in float32
+
+
+def distance(found, expected):
+    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def operands(shape, dtype, masked=False, d=64, features=64):
+    """Queries, keys and values (3 b m n h l d), binding keys, features and a mask; padding is poisoned."""
+    b, m, n, h, length = shape
+    x = torch.randn(3, b, m, n, h, length, d, device=DEVICE).to(dtype)
+    keys = hadamard.random_keys(m * n, d, device=DEVICE).unflatten(0, (m, n))
+    mask = None
+    if masked:
+        mask = torch.rand(b, m, n, length, device=DEVICE) < 0.7
+        mask[:, -1, -1] = False  # a slot without real tokens
+        mask[-1] &= b == 1  # a group without any, and tokens of which no slot is real
+        mask[:, :, :, -1] = False
+        x[:, ~mask[:, :, :, None].expand(b, m, n, h, length)] = torch.nan
+    return x.requires_grad_(), keys, ReLUFeatures(d, features).to(DEVICE), mask
+
+
+def compare(form, x, keys, phi, mask=None, scale=0.7):
+    """Output and gradients of the kernels beside those of plain attention in float64."""
+    exact = x.detach().double().requires_grad_()
+    expected = FORMS[form](*exact, keys.double(), phi.double(), mask, scale=scale, implementation="plain")
+    found = FORMS[form](*x, keys, phi.float(), mask, scale=scale, implementation="triton")
+    assert (found.dtype, found.shape) == (x.dtype, expected.shape)
+    upstream = torch.randn_like(found)
+    found.backward(upstream)
+    expected.backward(upstream.double())
+    pairs = [(found, expected), *zip(x.grad, exact.grad, strict=True)]
+    for number, (one, other) in enumerate(pairs):
+        assert one.isfinite().all(), number
+        assert distance(one, other) < TOLERANCES[x.dtype], number
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (1, 1), (3, 1), (1, 2), (4, 3)])
+def test_values_and_gradients_are_those_of_plain_attention(m, n, dtype, form, masked):
+    compare(
+        form,
+        *operands(
+            (2, m, n, 1, 20) if INTERPRETED else (2, m, n, 2, 350), dtype, masked, d=16 if INTERPRETED else 64, features=24
+        ),
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [1, 63, 64, 65] if INTERPRETED else [1, 63, 64, 65, 130, 4095, 65536])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_length(length, dtype, masked):
+    compare(
+        "grid", *operands((1, 2, 1, 1, length), dtype, masked, d=16 if INTERPRETED else 64, features=32 if INTERPRETED else 256)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d", "features"), [(32, 40), (64, 24), (128, 100), (5, 7)])
+def test_any_size_of_a_head(d, features, dtype):
+    compare("grid", *operands((1, 2, 2, 1, 20), dtype, masked=True, d=d, features=features if INTERPRETED else 256))
+
+
+@pytest.mark.parametrize("layer", [SuperposedAttention, SharedAttention, BlurryAttention])
+@pytest.mark.parametrize("masked", [False, True])
+def test_layers(layer, masked):
+    """Gradients of the weights too; queries, keys and values are not taken apart."""
+    ours = layer(32, 2, 3, 2, features=24, implementation="triton").to(DEVICE)
+    plain = layer(32, 2, 3, 2, features=24, implementation="plain").to(DEVICE)
+    plain.load_state_dict(ours.state_dict())
+    x, mask = torch.randn(1, 3, 2, 20, 32, device=DEVICE), None
+    if masked:
+        mask = torch.rand(1, 3, 2, 20, device=DEVICE) < 0.7
+        x[~mask] = torch.nan
+    for each in (ours, plain):
+        each(x, mask).square().sum().backward()
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        if other.grad is not None:
+            assert distance(one.grad, other.grad.double()) < 1e-3
+    assert distance(ours(x, mask), plain(x, mask).double()) < 1e-3
+
+
+def test_any_strides():
+    x, keys, phi, _ = operands((2, 2, 2, 2, 20), torch.float32)
+    expected = favor_s(*x, keys, phi, implementation="triton")
+    q, k, v = (part.transpose(-1, -3).contiguous().transpose(-1, -3) for part in x)
+    torch.testing.assert_close(favor_s(q, k, v, keys, phi, implementation="triton"), expected)
+
+
+def test_sequences_that_share_nothing():
+    x, _, phi, mask = operands((2, 1, 1, 2, 20), torch.float32, masked=True)
+    q, k, v = x[:, :, 0, 0]
+    found = linear_attention(q, k, v, phi, mask[:, 0, 0], implementation="triton")
+    torch.testing.assert_close(found, linear_attention(q, k, v, phi, mask[:, 0, 0], implementation="plain"), atol=1e-4, rtol=1e-3)
+
+
+def test_the_same_input_gives_the_same_numbers():
+    x, keys, phi, mask = operands((1, 2, 2, 1, 200), torch.bfloat16, masked=True, d=16, features=32)
+    found = []
+    for _ in range(2):
+        x.grad = None
+        out = favor_s(*x, keys, phi, mask, implementation="triton")
+        out.sum().backward()
+        found.append((out, x.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_numbers_that_are_not_finite_are_not_hidden(part):
+    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32)
+    x.data[part, 0, 0, 0, 0, 3] = torch.nan
+    assert not favor_s(*x, keys, phi, implementation="triton").isfinite().all()
+
+
+def test_an_empty_weight_gives_zeros():
+    """Where ReLU leaves nothing and there is no eps, denominators are 0."""
+    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32)
+    phi.eps = 0.0
+    phi.projection.zero_()
+    out = favor_s(*x, keys, phi, implementation="triton")
+    out.sum().backward()
+    assert not out.any()
+    assert not x.grad.any()
+
+
+def test_gradients_are_not_differentiated_again():
+    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32)
+    out = favor_s(*x, keys, phi, implementation="triton")
+    (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="favor_backward"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_operator_is_registered_as_it_should_be(form):
+    x, keys, phi, mask = operands((1, 2, 3, 1, 20), torch.float32, masked=True)
+    parts = [part.transpose(3, 4).flatten(1, 2).detach().nan_to_num().requires_grad_() for part in x]
+    arguments = (parts, keys.flatten(0, 1), phi.projection, 0.5, mask.flatten(1, 2), 1e-3, [2, 3], form)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.mimoformer.favor, arguments, test_utils=tests)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="no GPU")
+@pytest.mark.parametrize("layer", [SuperposedAttention, SharedAttention])
+def test_compiled_without_a_graph_break(layer):
+    torch.compiler.reset()
+    ours = layer(64, 2, 2, 2).to(DEVICE)
+    x = torch.randn(2, 2, 2, 100, 64, device=DEVICE)
+    with torch.autocast("cuda", torch.bfloat16):
+        expected = ours(x)
+        found = torch.compile(ours, fullgraph=True)(x)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+    found.sum().backward()
+
+
+def test_nothing_speaks_against_the_kernels():
+    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32)
+    assert why_plain(*x, keys, phi) is None

@@ -1,6 +1,6 @@
 """FAVOR+S beside exact softmax attention: results and gradients checked first, then medians of interleaved timings.
 
-usage: python packages/mimoformer/benchmarks/attention_speed.py [--lengths 1024 4096] [--tables attention blocks] [--cpu] [--out FILE]
+usage: python packages/mimoformer/benchmarks/attention_speed.py [--lengths 1024 4096] [--tables attention ..] [--cpu] [--out FILE]
 
 On a GPU it prints tables of attention, of causal attention (at the longest of the lengths), of whole Transformer blocks, and of
 growth with the length; with --cpu one of attention on the CPU, with the lengths from which on FAVOR+S is faster. Every way of a

@@ -57,9 +57,9 @@ class Setting:
 
 
 SETTINGS = {
-    "sum keys": Setting(64, 128, 4, 1056, 3),
-    "sum queries": Setting(64, 128, 4, 1056, 3),
-    "attend": Setting(64, 32, 4, 0, 4),
+    "sum keys": Setting(64, 256, 8, 528, 3),
+    "sum queries": Setting(64, 128, 4, 528, 3),
+    "attend": Setting(64, 32, 4, 0, 5),
     "backward keys": Setting(64, 32, 4, 0, 3),
     "backward queries": Setting(64, 32, 4, 0, 2),
 }

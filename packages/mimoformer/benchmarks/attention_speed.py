@@ -200,6 +200,7 @@ def favor_s_way(
 def block_ways(sizes: Sizes, length: int) -> Iterator[Way]:
     """Blocks under bf16 autocast, compiled, and the same without their attention."""
     torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = 100  # all ways share the code that is compiled
     x = torch.randn(sizes.sequences, length, sizes.embed_dim, device=sizes.device)
     blocks: list[tuple[str, int | None, str]] = [("softmax", None, "att")]
     blocks += [(f"{variant} {grid} x {grid}", grid, variant) for grid in (2, 4) for variant in ("att", "att+mlp")]

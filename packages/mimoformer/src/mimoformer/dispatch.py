@@ -76,10 +76,8 @@ def is_known(phi: Any) -> bool:
 
 def is_plain(tensors: tuple[Any, ...]) -> bool:
     """Tell whether operators run as they are: plain tensors, nothing that traces them, or a compiler that knows the kernels."""
-    if torch.compiler.is_exporting():
-        return False
     if torch.compiler.is_compiling():
-        return True
+        return torch.compiler.is_dynamo_compiling()  # otherwise a network is exported
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     plain = all(type(x) in (Tensor, nn.Parameter) for x in tensors)
     return plain and not tracing and is_plain_autograd() and not _has_any_global_hook()  # type: ignore[no-untyped-call]

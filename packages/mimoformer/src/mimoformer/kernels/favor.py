@@ -10,8 +10,8 @@ those of queries, which give the gradients of A and z. `backward_kernel` takes g
 split into slices, which `add_up_kernel` adds up in a fixed order, so the same input gives the same result.
 
 Products are of bfloat16, TF32 or three times TF32, for inputs in bfloat16, float16 or float32, and are added up in float32. W x
-has more digits, since the sign of each number in it decides whether a gradient passes: it is of float16, backward with the rest
-of W that float16 drops, or of three times TF32.
+has more digits, since the sign of each number in it decides whether a gradient passes: it is of float16, backward with what that
+drops of W and x, or of three times TF32.
 """
 
 from dataclasses import dataclass
@@ -568,6 +568,7 @@ def backward_kernel(
             SHARED,
         )
     value, marks = operand(value, HALF), operand(marks, HALF)
+    rest = (vector - vector.to(tl.float16).to(tl.float32)).to(tl.float16)
     result_x = tl.zeros((BLOCK_L, D), tl.float32)
     result_y = tl.zeros((BLOCK_L, D), tl.float32)
     for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
@@ -578,6 +579,7 @@ def backward_kernel(
         z = own_sums(own, bundle, feature, ITEMS, STEP, ITEM_STEP, SLOTS, COLUMNS, R)
         projected = tl.dot(vector.to(w.dtype), tl.trans(w), input_precision="tf32x3")
         if HALF:
+            projected = tl.dot(rest, tl.trans(w), projected)
             projected = tl.dot(vector.to(w.dtype), tl.trans(tl.load(place + R * D)), projected)
             w = tl.load(place + 2 * R * D).to(tl.bfloat16, bitcast=True)
         if OF_KEYS:

@@ -36,6 +36,7 @@ from mimo_benchmarks.training.gradients import Gradients
 from mimo_benchmarks.training.loop import take_step
 from mimo_benchmarks.training.state import Training
 from mimoconv import isometry
+from mimoformer.layers import SuperposedAttention
 from vsa_core.hub.markdown import markdown_table
 
 ITEMS = 4096
@@ -169,6 +170,8 @@ def gradients_of(config: RunConfig, accelerator: Any, *, plain: bool) -> dict[st
         for layer in training.network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.register_forward_hook(lambda *_: None)
+            elif isinstance(layer, SuperposedAttention):
+                layer.implementation = "plain"
     feed, found = Feed(task, config), {}
     gradients = Gradients(training, feed, accelerator)
     with mock.patch.object(isometry, "has_kernels", lambda weight: not plain and HAS_KERNELS(weight)):

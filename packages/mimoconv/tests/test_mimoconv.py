@@ -1,5 +1,7 @@
 """MIMOConv against its definition, for every n that fits."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mimoconv import MIMOConv, MIMOConvConfig, WideResNet, WideResNetConfig
-from mimoconv.binding import PositionwiseHRR, Unbinding
+from mimoconv.binding import PositionwiseHRR, Unbinding, bind_in_place
 from mimoconv.blocks import Block, bias_as_channel, body
 from mimoconv.statistics_per_n import StatisticsPerN
 from vsa_core import hrr, slots
@@ -45,6 +47,44 @@ def test_bind_and_bundle_equal_the_loop_over_slots(capacity, n, layout, dim=6):
     found = binding(x)
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert found.is_contiguous(memory_format=layout)
+
+
+@every_n
+def test_a_third_axis_of_a_convolution_binds_maps_whose_channels_come_last(capacity, n):
+    binding = PositionwiseHRR(capacity, 6).double()
+    x = torch.randn(2 * n, 6, 3, 4, dtype=torch.float64).to(memory_format=torch.channels_last).unflatten(0, (2, n))
+    assert_close(bind_in_place(x, binding.matrices(n)), binding(x), rtol=1e-12, atol=1e-12)
+
+
+def test_networks_can_be_mapped_over():
+    model = small(2).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(3, 2, 2, 2, 8, 8, dtype=torch.float64)
+    assert_close(torch.vmap(model)(x), torch.stack([model(each) for each in x]))
+
+
+def change_padding(stem):
+    stem.conv.padding_mode = "circular"
+
+
+def change_kernel(stem):
+    stem.conv = nn.Conv2d(2, 8, 5, padding=1, bias=False).double()
+
+
+def change_forward(stem):
+    stem.conv.forward = lambda x: torch.zeros(x.shape[0], 8, *x.shape[2:], dtype=x.dtype)
+
+
+def train_the_norm(stem):
+    stem.norm.train()
+
+
+@pytest.mark.parametrize("change", [change_padding, change_kernel, change_forward, train_the_norm])
+def test_a_stem_of_another_kind_is_run_as_it_is(change):
+    model = small(2, stem="conv-norm").eval()
+    change(model.stem)
+    x = torch.randn(3, 2, 2, 8, 8, dtype=torch.float64)
+    maps = copy.deepcopy(model.stem)(x.flatten(0, 1)).unflatten(0, (3, 2))
+    assert_close(model.superpose(x), model.binding(maps))
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 3), (5, 3)])

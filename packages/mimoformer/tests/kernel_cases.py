@@ -138,6 +138,30 @@ def test_numbers_that_are_not_finite_are_not_hidden(part):
     assert not favor_s(*x, keys, phi, implementation="triton").isfinite().all()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_large_eps(form):
+    """Also where the number of features is no power of two."""
+    x, keys, phi, mask = operands((1, 2, 2, 1, 20), torch.float32, masked=True, d=16, features=24)
+    phi.eps = 0.3
+    compare(form, x, keys, phi, mask)
+
+
+def test_a_slot_with_little_weight_beside_another():
+    x, keys, phi, _ = operands((1, 1, 2, 1, 20), torch.float32, d=16, features=32)
+    mask = torch.zeros(1, 1, 2, 20, dtype=torch.bool, device=DEVICE)
+    mask[:, :, 0], mask[:, :, 1, 0] = True, True
+    x.data[1, :, :, 0] *= 1e4
+    compare("shared", x, keys, phi, mask)
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_gradients_that_are_not_finite_are_not_hidden(part):
+    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32)
+    x.data[part, 0, 0, 0, 0, 3] = torch.nan
+    favor_s(*x, keys, phi, implementation="triton").sum().backward()
+    assert not x.grad[part, 0, 0, 0, 0, 3].isfinite().all()
+
+
 def test_an_empty_weight_gives_zeros():
     """Where ReLU leaves nothing and there is no eps, denominators are 0."""
     x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32)

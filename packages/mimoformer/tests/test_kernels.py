@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -56,24 +57,43 @@ def test_plain_attention_takes_everything_else(offered):
     hooked.register_forward_hook(lambda *_: None)
     trained.projection.requires_grad_()
     found = {
-        "device": why_plain(q, k, v, keys.to("meta"), phi),
+        "several devices": why_plain(q, k, v, keys.to("meta"), phi),
         "float64": why_plain(*operands(dtype=torch.float64)),
         "dtypes": why_plain(q, k, v.bfloat16(), keys, phi),
-        "function": why_plain(q, k, v, keys, torch.relu),
+        "builtin_function": why_plain(q, k, v, keys, torch.relu),
         "DPFP": why_plain(q, k, v, keys, DPFPFeatures()),
         "Own": why_plain(q, k, v, keys, Own(8, 16)),
         "hooks": why_plain(q, k, v, keys, hooked),
-        "gradient": why_plain(q, k, v, keys.requires_grad_(), phi),
+        "binding keys": why_plain(q, k, v, keys.clone().requires_grad_(), phi),
         "projection": why_plain(q, k, v, keys.detach(), trained),
         "dimensions": why_plain(*operands(d=129)),
         "grid": why_plain(*operands(17, 1)),
         "causal": why_plain(*operands(), causal=True),
         "no sequences": why_plain(q[:0], k[:0], v[:0], keys.detach(), phi),
-        "transformed": torch.func.vmap(lambda q: [why_plain(q, k, v, keys.detach(), phi), q][1])(q[None]) is None,
+        "transformed": reason_under_vmap(q, k, v, keys.detach(), phi),
+        "heads": why_plain(*(x.expand(70_000, *x.shape[1:]) for x in (q[:1], k[:1], v[:1])), keys.detach(), phi),
+        "2**31": why_plain(
+            *[torch.empty(1, device="meta").expand(1, 2, 2, 2, 2**27, 8)] * 3, keys.detach().to("meta"), phi.to("meta")
+        ),
     }
-    assert all(reason is not None for reason in found.values()), found
-    for word in ("device", "float64", "DPFP", "Own", "hooks", "gradient", "dimensions", "grid", "causal", "no sequences"):
-        assert word in found[word]
+    for word, reason in found.items():
+        assert word in reason, (word, reason)
+
+
+def reason_under_vmap(q, *others):
+    reasons = []
+    torch.func.vmap(lambda q: [q, reasons.append(why_plain(q, *others))][0])(q[None])
+    return reasons[0]
+
+
+@pytest.mark.parametrize("watch", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_features_that_somebody_watches_are_computed_in_plain_pytorch(offered, watch, compiled):
+    q, k, v, keys, phi = operands()
+    phi = torch.compile(phi) if compiled else phi
+    assert why_plain(q, k, v, keys, phi) is None
+    getattr(phi, f"register_{watch}_hook")(lambda *_: None)
+    assert "hooks" in why_plain(q, k, v, keys, phi)
 
 
 def test_networks_are_exported_in_plain_pytorch(offered):
@@ -93,10 +113,34 @@ def test_an_implementation_that_is_asked_for_never_falls_back(function):
         layer(torch.randn(1, 2, 2, 5, 16))
 
 
-def test_plain_is_never_replaced():
-    assert not uses_triton("plain", None)
-    assert uses_triton("auto", None)
-    assert not uses_triton("auto", "a reason")
+def test_plain_is_never_replaced(offered):
+    assert not uses_triton("plain", *operands(), False)
+    assert uses_triton("auto", *operands(), False)
+    assert not uses_triton("auto", *operands(), True)
+
+
+class Halved(SuperposedAttention):
+    """Attention of its own."""
+
+    attend = staticmethod(lambda *operands, implementation, **options: favor_s(*operands, **options) / 2)
+
+
+class Doubled(SuperposedAttention):
+    """An output of its own."""
+
+    def merge_heads(self, attended):
+        return 2 * super().merge_heads(attended)
+
+
+def test_layers_that_change_a_part_keep_it():
+    torch.manual_seed(0)
+    plain, halved, doubled = (kind(16, 2, 2, 2, features=16) for kind in (SuperposedAttention, Halved, Doubled))
+    for each in (halved, doubled):
+        each.load_state_dict(plain.state_dict())
+    nn.init.zeros_(plain.out.bias), nn.init.zeros_(halved.out.bias), nn.init.zeros_(doubled.out.bias)
+    x = torch.randn(1, 2, 2, 5, 16)
+    torch.testing.assert_close(halved(x), plain(x) / 2)
+    torch.testing.assert_close(doubled(x), plain(x) * 2)
 
 
 def test_a_scale_multiplies_queries_and_keys():
@@ -106,7 +150,63 @@ def test_a_scale_multiplies_queries_and_keys():
         torch.testing.assert_close(found, favor_s(q / 2, k / 2, v, keys, phi, causal=causal))
 
 
-def test_layers_are_modules_that_can_be_copied():
-    layer = SuperposedAttention(16, 2, 2, 2, implementation="plain")
-    assert isinstance(layer, nn.Module)
-    assert layer.implementation == "plain"
+class Gpu:
+    """What Triton asks of a GPU in order to compile for it."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(
+    ("capability", "memory", "dtype", "dim", "grid"),
+    [
+        (90, 232448, torch.bfloat16, 64, (2, 2)),
+        (80, 166912, torch.float16, 128, (3, 2)),
+        (89, 101376, torch.bfloat16, 128, (4, 4)),
+        (89, 101376, torch.float32, 128, (2, 2)),
+    ],
+)
+def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtype, dim, grid, monkeypatch):
+    """Shared memory of a program, in bytes, as of H100 and H200, A100, and the GPUs of GeForce and of workstations since 2020."""
+    pytest.importorskip("triton")
+    from triton.runtime import driver
+
+    from mimoformer.kernels import favor, operator
+
+    used = {}
+
+    def compile_only(kernel, run):
+        def call(*arguments, grid, warmup, **options):
+            used[kernel.__name__] = max(
+                used.get(kernel.__name__, 0), run(*arguments, grid=grid, warmup=True, **options).metadata.shared
+            )
+
+        return call
+
+    kernels = [favor.weights_kernel, favor.sum_kernel, favor.add_up_kernel, favor.attend_kernel, favor.backward_kernel]
+    for kernel in kernels:
+        monkeypatch.setattr(kernel, "run", compile_only(kernel, kernel.run))
+    monkeypatch.setattr(favor, "shared_memory", lambda device: memory)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
+    monkeypatch.setattr(driver, "_active", Gpu(capability))
+    slots = grid[0] * grid[1]
+    mask = torch.ones(1, slots, 100, dtype=torch.bool)
+    x = torch.empty(1, slots, 100, 3, 8, dim, dtype=dtype)
+    options = (torch.ones(slots, dim), torch.empty(256, dim), 1.0, mask, 1e-3, list(grid), "grid")
+    out, *saved = operator.compute._init_fn([x], *options)
+    operator.differentiate._init_fn(out, [x], [out, *saved], *options)
+    assert used.keys() == {kernel.__name__ for kernel in kernels}
+    assert max(used.values()) <= memory, used

@@ -182,6 +182,40 @@ def test_a_replay_does_not_wait_until_the_network_has_been_looked_at(made, monke
     assert looked == [replays + 1] == [made[0].replays]
 
 
+def test_names_of_parameters_are_part_of_a_network(made):
+    """LayerNorm multiplies by a weight and adds a bias."""
+    model = nn.Sequential(nn.LayerNorm(6, bias=False)).eval()
+    nn.init.normal_(model[0].weight)
+    replay_thrice(model, images())
+    model[0].weight, model[0].bias = None, model[0].weight
+    replay_thrice(model, images())
+
+
+def test_a_hook_ends_replays(made):
+    model, x = network(), images()
+    replay_thrice(model, x)
+    before = made[0].replays
+    hook = model[2].register_forward_hook(lambda layer, inputs, out: out + 1)
+    for _ in range(3):
+        assert_close(graphs.replay(model, x), model(x))
+    assert made[0].replays == before + 1
+    hook.remove()
+    replay_thrice(model, x)
+    assert len(made) == 2
+
+
+def test_a_dropped_graph_is_gone_when_the_network_runs_again(made):
+    model, x = network(), images()
+    replay_thrice(model, x)
+    dead = weakref.ref(made.pop())
+    model[1].eps = 10.0
+    seen = []
+    run = model.forward
+    model.forward = lambda x: (gc.collect() and seen.append(dead())) or run(x)
+    graphs.replay(model, x)
+    assert seen == [None]
+
+
 def test_changes_in_place_need_no_new_graph(made):
     """A graph reads the weights where they are, so a network that is trained between its passes is captured once."""
     model, x = network(), images()

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vsa_core import checks, hrr, slots
 
-__all__ = ["PositionwiseHRR", "Unbinding", "slot_membership"]
+__all__ = ["PositionwiseHRR", "Unbinding", "bind_in_place", "slot_membership"]
 
 
 def slot_membership(n: int, capacity: int, like: Tensor) -> Float[Tensor, "n capacity"]:
@@ -32,17 +32,25 @@ class PositionwiseHRR(nn.Module):
         return hrr.circulant(slot_membership(n, int(self.keys.shape[0]), self.keys) @ self.keys)
 
     def forward(self, x: Float[Tensor, "b n dim h w"]) -> Float[Tensor, "b dim h w"]:
-        # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel. Both steps are linear, so one 1x1 convolution with the
-        # keys' circulants side by side does them, without storing n bound maps.
+        # This is vsa_core's superpose(x, keys, hrr.bind) at every pixel. Both steps are linear, so one convolution with the keys'
+        # circulants side by side does them, without storing n bound maps.
         matrices = self.matrices(int(x.shape[1]))
         if x.stride(2) != 1:
-            return F.conv2d(x.flatten(1, 2), rearrange(matrices, "n out dim -> out (n dim) 1 1"))
-        # Channels come last in memory, and so they do in the result. A third axis of the convolution spares copying the maps.
-        weight = rearrange(matrices, "n out dim -> out n 1 1 dim").permute(0, 4, 1, 2, 3)
-        return F.conv3d(x.transpose(1, 2), weight).squeeze(2).contiguous(memory_format=torch.channels_last)
+            side_by_side = x.flatten(1, 2)
+        elif x.is_cuda:
+            return bind_in_place(x, matrices)
+        else:  # channels come last in memory, and so they do in the result
+            side_by_side = rearrange(x, "b n dim h w -> b h w (n dim)").permute(0, 3, 1, 2)
+        return F.conv2d(side_by_side, rearrange(matrices, "n out dim -> out (n dim) 1 1"))
 
     def extra_repr(self) -> str:
         return f"capacity={self.keys.shape[0]}, dim={self.keys.shape[1]}, trainable={self.keys.requires_grad}"
+
+
+def bind_in_place(x: Float[Tensor, "b n dim h w"], matrices: Float[Tensor, "n out dim"]) -> Float[Tensor, "b out h w"]:
+    """Multiply maps by the matrix of their input, and add them up, by a convolution over a third axis, which copies no maps."""
+    weight = rearrange(matrices, "n out dim -> out n 1 1 dim").permute(0, 4, 1, 2, 3)  # channels come last in memory
+    return F.conv3d(x.transpose(1, 2), weight).squeeze(2)
 
 
 class Unbinding(nn.Module):

@@ -80,8 +80,10 @@ def is_stem_foldable(stem: nn.Module) -> bool:
     return (
         type(conv) is nn.Conv2d
         and (conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias) == ((1, 1), (1, 1), (1, 1), 1, None)
+        and (conv.kernel_size, conv.padding_mode) == ((3, 3), "zeros")
         and all(isinstance(norm, _BatchNorm) and norm.affine and norm.running_mean is not None for norm in norms)
-        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in stem.modules())
+        and not any(norm.training for norm in norms)
+        and not any(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) for layer in stem.modules())
     )
 
 

@@ -44,7 +44,8 @@ def predict(
         images: floating-point images as the network was trained on, or uint8 ones, which the `mean` and `std` of the model's
             configuration normalise.
         n: images per pass, from 1 to capacity; the capacity unless given.
-        passes_at_once: the most passes in one batch, which bounds memory.
+        passes_at_once: the most passes in one batch, which bounds memory. On a GPU the CUDA graph of a batch of up to 512 passes
+            keeps what it took, until `vsa_core.graphs.forget(model)`.
 
     Raises:
         ValueError: n is not from 1 to capacity, passes_at_once is below 1, or the images do not fit the network.
@@ -58,15 +59,15 @@ def predict(
     images = prepare_images(model, images)
     parts = torch.split(slots.group(images, n), passes_at_once)
     answering = in_eval_mode(model)
-    logits = [
-        graphs.replay(model, part) if answering is model and len(part) <= REPLAYED_PASSES else answering(part)
-        for part in parts  # graphs of a copy would be dropped with it
-    ]
-    if not has_statistics_for(model, n):  # asked last, as it waits for a GPU
-        raise RuntimeError(
-            f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for n = {n}: "
-            f"estimate them on training images with recalibrate(model, batches, n={n})"
-        )
+    logits: list[Tensor] = []
+    for part in parts:
+        replayed = answering is model and len(part) <= REPLAYED_PASSES  # graphs of a copy would be dropped with it
+        logits.append(graphs.replay(model, part) if replayed else answering(part))
+        if len(logits) == 1 and not has_statistics_for(model, n):  # asked while a GPU is busy, as it waits for it
+            raise RuntimeError(
+                f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for n = {n}: "
+                f"estimate them on training images with recalibrate(model, batches, n={n})"
+            )
     return slots.ungroup(torch.cat(logits), len(images))
 
 

@@ -27,7 +27,7 @@ from mimoformer.bundles import (
     unbind_slots,
 )
 from mimoformer.causal import favor_s_blurry_step, favor_s_shared_step, favor_s_step
-from mimoformer.dispatch import Form, Implementation, uses_triton, why_plain
+from mimoformer.dispatch import Form, Implementation, uses_triton
 from mimoformer.features import AnyFeatureMap
 from vsa_core import checks
 
@@ -73,7 +73,8 @@ def favor_s(
         scale: what queries and keys are multiplied by.
         implementation: "plain" PyTorch, or "triton" for fused kernels, on NVIDIA GPUs from Ampere on; "auto" takes the kernels
             where `mimoformer.dispatch.why_plain` knows no reason against it. They keep no features in memory, multiply numbers
-            in the precision of q (`mimoformer.kernels.favor`), and their gradients cannot be differentiated again.
+            in the precision of q (`mimoformer.kernels.favor`), and are one operator to autograd: gradients cannot be
+            differentiated again, and the output must not be changed in place before the backward pass.
 
     Returns:
         Attention of every slot, unbound, in the dtype of v.
@@ -84,7 +85,7 @@ def favor_s(
             that stabilises keys over all tokens.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, why_plain(q, k, v, keys, feature_map, causal)):
+    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "grid")
     if causal:
         return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
@@ -115,7 +116,7 @@ def attend_by_kernels(
     """Attend by Triton kernels, which take each token's heads side by side; phi are `ReLUFeatures`."""
     from mimoformer.kernels.operator import favor
 
-    parts = [x.transpose(3, 4) for x in (q, k, v)]
+    phi, parts = getattr(phi, "_orig_mod", phi), [x.transpose(3, 4) for x in (q, k, v)]
     return favor(parts, keys, phi.projection, scale * q.shape[-1] ** -0.25, mask, phi.eps, form).transpose(-3, -2)
 
 
@@ -138,7 +139,7 @@ def favor_s_shared(
     Arguments and errors are those of `favor_s`; the output is 0 where no token of a bundle is real.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, why_plain(q, k, v, keys, feature_map, causal)):
+    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "shared")
     if causal:
         return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
@@ -176,7 +177,7 @@ def favor_s_blurry(
     and errors are those of `favor_s`: each slot divides by the weight of its own real tokens.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, why_plain(q, k, v, keys, feature_map, causal)):
+    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "blurry")
     if causal:
         return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
@@ -246,6 +247,9 @@ def softmax_attention(
     Masks and causality leave PyTorch's fused kernels possible, whose memory is linear in l. Padding contributes nothing and gives
     0, as in `favor_s`. Weights are set to 0 with probability `dropout`, after the softmax; the others are divided by
     1 - dropout.
+
+    On CPUs and GPUs second derivatives and forward-mode differentiation need PyTorch's kernel for them:
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     Raises:
         ValueError: q, k and v differ in shape, or the mask does not fit them.

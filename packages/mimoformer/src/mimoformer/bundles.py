@@ -42,7 +42,9 @@ def bind_real_tokens(
     The caller bundles: `vsa_core.superposition.superpose` sums over the axis before the vector, and here that axis is tokens.
     """
     dtype = torch.promote_types(torch.promote_types(q.dtype, torch.promote_types(k.dtype, v.dtype)), torch.float32)
-    q, k, v = q.to(dtype) * scale, k.to(dtype) * scale, v.to(dtype)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if scale != 1:
+        q, k = q * scale, k * scale
     if mask is not None:  # before bundling: what padding holds would reach the real tokens of its bundle
         padding = rearrange(~mask, "b m n l -> b m n 1 l 1")
         q, k, v = q.masked_fill(padding, 0), k.masked_fill(padding, 0), v.masked_fill(padding, 0)
@@ -113,10 +115,10 @@ def mark_padding(
 ) -> tuple[Float[Tensor, "*b h l c"], Float[Tensor, "*b h l c"]]:
     """Append 1 to 8 channels to queries and keys that are 0 at padding, so that softmax attention needs no mask.
 
-    Divide scores by the sqrt(d) of before. For a real query the score of padding is -2**30 / sqrt(d) and its weight 0, while
-    scores of real keys are what they were. A query at padding has score 0 for every key, so that nothing overflows. The number of
-    channels becomes a multiple of 8, as fused kernels want. Powers of 2 fit float16 and bfloat16, and add no rounding error to
-    the exponents of a block of nothing but padding.
+    Divide scores by the sqrt(d) of before. For a real query the score of padding is -2**30 / sqrt(d) and its weight 0 if real
+    keys score more, while their scores are what they were. A query at padding has score 0 for every key, so that nothing
+    overflows. The number of channels becomes a multiple of 8, as fused kernels want. Powers of 2 fit float16 and bfloat16, and
+    add no rounding error to the exponents of a block of nothing but padding.
     """
     real = 2.0**15 * rearrange(mask, "... l -> ... 1 l 1")
     marks = (F.pad(mark.to(q.dtype), (0, 7 - q.shape[-1] % 8)) for mark in (real, real - 2.0**15))

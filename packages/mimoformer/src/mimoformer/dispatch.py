@@ -1,5 +1,6 @@
 """Which implementation of FAVOR+S computes: Triton kernels where they can, else plain PyTorch."""
 
+import math
 import os
 from typing import Any, Literal
 
@@ -18,8 +19,8 @@ Implementation = Literal["auto", "plain", "triton"]
 Form = Literal["grid", "shared", "blurry"]
 """Which function is computed: `favor_s`, `favor_s_shared` or `favor_s_blurry`."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LARGEST_DIM, LARGEST_GRID = 128, 16
-"""Sizes that the kernels are made for."""
+LARGEST_DIM, LARGEST_GRID, MOST_HEADS = 128, 16, 2**16 - 1
+"""Sizes that the kernels are made for, and programs that CUDA starts along an axis."""
 
 
 def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap, causal: bool = False) -> str | None:
@@ -32,33 +33,45 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
     """
     phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
     weights = getattr(phi, "projection", keys)
-    tensors, dtypes, largest = (q, k, v, keys, weights), {q.dtype, k.dtype, v.dtype}, q.shape[1] * q.shape[2]
+    tensors, dtypes, slots = (q, k, v, keys, weights), {q.dtype, k.dtype, v.dtype}, q.shape[1] * q.shape[2]
+    trained = torch.is_grad_enabled() and (keys.requires_grad or weights.requires_grad)
     reasons = {
         f"the tensors are on {q.device}, where no Triton kernels run": not kernels_run(q.device),
         "attention is causal": causal,
-        f"the features are {type(phi).__name__}; the kernels have ReLUFeatures without hooks": not is_known(phi),
+        f"the features are {type(phi).__name__}; the kernels have ReLUFeatures without hooks": not is_known(feature_map, phi),
         f"the dtypes are {dtypes}; the kernels take one of {DTYPES}": not (len(dtypes) == 1 and q.dtype in DTYPES),
-        "binding keys or the projection need a gradient": keys.requires_grad or weights.requires_grad,
+        "binding keys or the projection need a gradient": trained,
         f"a head has {q.shape[-1]} dimensions; the kernels take up to {LARGEST_DIM}": q.shape[-1] > LARGEST_DIM,
-        f"the grid has {largest} slots; the kernels take up to {LARGEST_GRID}": largest > LARGEST_GRID,
+        f"the grid has {slots} slots; the kernels take up to {LARGEST_GRID}": slots > LARGEST_GRID,
         "there are no sequences": q.shape[0] == 0,
+        f"there are more than {MOST_HEADS} heads in all groups": q.shape[0] * q.shape[3] > MOST_HEADS,
+        "a group has more than 2**31 numbers": any(extent(x) >= 2**31 for x in (q, k, v)),
         "the tensors are on several devices": any(x.device != q.device for x in tensors),
         "operators are traced, exported, transformed or watched": not is_plain(tensors),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def uses_triton(implementation: Implementation, reason: str | None) -> bool:
-    """Decide between plain PyTorch and Triton, given what `why_plain` says.
+def uses_triton(
+    implementation: Implementation, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap, causal: bool
+) -> bool:
+    """Decide between plain PyTorch and Triton for the operands of `why_plain`.
 
     Raises:
         ValueError: there is no such implementation, or "triton" cannot compute this.
     """
     if implementation not in ("auto", "plain", "triton"):
         raise ValueError(f"implementation is {implementation!r}; expected auto, plain or triton")
+    reason = "it is asked for" if implementation == "plain" else why_plain(q, k, v, keys, feature_map, causal)
     if implementation == "triton" and reason is not None:
         raise ValueError(f"implementation 'triton' cannot compute this: {reason}")
-    return implementation != "plain" and reason is None
+    return reason is None
+
+
+def extent(x: Tensor) -> int:
+    """Return how far apart the numbers of a group lie in memory, or will lie in the output, at most."""
+    apart = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return max(apart, math.prod(x.shape[1:]))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -69,15 +82,17 @@ def kernels_run(device: torch.device) -> bool:
     return device.type == "cuda" and runs_triton(device)
 
 
-def is_known(phi: Any) -> bool:
-    """Tell whether the kernels have these features, and no hooks want to see them."""
-    return type(phi) is ReLUFeatures and not (phi._forward_hooks or phi._forward_pre_hooks or phi._backward_hooks)
+def is_known(feature_map: Any, phi: Any) -> bool:
+    """Tell whether the kernels have these features, compiled or not, and no hooks want to see them."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    known = type(phi) is ReLUFeatures and "forward" not in vars(phi)
+    return known and not any(getattr(each, name) for each in (feature_map, phi) for name in hooks)
 
 
 def is_plain(tensors: tuple[Any, ...]) -> bool:
     """Tell whether operators run as they are: plain tensors, nothing that traces them, or a compiler that knows the kernels."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_dynamo_compiling()  # otherwise a network is exported
+        return torch.compiler.is_dynamo_compiling() and is_plain_autograd()  # otherwise a network is exported
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     plain = all(type(x) in (Tensor, nn.Parameter) for x in tensors)
     return plain and not tracing and is_plain_autograd() and not _has_any_global_hook()  # type: ignore[no-untyped-call]

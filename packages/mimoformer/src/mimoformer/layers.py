@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mimoformer import attention
 from mimoformer.bundles import check_mask
 from mimoformer.causal import AttentionState
-from mimoformer.dispatch import Form, Implementation, uses_triton, why_plain
+from mimoformer.dispatch import Form, Implementation, uses_triton
 from mimoformer.features import AnyFeatureMap, DPFPFeatures, PositiveFeatures, ReLUFeatures
 from vsa_core import checks, hadamard
 
@@ -30,6 +30,14 @@ FEATURE_MAPS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "positive": lambda dim, features, nu: PositiveFeatures(dim, features),
     "dpfp": lambda dim, features, nu: DPFPFeatures(nu),
 }
+
+
+FORMS: dict[Callable[..., Tensor], Form] = {
+    attention.favor_s: "grid",
+    attention.favor_s_shared: "shared",
+    attention.favor_s_blurry: "blurry",
+}
+"""What the kernels call these functions."""
 
 
 class SoftmaxAttention(nn.Module):
@@ -123,7 +131,7 @@ class SuperposedAttention(SoftmaxAttention):
     torch.Size([8, 2, 2, 100, 64])
     """
 
-    form: ClassVar[Form] = "grid"
+    implementation: Implementation = "auto"
     attend: ClassVar[Callable[..., Tensor]] = staticmethod(attention.favor_s)
     attend_next: ClassVar[Callable[..., tuple[Tensor, AttentionState]]] = staticmethod(attention.favor_s_step)
 
@@ -174,23 +182,23 @@ class SuperposedAttention(SoftmaxAttention):
         """
         qkv, keys = self.project(x, mask), keys_of_grid(self.keys, x)
         q, k, v = split_heads(qkv)
-        if uses_triton(self.implementation, why_plain(q, k, v, keys, self.feature_map, self.causal)):
-            return self.attend_by_kernels(qkv, keys, mask)
+        form = FORMS.get(self.attend)
+        if form and uses_triton(self.implementation, q, k, v, keys, self.feature_map, self.causal):
+            return self.merge_heads(self.attend_by_kernels(form, qkv, keys, mask))
         attended = self.attend(
             q, k, v, keys, self.feature_map, mask, causal=self.causal, scale=self.scale(q), implementation="plain"
         )
         return self.merge_heads(attended)
 
     def attend_by_kernels(
-        self, qkv: Float[Tensor, "b m n l 3 h d"], keys: Float[Tensor, "m n d"], mask: Bool[Tensor, "b m n l"] | None
-    ) -> Float[Tensor, "b *slots l e"]:
+        self, form: Form, qkv: Float[Tensor, "b m n l 3 h d"], keys: Float[Tensor, "m n d"], mask: Bool[Tensor, "b m n l"] | None
+    ) -> Float[Tensor, "b *slots h l d"]:
         """Attend without taking queries, keys and values, or their gradients, apart."""
         from mimoformer.kernels.operator import favor
 
-        phi: Any = self.feature_map
+        phi: Any = getattr(self.feature_map, "_orig_mod", self.feature_map)
         scale = self.scale(qkv) * qkv.shape[-1] ** -0.25
-        out: Tensor = self.out(favor([qkv], keys, phi.projection, scale, mask, phi.eps, self.form).flatten(-2))
-        return out
+        return favor([qkv], keys, phi.projection, scale, mask, phi.eps, form).transpose(-3, -2)
 
     def step(
         self,
@@ -226,7 +234,6 @@ class SuperposedAttention(SoftmaxAttention):
 class SharedAttention(SuperposedAttention):
     """Attention of the published att.+MLP variant: its output stays bound and bundled over m, for an MLP that follows."""
 
-    form = "shared"
     attend = staticmethod(attention.favor_s_shared)
     attend_next = staticmethod(attention.favor_s_shared_step)
 
@@ -234,7 +241,6 @@ class SharedAttention(SuperposedAttention):
 class BlurryAttention(SuperposedAttention):
     """Blurry attention: queries, keys and values all bundled over the whole grid, so that every slot has the same weights."""
 
-    form = "blurry"
     attend = staticmethod(attention.favor_s_blurry)
     attend_next = staticmethod(attention.favor_s_blurry_step)
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from itertools import chain
-from operator import attrgetter, itemgetter, methodcaller
+from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -49,7 +49,7 @@ MATMUL = ("allow_fp16_accumulation", "allow_fp16_reduced_precision_reduction", "
 Inputs = tuple[Tensor | None, ...]
 """Tensors, or None for a mask that is not given."""
 BuiltIn = tuple[list[Any], list[Any]]
-"""Classes and attributes of all layers, and places and layouts of all tensors."""
+"""Classes and attributes of all layers, the same objects as long as nothing changes; names, and places and layouts of tensors."""
 Kind = tuple[Any, ...]
 """All but the model that a graph builds in."""
 ENABLED = ContextVar("ENABLED", default=True)
@@ -88,6 +88,8 @@ def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
     or these packages; and under function transforms, forward-mode differentiation and `parametrize.cached`. There, as in
     `model(*inputs)`, autocast may use casts of weights from before a change in place within its block; replays never do.
 
+    Graphs do not see it if memory of a weight is freed without a new tensor, as by `resize_` of its storage: `forget` it before.
+
     If a capture fails, a warning says why, and no other is tried until `forget`; if memory ran out, a later pass tries again.
     """
     if can_replay(inputs) and model not in REFUSED:
@@ -100,6 +102,8 @@ def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
                 if found and passes and same(passes.built_in, found):
                     return early
                 early.cpu()  # waits, as a graph must not be dropped while it runs
+                PASSES.pop(model, None)
+            del passes, known, early  # and with them their memory
             graph = find_graph(model, found, kind, inputs) if found else None
             if graph is not None:
                 return graph.replay(inputs)
@@ -177,19 +181,17 @@ def built_in(model: nn.Module) -> BuiltIn | None:
     own = list(map(vars, layers))
     if any(chain.from_iterable(map(itemgetter("_forward_hooks", "_forward_pre_hooks"), own))):
         return None
-    parts = chain.from_iterable(map(itemgetter("_parameters", "_buffers"), own))
-    tensors = [tensor for tensor in chain.from_iterable(map(methodcaller("values"), parts)) if tensor is not None]
+    parts = chain.from_iterable(map(itemgetter("_parameters", "_buffers", "_modules"), own))
+    named = [item for item in chain.from_iterable(map(methodcaller("items"), parts)) if item[1] is not None]
+    tensors = [value for _, value in named if isinstance(value, Tensor)]
     attributes = [*map(type, layers), *chain.from_iterable(map(methodcaller("values"), own))]
     views = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype"))
-    return attributes, [list(map(view, tensors)) for view in views]
+    return attributes, [[name for name, _ in named], *(list(map(view, tensors)) for view in views)]
 
 
 def same(old: BuiltIn, new: BuiltIn) -> bool:
     """Tell whether two results of `built_in` are of an unchanged model."""
-    try:
-        return old == new  # the same objects are equal without a look at them
-    except (RuntimeError, TypeError, ValueError):  # a tensor among attributes, say, which is neither
-        return False
+    return len(old[0]) == len(new[0]) and all(map(is_, old[0], new[0])) and old[1] == new[1]
 
 
 def kind_of_pass(inputs: Inputs) -> Kind:

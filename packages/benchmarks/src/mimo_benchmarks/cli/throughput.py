@@ -68,7 +68,7 @@ def throughput(
         rounds: calls that are timed for each number of the table, after some to warm up; it shows their median and quartiles.
         precision: precision of the passes, by autocast; fp16 needs a GPU.
         compile: compile the network with torch.compile.
-        cuda_graphs: on a GPU, replay small batches as CUDA graphs, as `predict` does; without, Python starts each kernel.
+        cuda_graphs: on a GPU, replay batches as CUDA graphs, as `predict` does; without, Python starts each kernel.
         device: where to run; a GPU if there is one, unless given.
         threads: CPU threads; unless given, OMP_NUM_THREADS, else all cores but one.
         compare: an earlier file of this command; adds how many times faster each n is now, and fails if one is slower.

@@ -168,8 +168,8 @@ def measure(
 ) -> Measurement:
     """Measure the latency of one pass and the throughput of many, on random inputs, as `Network.predict` computes them.
 
-    So on a GPU the few passes of a small batch are replayed as a CUDA graph, unless that is disabled; and the time of one pass
-    holds all that Python does for it.
+    So on a GPU batches are replayed as CUDA graphs, as far as `predict` does and unless that is disabled; and the time of one
+    pass holds all that Python does for it.
 
     Args:
         network: what the program knows of the network.

@@ -71,6 +71,8 @@ class Inputs(NamedTuple):
 
     keys: Tensor
     """Binding keys in float32, (s d)."""
+    features: int
+    """r, the number of features."""
     weights: Tensor
     """W, as `new_weights` rounds it, (k R D)."""
     mask: Tensor | None
@@ -126,24 +128,25 @@ def new_weights(projection: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 def sizes(x: Tensor, inputs: Inputs, bundles: Bundles, setting: Setting) -> dict[str, Any]:
-    """Return what every kernel has to know as constants."""
+    """Return what every kernel has to know as constants; tiles are smaller where numbers take four bytes or vectors are long."""
     half, (_, r, d) = precision_of(x.dtype) == torch.bfloat16, inputs.weights.shape
-    narrow = 1 if half else 2  # numbers of four bytes take twice the registers and memory
+    features = min(setting.features if half else setting.features // 2, 2**15 // (d * (2 if half else 8)))  # 32 KB of W
     return {
         "HEADS": x.shape[3], "SLOTS": x.shape[1], "ITEMS": bundles.items, "STEP": bundles.step, "ITEM_STEP": bundles.item_step,
-        "R": r, "BLOCK_R": min(setting.features // narrow, r), "DIM": x.shape[4], "D": d,
+        "R": r, "BLOCK_R": min(features, r), "DIM": x.shape[4], "D": d,
         "COLUMNS": max(16, triton.next_power_of_2(bundles.items + 1)), "BLOCK_L": tile_of(x, inputs, setting), "HALF": half,
-        "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3", "SHARED": inputs.shared, "STAGES": setting.stages,
-        "num_warps": setting.warps,
+        "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3", "SHARED": inputs.shared, "num_warps": setting.warps,
     }  # fmt: skip
 
 
-def stages_that_fit(x: Tensor, bundles: Bundles, options: dict[str, Any]) -> int:
-    """Return how many tiles of the slots of a bundle may be fetched ahead: those that fill half of the shared memory."""
-    tile = 2 * bundles.items * options["BLOCK_L"] * options["D"] * x.element_size()
-    memory = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin if x.is_cuda else 0
-    stages: int = max(1, min(options["STAGES"], memory // 2 // tile))
-    return stages
+def stages_that_fit(setting: Setting, x: Tensor, numbers: int, size: int) -> int:
+    """Return how many tiles may be fetched ahead, given the numbers of a tile and their size: what fills half of the memory."""
+    return max(1, min(setting.stages, shared_memory(x.device) // 2 // (numbers * size)))
+
+
+def shared_memory(device: torch.device) -> int:
+    """Return the bytes of shared memory that a program may use."""
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin) if device.type == "cuda" else 0
 
 
 def tile_of(x: Tensor, inputs: Inputs, setting: Setting) -> int:
@@ -171,9 +174,9 @@ def sum_tokens(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles
     of_keys = isinstance(y, Tensor)
     setting, (b, s, length, heads, _) = SETTINGS["sum keys" if of_keys else "sum queries"], x.shape
     options = sizes(x, inputs, bundles, setting)
-    options["STAGES"] = stages_that_fit(x, bundles, options)
     r, d, columns, blocks = options["R"], options["D"], options["COLUMNS"], options["R"] // options["BLOCK_R"]
     count, tokens = slices(x, inputs, bundles, setting, blocks)
+    stages = stages_that_fit(setting, x, 2 * bundles.items * options["BLOCK_L"] * d, x.element_size())
     contexts = torch.empty(b * heads, count, bundles.groups, r, d, device=x.device)
     owns = torch.empty(b * heads, count, bundles.groups, columns, r, device=x.device)
     up: Any = (y, None, None, None) if isinstance(y, Tensor) else y
@@ -184,10 +187,11 @@ def sum_tokens(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles
     with torch.cuda.device_of(x):
         sum_kernel[count * blocks, bundles.groups, b * heads](
             x, *up, inputs.keys, inputs.mask, inputs.weights, contexts, owns, *strides(x, up[0], x if of_keys else up[1]),
-            length, tokens, inputs.eps, OF_KEYS=of_keys, **options,
+            length, tokens, inputs.eps, OF_KEYS=of_keys, STAGES=stages, **options,
         )  # fmt: skip
         add_up_kernel[b * heads, r // block](
-            contexts, owns, *sums, count, bundles.groups, 1 / (length * s), s, *bundles[1:], r, d, columns, block, num_warps=4
+            contexts, owns, *sums, count, bundles.groups, 1 / (length * s), s, *bundles[1:], inputs.features, r, d, columns,
+            block, num_warps=4,
         )  # fmt: skip
     return sums
 
@@ -196,13 +200,15 @@ def attend(q: Tensor, inputs: Inputs, bundles: Bundles, sums: Sums) -> tuple[Ten
     """Compute the output from queries (b s l h d), and the reciprocals of the denominators, 0 where they are lost."""
     setting, (b, s, length, heads, dim) = SETTINGS["attend"], q.shape
     options = sizes(q, inputs, bundles, setting)
+    tile = options["BLOCK_R"] * (2 * options["D"] + options["COLUMNS"])
+    stages = stages_that_fit(setting, q, tile, inputs.weights.element_size())
     ends = bundles.groups if inputs.shared else s
     out = q.new_empty(b, ends, length, heads, dim)
     reciprocals = torch.empty(b, heads, ends, length, device=q.device)
     with torch.cuda.device_of(q):
         attend_kernel[triton.cdiv(length, options["BLOCK_L"]), bundles.groups, b * heads](
             q, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, *strides(q, out), length, inputs.eps,
-            float(length * s), **options,
+            float(length * s), STAGES=stages, **options,
         )  # fmt: skip
     return out, reciprocals
 
@@ -212,12 +218,14 @@ def backward(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles, 
     of_keys = isinstance(y, Tensor)
     setting, (b, _, length, heads, _) = SETTINGS["backward keys" if of_keys else "backward queries"], x.shape
     options = sizes(x, inputs, bundles, setting)
+    tile = options["BLOCK_R"] * ((1 + len(inputs.weights)) * options["D"] + options["COLUMNS"])
+    stages = stages_that_fit(setting, x, tile, inputs.weights.element_size())
     up: Any = (y, None, None) if isinstance(y, Tensor) else (y.gradient, y.reciprocals, y.losses)
     found_y = found[1] if of_keys else None
     with torch.cuda.device_of(x):
         backward_kernel[triton.cdiv(length, options["BLOCK_L"]), bundles.groups, b * heads](
             x, *up, inputs.keys, inputs.mask, inputs.weights, *sums, found[0], found_y, *strides(x, up[0], found[0], found[-1]),
-            length, inputs.eps, OF_KEYS=of_keys, **options,
+            length, inputs.eps, OF_KEYS=of_keys, STAGES=stages, **options,
         )  # fmt: skip
 
 
@@ -411,9 +419,9 @@ def sum_kernel(
 def add_up_kernel(
     contexts, owns, context, own, slices, bundles, share,
     SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
-    R: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr,
+    FEATURES: tl.constexpr, R: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Add up slices in their order, and multiply by `share`."""
+    """Add up slices in their order, and multiply by `share`; features beyond FEATURES are padding, and count 0."""
     head, feature = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
     total = tl.zeros((BLOCK_R, D), tl.float32)
@@ -426,11 +434,12 @@ def add_up_kernel(
             part = (head * slices + piece) * bundles + bundle
             total += tl.load(contexts + part * R * D + feature[:, None] * D + dim[None, :])
             marks += tl.load(owns + part * R * COLUMNS + column[:, None] * R + feature[None, :])
-        marks *= share
+        marks = tl.where((feature < FEATURES)[None, :], marks * share, 0.0)
         whole += tl.sum(tl.where((column == ITEMS)[:, None], marks, 0.0), 0)
         slot = slot_of(bundle, column, STEP, ITEM_STEP)
         tl.store(own + slot[:, None] * R + feature[None, :], marks.to(own.dtype.element_ty), (column < ITEMS)[:, None])
-    tl.store(context + feature[:, None] * D + dim[None, :], (total * share).to(context.dtype.element_ty))
+    total = tl.where((feature < FEATURES)[:, None], total * share, 0.0)
+    tl.store(context + feature[:, None] * D + dim[None, :], total.to(context.dtype.element_ty))
     tl.store(own + SLOTS * R + feature, whole.to(own.dtype.element_ty))
 
 
@@ -484,7 +493,8 @@ def attend_kernel(
     whole = column_of(denominators, ITEMS, COLUMNS) * count
     if SHARED:
         real = column_of(marks_of(mask, bundle, row, length, length, ITEMS, STEP, ITEM_STEP, COLUMNS), ITEMS, COLUMNS)
-        share = reciprocal((tl.sum(denominators, 1) * count - whole) * real, whole) * count
+        slots = tl.sum(tl.where((tl.arange(0, COLUMNS) < ITEMS)[None, :], denominators, 0.0), 1)
+        share = reciprocal(slots * count * real, whole) * count
         tl.store(reciprocals + bundle * length + row, share, row < length)
         bound = tl.where(share[:, None] == 0, 0.0, numerator * share[:, None])
         tl.store(out + bundle * out_s + row[:, None] * out_l + dim[None, :], bound.to(out.dtype.element_ty), inside)
@@ -586,7 +596,7 @@ def backward_kernel(
             result_y = tl.dot(features(projected, eps, HALF), a, result_y, input_precision=PRECISION)
         inner = tl.dot(value, tl.trans(a), input_precision=PRECISION)
         inner = tl.dot(marks, z, inner, input_precision=PRECISION)
-        inner = operand(tl.where(projected > 0, inner, 0.0), HALF)
+        inner = operand(tl.where(projected <= 0, 0.0, inner), HALF)
         result_x = tl.dot(inner, w, result_x, input_precision=PRECISION)
     unbind(result_x, found_x, keys, mask, bundle, row, dim, fx_s, fx_l, length, ITEMS, STEP, ITEM_STEP, DIM)
     if OF_KEYS:

@@ -73,7 +73,9 @@ def inputs_of(
 ) -> Inputs:
     """Collect what all kernels read."""
     weights = new_weights(projection.contiguous(), scale, parts[0].dtype)
-    return Inputs(keys.contiguous(), weights, None if mask is None else mask.view(torch.uint8), eps, form == "shared")
+    return Inputs(
+        keys.contiguous(), projection.shape[0], weights, None if mask is None else mask.view(torch.uint8), eps, form == "shared"
+    )
 
 
 @torch.library.custom_op("mimoformer::favor", mutates_args=())

@@ -15,7 +15,7 @@ from mimoconv.normalization import normalize
 from mimoconv.statistics_per_n import StatisticsPerN
 from mimoconv.superposed import Superposed, check_images
 from vsa_core import checks, graphs, slots
-from vsa_core.modules import eval_copy, every_layer, in_eval_mode
+from vsa_core.modules import eval_copy, in_eval_mode
 
 __all__ = ["count_macs", "predict", "recalibrate"]
 
@@ -169,7 +169,7 @@ def network_config(model: torch.nn.Module) -> NetworkConfig | None:
 
 def has_statistics_for(model: torch.nn.Module, n: int) -> bool:
     """Tell whether no BatchNorm layer was trained without n images per pass; a GPU is waited for once, not for each layer."""
-    buffers = [norm._buffers.get("num_batches_tracked") for norm in norms_per_n(model)]
+    buffers = (norm._buffers.get("num_batches_tracked") for norm in norms_per_n(model))
     batches = [counts for counts in buffers if counts is not None]
     seen = iter(torch.cat(batches).tolist() if batches else ())
     return not any(any(counts) and not counts[n - 1] for counts in (list(islice(seen, len(each))) for each in batches))
@@ -177,4 +177,4 @@ def has_statistics_for(model: torch.nn.Module, n: int) -> bool:
 
 def norms_per_n(model: torch.nn.Module) -> list[Any]:
     """Return the BatchNorm layers whose statistics depend on n."""
-    return [norm for module in every_layer(model) if isinstance(module, StatisticsPerN) for norm in module.norms()]
+    return model.body.norms() if isinstance(model.body, StatisticsPerN) else []

@@ -181,12 +181,13 @@ def built_in(model: nn.Module) -> BuiltIn | None:
     own = list(map(vars, layers))
     if any(chain.from_iterable(map(itemgetter("_forward_hooks", "_forward_pre_hooks"), own))):
         return None
-    parts = chain.from_iterable(map(itemgetter("_parameters", "_buffers", "_modules"), own))
+    parts = chain.from_iterable(map(itemgetter("_parameters", "_buffers"), own))
     named = [item for item in chain.from_iterable(map(methodcaller("items"), parts)) if item[1] is not None]
-    tensors = [value for _, value in named if isinstance(value, Tensor)]
+    names, tensors = zip(*named, strict=True) if named else ((), ())
+    layer_names = list(chain.from_iterable(each["_modules"].keys() for each in own))
     attributes = [*map(type, layers), *chain.from_iterable(map(methodcaller("values"), own))]
     views = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype"))
-    return attributes, [[name for name, _ in named], *(list(map(view, tensors)) for view in views)]
+    return attributes, [names, layer_names, *(list(map(view, tensors)) for view in views)]
 
 
 def same(old: BuiltIn, new: BuiltIn) -> bool:

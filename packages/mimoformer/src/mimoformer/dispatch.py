@@ -74,12 +74,15 @@ def extent(x: Tensor) -> int:
     return max(apart, math.prod(x.shape[1:]))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def kernels_run(device: torch.device) -> bool:
     """Tell whether Triton compiles for a device, or interprets on the CPU."""
     if device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
     return device.type == "cuda" and runs_triton(device)
+
+
+# What torch.compiler.assume_constant_result sets, which would import all of torch's compiler.
+kernels_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_known(feature_map: Any, phi: Any) -> bool:

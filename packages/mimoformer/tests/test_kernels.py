@@ -102,6 +102,7 @@ def test_networks_are_exported_in_plain_pytorch(offered):
     assert "mimoformer" not in str(exported.graph_module.code)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("function", [favor_s, favor_s_shared, favor_s_blurry])
 def test_an_implementation_that_is_asked_for_never_falls_back(function):
     with pytest.raises(ValueError, match="'triton' cannot compute this: the tensors are on cpu"):

@@ -5,6 +5,7 @@ float32 at least, also under autocast; on GPUs Triton kernels compute the same w
 in `mimoformer.causal`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from einops import einsum, rearrange
@@ -86,7 +87,7 @@ def favor_s(
     """
     check_operands(q, k, v, keys, mask)
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "grid")
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "grid")
     if causal:
         return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype
@@ -104,20 +105,18 @@ def favor_s(
 
 
 def attend_by_kernels(
-    q: Float[Tensor, "b m n h l d"],
-    k: Float[Tensor, "b m n h l d"],
-    v: Float[Tensor, "b m n h l d"],
+    parts: Sequence[Float[Tensor, "b m n l ..."]],
     keys: Float[Tensor, "m n d"],
-    phi: Any,
+    feature_map: Any,
     mask: Bool[Tensor, "b m n l"] | None,
     scale: float,
     form: Form,
 ) -> Float[Tensor, "b *slots h l d"]:
-    """Attend by Triton kernels, which take each token's heads side by side; phi are `ReLUFeatures`."""
+    """Attend by Triton kernels, which take the parts of `mimoformer.kernels.operator.favor`; features are `ReLUFeatures`."""
     from mimoformer.kernels.operator import favor
 
-    phi, parts = getattr(phi, "_orig_mod", phi), [x.transpose(3, 4) for x in (q, k, v)]
-    return favor(parts, keys, phi.projection, scale * q.shape[-1] ** -0.25, mask, phi.eps, form).transpose(-3, -2)
+    phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
+    return favor(parts, keys, phi.projection, scale * keys.shape[-1] ** -0.25, mask, phi.eps, form).transpose(-3, -2)
 
 
 def favor_s_shared(
@@ -140,7 +139,7 @@ def favor_s_shared(
     """
     check_operands(q, k, v, keys, mask)
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "shared")
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "shared")
     if causal:
         return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype
@@ -178,7 +177,7 @@ def favor_s_blurry(
     """
     check_operands(q, k, v, keys, mask)
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels(q, k, v, keys, feature_map, mask, scale, "blurry")
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "blurry")
     if causal:
         return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype

@@ -1,7 +1,7 @@
 """Attention layers for Transformers: over a grid of sequences in superposition, and the softmax baseline."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -184,21 +184,12 @@ class SuperposedAttention(SoftmaxAttention):
         q, k, v = split_heads(qkv)
         form = FORMS.get(self.attend)
         if form and uses_triton(self.implementation, q, k, v, keys, self.feature_map, self.causal):
-            return self.merge_heads(self.attend_by_kernels(form, qkv, keys, mask))
+            # Queries, keys and values stay side by side, and so do their gradients.
+            return self.merge_heads(attention.attend_by_kernels([qkv], keys, self.feature_map, mask, self.scale(qkv), form))
         attended = self.attend(
             q, k, v, keys, self.feature_map, mask, causal=self.causal, scale=self.scale(q), implementation="plain"
         )
         return self.merge_heads(attended)
-
-    def attend_by_kernels(
-        self, form: Form, qkv: Float[Tensor, "b m n l 3 h d"], keys: Float[Tensor, "m n d"], mask: Bool[Tensor, "b m n l"] | None
-    ) -> Float[Tensor, "b *slots h l d"]:
-        """Attend without taking queries, keys and values, or their gradients, apart."""
-        from mimoformer.kernels.operator import favor
-
-        phi: Any = getattr(self.feature_map, "_orig_mod", self.feature_map)
-        scale = self.scale(qkv) * qkv.shape[-1] ** -0.25
-        return favor([qkv], keys, phi.projection, scale, mask, phi.eps, form).transpose(-3, -2)
 
     def step(
         self,

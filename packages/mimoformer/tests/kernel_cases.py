@@ -37,11 +37,11 @@ def operands(shape, dtype, masked=False, d=64, features=64):
     return x.requires_grad_(), keys, ReLUFeatures(d, features).to(DEVICE), mask
 
 
-def compare(form, x, keys, phi, mask=None, scale=0.7):
+def compare(form, x, keys, phi, mask=None, scale=0.7, causal=False):
     """Output and gradients of the kernels beside those of plain attention in float64."""
     exact = x.detach().double().requires_grad_()
-    expected = FORMS[form](*exact, keys.double(), phi.double(), mask, scale=scale, implementation="plain")
-    found = FORMS[form](*x, keys, phi.float(), mask, scale=scale, implementation="triton")
+    expected = FORMS[form](*exact, keys.double(), phi.double(), mask, scale=scale, causal=causal, implementation="plain")
+    found = FORMS[form](*x, keys, phi.float(), mask, scale=scale, causal=causal, implementation="triton")
     assert (found.dtype, found.shape) == (x.dtype, expected.shape)
     upstream = torch.randn_like(found)
     found.backward(upstream)
@@ -52,17 +52,14 @@ def compare(form, x, keys, phi, mask=None, scale=0.7):
         assert distance(one, other) < TOLERANCES[x.dtype], number
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("m", "n"), [(2, 2), (1, 1), (3, 1), (1, 2), (4, 3)])
-def test_values_and_gradients_are_those_of_plain_attention(m, n, dtype, form, masked):
-    compare(
-        form,
-        *operands(
-            (2, m, n, 1, 20) if INTERPRETED else (2, m, n, 2, 350), dtype, masked, d=16 if INTERPRETED else 64, features=24
-        ),
-    )
+def test_values_and_gradients_are_those_of_plain_attention(m, n, dtype, form, masked, causal):
+    shape, d = ((2, m, n, 1, 70 if causal else 20), 16) if INTERPRETED else ((2, m, n, 2, 350), 64)
+    compare(form, *operands(shape, dtype, masked, d=d, features=24), causal=causal)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -86,8 +86,8 @@ def favor_s(
             that stabilises keys over all tokens.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "grid")
+    if uses_triton(implementation, q, k, v, keys, feature_map):
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "grid", causal)
     if causal:
         return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype
@@ -111,12 +111,13 @@ def attend_by_kernels(
     mask: Bool[Tensor, "b m n l"] | None,
     scale: float,
     form: Form,
+    causal: bool,
 ) -> Float[Tensor, "b *slots h l d"]:
     """Attend by Triton kernels, which take the parts of `mimoformer.kernels.operator.favor`; features are `ReLUFeatures`."""
     from mimoformer.kernels.operator import favor
 
     phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
-    return favor(parts, keys, phi.projection, scale * keys.shape[-1] ** -0.25, mask, phi.eps, form).transpose(-3, -2)
+    return favor(parts, keys, phi.projection, scale * keys.shape[-1] ** -0.25, mask, phi.eps, form, causal).transpose(-3, -2)
 
 
 def favor_s_shared(
@@ -138,8 +139,8 @@ def favor_s_shared(
     Arguments and errors are those of `favor_s`; the output is 0 where no token of a bundle is real.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "shared")
+    if uses_triton(implementation, q, k, v, keys, feature_map):
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "shared", causal)
     if causal:
         return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype
@@ -176,8 +177,8 @@ def favor_s_blurry(
     and errors are those of `favor_s`: each slot divides by the weight of its own real tokens.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "blurry")
+    if uses_triton(implementation, q, k, v, keys, feature_map):
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "blurry", causal)
     if causal:
         return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
     dtype = v.dtype

@@ -23,7 +23,7 @@ LARGEST_DIM, LARGEST_GRID, MOST_HEADS = 128, 16, 2**16 - 1
 """Sizes that the kernels are made for, and programs that CUDA starts along an axis."""
 
 
-def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap, causal: bool = False) -> str | None:
+def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap) -> str | None:
     """Say why "auto" computes attention of these operands (b m n h l d) in plain PyTorch; None if it takes the Triton kernels.
 
     >>> import torch
@@ -37,7 +37,6 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
     trained = torch.is_grad_enabled() and (keys.requires_grad or weights.requires_grad)
     reasons = {
         f"the tensors are on {q.device}, where no Triton kernels run": not kernels_run(q.device),
-        "attention is causal": causal,
         f"the features are {type(phi).__name__}; the kernels have ReLUFeatures without hooks": not is_known(feature_map, phi),
         f"the dtypes are {dtypes}; the kernels take one of {DTYPES}": not (len(dtypes) == 1 and q.dtype in DTYPES),
         "binding keys or the projection need a gradient": trained,
@@ -53,7 +52,7 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
 
 
 def uses_triton(
-    implementation: Implementation, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap, causal: bool
+    implementation: Implementation, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap
 ) -> bool:
     """Decide between plain PyTorch and Triton for the operands of `why_plain`.
 
@@ -62,7 +61,7 @@ def uses_triton(
     """
     if implementation not in ("auto", "plain", "triton"):
         raise ValueError(f"implementation is {implementation!r}; expected auto, plain or triton")
-    reason = "it is asked for" if implementation == "plain" else why_plain(q, k, v, keys, feature_map, causal)
+    reason = "it is asked for" if implementation == "plain" else why_plain(q, k, v, keys, feature_map)
     if implementation == "triton" and reason is not None:
         raise ValueError(f"implementation 'triton' cannot compute this: {reason}")
     return reason is None

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mimoformer.dispatch import Form
+from mimoformer.kernels import causal as tiles
 from mimoformer.kernels.favor import (
     Bundles,
     Inputs,
@@ -33,6 +34,7 @@ def favor(
     mask: Bool[Tensor, "b m n l"] | None,
     eps: float,
     form: Form,
+    causal: bool = False,
 ) -> Float[Tensor, "b *slots l h d"]:
     """Attend within m x n sequences in superposition.
 
@@ -45,13 +47,13 @@ def favor(
         mask: True where a token is real; all are real by default.
         eps: added to every feature.
         form: which function is computed.
+        causal: whether a token sees only itself and earlier tokens.
     """
     grid = list(keys.shape[:2])
     slots = [(part if part.stride(-1) == 1 else part.contiguous()).flatten(1, 2) for part in parts]
     real = None if mask is None else mask.flatten(1, 2).contiguous()
-    out: Tensor = torch.ops.mimoformer.favor(slots, keys.flatten(0, 1).float(), projection.float(), scale, real, eps, grid, form)[
-        0
-    ]
+    options = (keys.flatten(0, 1).float(), projection.float(), scale, real, eps, grid, form, causal)
+    out: Tensor = torch.ops.mimoformer.favor(slots, *options)[0]
     return out if form == "shared" else rearrange(out, "b (m n) l h d -> b m n l h d", m=grid[0])
 
 
@@ -81,11 +83,14 @@ def inputs_of(
 @torch.library.custom_op("mimoformer::favor", mutates_args=())
 def compute(
     parts: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float, mask: Tensor | None, eps: float,
-    grid: Sequence[int], form: str,
+    grid: Sequence[int], form: str, causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the output (b s l h d), and what the backward pass needs: reciprocals of denominators, A and z."""
     (q, k, v), (of_queries, of_keys) = split(parts), bundles_of(grid, form)
     inputs = inputs_of(parts, keys, projection, scale, mask, eps, form)
+    if causal:
+        sums = tiles.sum_tiles([q, k, v], inputs, of_queries, of_keys)
+        return *tiles.attend([q, k, v], inputs, of_queries, of_keys, sums), *sums
     sums = sum_tokens(k, v, inputs, of_keys)
     return *attend(q, inputs, of_queries, sums), *sums
 
@@ -93,13 +98,19 @@ def compute(
 @torch.library.custom_op("mimoformer::favor_backward", mutates_args=())
 def differentiate(
     gradient: Tensor, parts: Sequence[Tensor], saved: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float,
-    mask: Tensor | None, eps: float, grid: Sequence[int], form: str,
+    mask: Tensor | None, eps: float, grid: Sequence[int], form: str, causal: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients of the parts."""
     found = new_like(parts)
     (q, k, v), (found_q, found_k, found_v), (of_queries, of_keys) = split(parts), split(found), bundles_of(grid, form)
     inputs, (out, reciprocals, *sums) = inputs_of(parts, keys, projection, scale, mask, eps, form), saved
     gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
+    if causal:
+        options = ([q, k, v], inputs, of_queries, of_keys)
+        above = [gradient, out, reciprocals]
+        tiles.backward(*options, Sums(*sums), above, found_q)
+        tiles.backward(*options, tiles.sum_tiles(*options, above), above, found_k, found_v)
+        return found
     upstream = Upstream(gradient, out, reciprocals, torch.empty_like(reciprocals))
     gradients = sum_tokens(q, upstream, inputs, of_queries)
     backward(q, upstream, inputs, of_queries, Sums(*sums), found_q)
@@ -115,17 +126,18 @@ def new_like(parts: Sequence[Tensor]) -> list[Tensor]:
 @compute.register_fake
 def _(
     parts: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float, mask: Tensor | None, eps: float,
-    grid: Sequence[int], form: str,
+    grid: Sequence[int], form: str, causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     q = split(parts)[0]
     b, s, length, heads, dim = q.shape
     ends = grid[1] if form == "shared" else s
     (r, d), dtype = padded_sizes(projection), precision_of(q.dtype)
+    count = [-(-length // tiles.tokens_of_tile(q.dtype, d, *bundles_of(grid, form)))] if causal else []
     return (
         q.new_empty(b, ends, length, heads, dim),
         q.new_empty(b, heads, ends, length, dtype=torch.float32),
-        q.new_empty(b, heads, r, d, dtype=dtype),
-        q.new_empty(b, heads, s + 1, r, dtype=dtype),
+        q.new_empty(b, heads, *count, r, d, dtype=dtype),
+        q.new_empty(b, heads, *count, s + 1, r, dtype=dtype),
     )
 
 
@@ -144,7 +156,7 @@ def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
 
 def take_back(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     """Compute the gradients of the parts."""
-    nothing = (None,) * 7
+    nothing = (None,) * 8
     if gradient is None:
         return [None] * ctx.count, *nothing
     saved = list(ctx.saved_tensors)

@@ -1,0 +1,429 @@
+"""Triton kernels of causal FAVOR+S with ReLU features, forward and backward; words and numerics are those of `favor`.
+
+Tokens are cut into tiles. `sum_kernel` computes phi v^T and phi of every tile, which `scan_kernel` replaces by their sums over all
+tiles before it; from there on tiles do not depend on each other. Within a tile `attend_kernel` and `backward_kernel` compare all
+pairs of tokens. Backward, phi of queries and the gradients are summed in the same way over the tiles after a tile.
+
+A tile holds the tokens of all bundles of queries, or of keys, one bundle below another: its rows.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mimoformer.kernels.favor import (
+    Bundles,
+    Inputs,
+    Setting,
+    Sums,
+    features,
+    operand,
+    precision_of,
+    reciprocal,
+    slot_of,
+    strides,
+)
+
+__all__ = ["attend", "backward", "sum_tiles"]
+
+
+ROWS = 128
+"""Rows of a tile, at most."""
+SETTINGS = {"sum": Setting(ROWS, 64, 8, 0, 1), "attend": Setting(ROWS, 32, 8, 0, 2), "backward": Setting(ROWS, 32, 8, 0, 1)}
+"""The setting of each kernel, for an H200."""
+
+
+def tokens_of_tile(dtype: torch.dtype, d: int, queries: Bundles, keys: Bundles) -> int:
+    """Return how many tokens a tile has: fewer where there are many bundles, numbers have four bytes or vectors are long."""
+    rows = ROWS // (1 if precision_of(dtype) == torch.bfloat16 else 2) // (1 if d <= 64 else 2)
+    return max(16, rows // int(triton.next_power_of_2(max(queries.groups, keys.groups))))
+
+
+def sizes(x: Tensor, inputs: Inputs, queries: Bundles, keys: Bundles, setting: Setting) -> dict[str, Any]:
+    """Return what every kernel has to know as constants."""
+    half, (_, r, d) = precision_of(x.dtype) == torch.bfloat16, inputs.weights.shape
+    return {
+        "HEADS": x.shape[3], "SLOTS": x.shape[1], "FEATURES": inputs.features, "R": r, "BLOCK_R": min(setting.features, r),
+        "DIM": x.shape[4], "D": d, "COLUMNS": max(16, triton.next_power_of_2(x.shape[1] + 1)),
+        "TILE": tokens_of_tile(x.dtype, d, queries, keys), "HALF": half, "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3",
+        "SHARED": inputs.shared, "STAGES": setting.stages, "num_warps": setting.warps if half else setting.warps // 2,
+    }  # fmt: skip
+
+
+def sum_tiles(parts: list[Tensor], inputs: Inputs, queries: Bundles, keys: Bundles, upstream: list[Tensor] | None = None) -> Sums:
+    """Compute the sums over all tiles before each, from keys and values (b s l h d); or over all after it, of gradients.
+
+    Args:
+        parts: queries, keys and values.
+        inputs: what all kernels read.
+        queries: bundles of queries.
+        keys: bundles of keys and values.
+        upstream: for sums of gradients, the gradient of the output, the output and the reciprocals of its denominators.
+
+    Returns:
+        A (b h tiles R D) and z (b h tiles s+1 R).
+    """
+    (b, s, length, heads, _), options = parts[0].shape, sizes(parts[0], inputs, queries, keys, SETTINGS["sum"])
+    r, d, tiles, of_keys = options["R"], options["D"], triton.cdiv(length, options["TILE"]), upstream is None
+    dtype, device, block = precision_of(parts[0].dtype), parts[0].device, 1024
+    sums = Sums(
+        torch.empty(b, heads, tiles, r, d, dtype=dtype, device=device),
+        torch.empty(b, heads, tiles, s + 1, r, dtype=dtype, device=device),
+    )
+    x, y, out, reciprocals = [*parts[1:], parts[2], None] if upstream is None else [parts[0], *upstream]
+    with torch.cuda.device_of(x):
+        sum_kernel[tiles, b * heads](
+            x, y, out, reciprocals, inputs.keys, inputs.mask, inputs.weights, *sums, *strides(x, y, out), length, inputs.eps,
+            BUNDLES=tuple(keys if of_keys else queries), OF_KEYS=of_keys, **options,
+        )  # fmt: skip
+        scan_kernel[b * heads, triton.cdiv(r * d, block) + triton.cdiv((s + 1) * r, block)](
+            *sums, tiles, r * d, (s + 1) * r, not of_keys, block, num_warps=4
+        )
+    return sums
+
+
+def attend(parts: list[Tensor], inputs: Inputs, queries: Bundles, keys: Bundles, sums: Sums) -> tuple[Tensor, Tensor]:
+    """Compute the output from queries, keys and values (b s l h d), and the reciprocals of denominators, 0 where they are lost."""
+    (q, k, v), (b, s, length, heads, dim) = parts, parts[0].shape
+    options, ends = sizes(q, inputs, queries, keys, SETTINGS["attend"]), queries.groups if inputs.shared else s
+    out = q.new_empty(b, ends, length, heads, dim)
+    reciprocals = torch.empty(b, heads, ends, length, device=q.device)
+    with torch.cuda.device_of(q):
+        attend_kernel[triton.cdiv(length, options["TILE"]), b * heads](
+            q, k, v, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, *strides(q, k, v, out), length, inputs.eps,
+            QUERIES=tuple(queries), KEYS=tuple(keys), **options,
+        )  # fmt: skip
+    return out, reciprocals
+
+
+def backward(
+    parts: list[Tensor], inputs: Inputs, queries: Bundles, keys: Bundles, sums: Sums, upstream: list[Tensor], *found: Tensor
+) -> None:
+    """Write the gradients of queries, from A and z; or of keys and values, from the sums of gradients."""
+    (q, k, v), (y, out, reciprocals) = parts, upstream
+    options = sizes(q, inputs, queries, keys, SETTINGS["backward"])
+    with torch.cuda.device_of(q):
+        backward_kernel[triton.cdiv(q.shape[2], options["TILE"]), q.shape[0] * q.shape[3]](
+            q, k, v, y, out, reciprocals, inputs.keys, inputs.mask, inputs.weights, *sums, found[0], found[-1],
+            *strides(q, k, v, y, out, found[0], found[-1]), q.shape[2], inputs.eps,
+            QUERIES=tuple(queries), KEYS=tuple(keys), OF_KEYS=len(found) == 2, **options,
+        )  # fmt: skip
+
+
+@triton.jit
+def rows_of(tile, length, BUNDLES: tl.constexpr, TILE: tl.constexpr):
+    """Return the bundle and the token of each row of a tile, and whether there is one."""
+    row = tl.arange(0, triton.next_power_of_2(BUNDLES[0]) * TILE)
+    bundle, token = row // TILE, tile * TILE + row % TILE
+    return bundle, token, (bundle < BUNDLES[0]) & (token < length)
+
+
+@triton.jit
+def bundled(x, keys, mask, bundle, token, inside, dim, stride_s, stride_l, length, BUNDLES: tl.constexpr, DIM: tl.constexpr):
+    """Bind the real tokens of each row's slots, and add them up, in float32."""
+    total = tl.zeros((token.shape[0], dim.shape[0]), tl.float32)
+    for item in tl.static_range(tl.constexpr(BUNDLES[1])):
+        slot = slot_of(bundle, item, BUNDLES[2], BUNDLES[3])
+        real = inside
+        if mask is not None:
+            real = real & (tl.load(mask + slot * length + token, inside, other=0) != 0)
+        both = real[:, None] & (dim < DIM)[None, :]
+        key = tl.load(keys + slot[:, None] * DIM + dim[None, :], both, other=0.0)
+        value = tl.load(x + slot[:, None] * stride_s + token[:, None] * stride_l + dim[None, :], both, other=0.0)
+        total += value.to(tl.float32) * key
+    return total
+
+
+@triton.jit
+def is_of(bundle, column, BUNDLES: tl.constexpr):
+    """Tell whether a slot (column) is one of a row's bundle, for columns by rows."""
+    apart = column[:, None] - bundle[None, :] * BUNDLES[2]
+    return (apart >= 0) & (apart % BUNDLES[3] == 0) & (apart // BUNDLES[3] < BUNDLES[1])
+
+
+@triton.jit
+def marks_of(
+    mask, bundle, token, inside, length, BUNDLES: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Return 1 where the token of a slot (column) of a row's bundle is real, and in column SLOTS where any of them is.
+
+    Columns come first: Triton 3.6 multiplies wrongly by matrices of 16 columns that lie row by row.
+    """
+    column = tl.arange(0, COLUMNS)
+    items = inside[None, :] & (column < SLOTS)[:, None] & is_of(bundle, column, BUNDLES)
+    if mask is None:
+        marks = items.to(tl.float32)
+    else:
+        marks = tl.load(mask + column[:, None] * length + token[None, :], items, other=0).to(tl.float32)
+    return tl.where((column == SLOTS)[:, None], tl.max(marks, 0)[None, :], marks)
+
+
+@triton.jit
+def upstream_of(
+    y, out, reciprocals, keys, bundle, token, inside, dim, y_s, y_l, out_s, out_l, length,
+    BUNDLES: tl.constexpr, DIM: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Return the gradients of each row's numerator, and of its denominators, in columns by rows as `marks_of`."""
+    column = tl.arange(0, COLUMNS)
+    numerator = tl.zeros((token.shape[0], dim.shape[0]), tl.float32)
+    denominators = tl.zeros((COLUMNS, token.shape[0]), tl.float32)
+    for item in tl.static_range(tl.constexpr(1 if SHARED else BUNDLES[1])):
+        end = bundle if SHARED else slot_of(bundle, item, BUNDLES[2], BUNDLES[3])
+        share = tl.load(reciprocals + end * length + token, inside, other=0.0)
+        real = (share != 0)[:, None] & (dim < DIM)[None, :]
+        upper = tl.load(y + end[:, None] * y_s + token[:, None] * y_l + dim[None, :], real, other=0.0).to(tl.float32)
+        lower = tl.load(out + end[:, None] * out_s + token[:, None] * out_l + dim[None, :], real, other=0.0).to(tl.float32)
+        loss = -share * tl.sum(upper * lower, 1)
+        if SHARED:
+            numerator += upper * share[:, None]
+            own = (column < SLOTS)[:, None] & is_of(bundle, column, BUNDLES)
+        else:
+            key = tl.load(keys + end[:, None] * DIM + dim[None, :], real, other=0.0)
+            numerator += upper * share[:, None] * key
+            own = column[:, None] == end[None, :]
+        denominators += tl.where(own, loss[None, :], 0.0)
+    return numerator, denominators
+
+
+@triton.jit
+def sum_kernel(
+    x, y, out, reciprocals, keys, mask, weights, context, own,
+    x_b, x_s, x_l, x_h, y_b, y_s, y_l, y_h, out_b, out_s, out_l, out_h, length, eps,
+    BUNDLES: tl.constexpr, OF_KEYS: tl.constexpr,
+    HEADS: tl.constexpr, SLOTS: tl.constexpr, FEATURES: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
+    DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr,
+    SHARED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Compute phi y^T and phi of a tile."""
+    tile, head = tl.program_id(0), tl.program_id(1)
+    group, h = (head // HEADS).to(tl.int64), head % HEADS
+    x += group * x_b + h * x_h
+    y += group * y_b + h * y_h
+    if mask is not None:
+        mask += group * SLOTS * length
+    place = head.to(tl.int64) * tl.num_programs(0) + tile
+    context += place * R * D
+    own += place * (SLOTS + 1) * R
+    dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
+    bundle, token, inside = rows_of(tile, length, BUNDLES, TILE)
+    vector = bundled(x, keys, mask, bundle, token, inside, dim, x_s, x_l, length, BUNDLES, DIM)
+    if OF_KEYS:
+        value = bundled(y, keys, mask, bundle, token, inside, dim, y_s, y_l, length, BUNDLES, DIM)
+        marks = marks_of(mask, bundle, token, inside, length, BUNDLES, SLOTS, COLUMNS)
+    else:
+        out += group * out_b + h * out_h
+        reciprocals += head.to(tl.int64) * (BUNDLES[0] if SHARED else SLOTS) * length
+        value, marks = upstream_of(
+            y, out, reciprocals, keys, bundle, token, inside, dim, y_s, y_l, out_s, out_l, length, BUNDLES, DIM, SLOTS, COLUMNS, SHARED,
+        )  # fmt: skip
+    value, marks = operand(value, HALF), operand(marks, HALF)
+    for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
+        feature = block + tl.arange(0, BLOCK_R)
+        w = tl.load(weights + feature[:, None] * D + dim[None, :])
+        phi = features(tl.dot(w, tl.trans(vector.to(w.dtype)), input_precision="tf32x3"), eps, HALF)
+        if FEATURES < R:
+            phi = tl.where((feature < FEATURES)[:, None], phi, 0.0)
+        total = tl.dot(phi, value, input_precision=PRECISION)
+        tl.store(context + feature[:, None] * D + dim[None, :], total.to(context.dtype.element_ty))
+        sums = tl.dot(phi, tl.trans(marks), input_precision=PRECISION)
+        known = (column <= SLOTS)[None, :] & (feature < R)[:, None]
+        tl.store(own + column[None, :] * R + feature[:, None], sums.to(own.dtype.element_ty), known)
+
+
+@triton.jit(do_not_specialize=["tiles"])
+def scan_kernel(context, own, tiles, CONTEXT: tl.constexpr, OWN: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
+    """Replace the numbers of each tile by their sum over the tiles before it, or after it."""
+    head, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    first: tl.constexpr = (CONTEXT + BLOCK - 1) // BLOCK
+    if block < first:
+        scan(context + head * tiles * CONTEXT, block, tiles, CONTEXT, REVERSE, BLOCK)
+    else:
+        scan(own + head * tiles * OWN, block - first, tiles, OWN, REVERSE, BLOCK)
+
+
+@triton.jit
+def scan(x, block, tiles, SIZE: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
+    """Replace a block of the numbers of each tile."""
+    offset = block * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < SIZE
+    place = x + offset
+    if REVERSE:
+        place += (tiles - 1).to(tl.int64) * SIZE
+    total = tl.zeros((BLOCK,), tl.float32)
+    for _ in tl.range(0, tiles, num_stages=4):
+        own = tl.load(place, inside, other=0.0).to(tl.float32)
+        tl.store(place, total.to(x.dtype.element_ty), inside)
+        total += own
+        place += -SIZE if REVERSE else SIZE
+
+
+@triton.jit
+def attend_kernel(
+    q, k, v, keys, mask, weights, context, own, out, reciprocals,
+    q_b, q_s, q_l, q_h, k_b, k_s, k_l, k_h, v_b, v_s, v_l, v_h, out_b, out_s, out_l, out_h, length, eps,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    HEADS: tl.constexpr, SLOTS: tl.constexpr, FEATURES: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
+    DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr,
+    SHARED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Compute the output of a tile."""
+    tile, head = tl.program_id(0), tl.program_id(1)
+    group, h = (head // HEADS).to(tl.int64), head % HEADS
+    q += group * q_b + h * q_h
+    k += group * k_b + h * k_h
+    v += group * v_b + h * v_h
+    out += group * out_b + h * out_h
+    if mask is not None:
+        mask += group * SLOTS * length
+    place = head.to(tl.int64) * tl.num_programs(0) + tile
+    context += place * R * D
+    own += place * (SLOTS + 1) * R
+    reciprocals += head.to(tl.int64) * (QUERIES[0] if SHARED else SLOTS) * length
+    dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
+    bundle, token, inside = rows_of(tile, length, QUERIES, TILE)
+    other_bundle, other, other_inside = rows_of(tile, length, KEYS, TILE)
+    query = bundled(q, keys, mask, bundle, token, inside, dim, q_s, q_l, length, QUERIES, DIM)
+    vector = bundled(k, keys, mask, other_bundle, other, other_inside, dim, k_s, k_l, length, KEYS, DIM)
+    scores = tl.zeros((token.shape[0], other.shape[0]), tl.float32)
+    numerator = tl.zeros((token.shape[0], D), tl.float32)
+    denominators = tl.zeros((token.shape[0], COLUMNS), tl.float32)
+    for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
+        feature = block + tl.arange(0, BLOCK_R)
+        w = tl.load(weights + feature[:, None] * D + dim[None, :])
+        a = tl.load(context + feature[:, None] * D + dim[None, :])
+        z = tl.load(own + column[:, None] * R + feature[None, :], (column <= SLOTS)[:, None], other=0.0)
+        phi = features(tl.dot(query.to(w.dtype), tl.trans(w), input_precision="tf32x3"), eps, HALF)
+        if FEATURES < R:
+            phi = tl.where((feature < FEATURES)[None, :], phi, 0.0)
+        phi_k = features(tl.dot(w, tl.trans(vector.to(w.dtype)), input_precision="tf32x3"), eps, HALF)
+        scores = tl.dot(phi, phi_k, scores, input_precision=PRECISION)
+        numerator = tl.dot(phi, a, numerator, input_precision=PRECISION)
+        denominators = tl.dot(phi, tl.trans(z), denominators, input_precision=PRECISION)
+    value = operand(bundled(v, keys, mask, other_bundle, other, other_inside, dim, v_s, v_l, length, KEYS, DIM), HALF)
+    marks = operand(marks_of(mask, other_bundle, other, other_inside, length, KEYS, SLOTS, COLUMNS), HALF)
+    scores = operand(tl.where(other[None, :] <= token[:, None], scores, 0.0), HALF)
+    numerator = tl.dot(scores, value, numerator, input_precision=PRECISION)
+    denominators = tl.dot(scores, tl.trans(marks), denominators, input_precision=PRECISION)
+    whole = tl.sum(tl.where((column == SLOTS)[None, :], denominators, 0.0), 1)
+    both = inside[:, None] & (dim < DIM)[None, :]
+    if SHARED:
+        real = marks_of(mask, bundle, token, inside, length, QUERIES, SLOTS, COLUMNS)
+        real = tl.sum(tl.where((column == SLOTS)[:, None], real, 0.0), 0)
+        slots = (column < SLOTS)[None, :] & tl.trans(is_of(bundle, column, QUERIES))
+        share = reciprocal(tl.sum(tl.where(slots, denominators, 0.0), 1) * real, whole)
+        tl.store(reciprocals + bundle * length + token, share, inside)
+        bound = tl.where(share[:, None] == 0, 0.0, numerator * share[:, None])
+        tl.store(out + bundle[:, None] * out_s + token[:, None] * out_l + dim[None, :], bound.to(out.dtype.element_ty), both)
+    else:
+        for item in tl.static_range(tl.constexpr(QUERIES[1])):
+            slot = slot_of(bundle, item, QUERIES[2], QUERIES[3])
+            share = reciprocal(tl.sum(tl.where(column[None, :] == slot[:, None], denominators, 0.0), 1), whole)
+            if mask is not None:
+                share = tl.where(tl.load(mask + slot * length + token, inside, other=0) != 0, share, 0.0)
+            tl.store(reciprocals + slot * length + token, share, inside)
+            key = tl.load(keys + slot[:, None] * DIM + dim[None, :], both, other=0.0)
+            unbound = tl.where(share[:, None] == 0, 0.0, numerator * share[:, None] * key)
+            place = slot[:, None] * out_s + token[:, None] * out_l + dim[None, :]
+            tl.store(out + place, unbound.to(out.dtype.element_ty), both)
+
+
+@triton.jit
+def unbind(
+    result, found, keys, mask, bundle, token, inside, dim, stride_s, stride_l, length, BUNDLES: tl.constexpr, DIM: tl.constexpr
+):
+    """Write each row's gradient to each of its slots, bound to its key; 0 for padding."""
+    both = inside[:, None] & (dim < DIM)[None, :]
+    for item in tl.static_range(tl.constexpr(BUNDLES[1])):
+        slot = slot_of(bundle, item, BUNDLES[2], BUNDLES[3])
+        value = result * tl.load(keys + slot[:, None] * DIM + dim[None, :], both, other=0.0)
+        if mask is not None:
+            value = tl.where((tl.load(mask + slot * length + token, inside, other=0) != 0)[:, None], value, 0.0)
+        place = slot[:, None] * stride_s + token[:, None] * stride_l + dim[None, :]
+        tl.store(found + place, value.to(found.dtype.element_ty), both)
+
+
+@triton.jit
+def backward_kernel(
+    q, k, v, y, out, reciprocals, keys, mask, weights, context, own, found_x, found_y,
+    q_b, q_s, q_l, q_h, k_b, k_s, k_l, k_h, v_b, v_s, v_l, v_h, y_b, y_s, y_l, y_h, out_b, out_s, out_l, out_h,
+    fx_b, fx_s, fx_l, fx_h, fy_b, fy_s, fy_l, fy_h, length, eps,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, OF_KEYS: tl.constexpr,
+    HEADS: tl.constexpr, SLOTS: tl.constexpr, FEATURES: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
+    DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr,
+    SHARED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradients of a tile's queries, or of its keys and values."""
+    tile, head = tl.program_id(0), tl.program_id(1)
+    group, h = (head // HEADS).to(tl.int64), head % HEADS
+    q += group * q_b + h * q_h
+    k += group * k_b + h * k_h
+    v += group * v_b + h * v_h
+    y += group * y_b + h * y_h
+    out += group * out_b + h * out_h
+    found_x += group * fx_b + h * fx_h
+    found_y += group * fy_b + h * fy_h
+    if mask is not None:
+        mask += group * SLOTS * length
+    place = head.to(tl.int64) * tl.num_programs(0) + tile
+    context += place * R * D
+    own += place * (SLOTS + 1) * R
+    reciprocals += head.to(tl.int64) * (QUERIES[0] if SHARED else SLOTS) * length
+    dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
+    bundle_q, token_q, inside_q = rows_of(tile, length, QUERIES, TILE)
+    bundle_k, token_k, inside_k = rows_of(tile, length, KEYS, TILE)
+    query = bundled(q, keys, mask, bundle_q, token_q, inside_q, dim, q_s, q_l, length, QUERIES, DIM)
+    vector = bundled(k, keys, mask, bundle_k, token_k, inside_k, dim, k_s, k_l, length, KEYS, DIM)
+    value = operand(bundled(v, keys, mask, bundle_k, token_k, inside_k, dim, v_s, v_l, length, KEYS, DIM), HALF)
+    marks = operand(marks_of(mask, bundle_k, token_k, inside_k, length, KEYS, SLOTS, COLUMNS), HALF)
+    upper, losses = upstream_of(
+        y, out, reciprocals, keys, bundle_q, token_q, inside_q, dim, y_s, y_l, out_s, out_l, length,
+        QUERIES, DIM, SLOTS, COLUMNS, SHARED,
+    )  # fmt: skip
+    upper, losses = operand(upper, HALF), operand(losses, HALF)
+    if OF_KEYS:
+        mine, other, mine_value, mine_marks, other_value, other_marks = vector, query, value, marks, upper, losses
+        seen = token_k[:, None] <= token_q[None, :]
+    else:
+        mine, other, mine_value, mine_marks, other_value, other_marks = query, vector, upper, losses, value, marks
+        seen = token_k[None, :] <= token_q[:, None]
+    mine_marks = tl.trans(mine_marks)
+    pairs = tl.dot(mine_value, tl.trans(other_value), input_precision=PRECISION)
+    pairs = tl.dot(mine_marks, other_marks, pairs, input_precision=PRECISION)
+    pairs = operand(tl.where(seen, pairs, 0.0), HALF)
+    rest = (mine - mine.to(tl.float16).to(tl.float32)).to(tl.float16)
+    scores = tl.zeros((mine.shape[0], other.shape[0]), tl.float32)
+    result_x = tl.zeros((mine.shape[0], D), tl.float32)
+    result_y = tl.zeros((mine.shape[0], D), tl.float32)
+    for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
+        feature = block + tl.arange(0, BLOCK_R)
+        weight = weights + feature[:, None] * D + dim[None, :]
+        w = tl.load(weight)
+        a = tl.load(context + feature[:, None] * D + dim[None, :])
+        z = tl.load(own + column[:, None] * R + feature[None, :], (column <= SLOTS)[:, None], other=0.0)
+        phi = features(tl.dot(other.to(w.dtype), tl.trans(w), input_precision="tf32x3"), eps, HALF)
+        if FEATURES < R:
+            phi = tl.where((feature < FEATURES)[None, :], phi, 0.0)
+        projected = tl.dot(mine.to(w.dtype), tl.trans(w), input_precision="tf32x3")
+        if HALF:
+            projected = tl.dot(rest, tl.trans(w), projected)
+            projected = tl.dot(mine.to(w.dtype), tl.trans(tl.load(weight + R * D)), projected)
+            w = tl.load(weight + 2 * R * D).to(tl.bfloat16, bitcast=True)
+        if OF_KEYS:
+            own_phi = features(projected, eps, HALF)
+            scores = tl.dot(own_phi, tl.trans(phi), scores, input_precision=PRECISION)
+            result_y = tl.dot(own_phi, a, result_y, input_precision=PRECISION)
+        inner = tl.dot(mine_value, tl.trans(a), input_precision=PRECISION)
+        inner = tl.dot(mine_marks, z, inner, input_precision=PRECISION)
+        inner = tl.dot(pairs, phi, inner, input_precision=PRECISION)
+        inner = operand(tl.where(projected <= 0, 0.0, inner), HALF)
+        result_x = tl.dot(inner, w, result_x, input_precision=PRECISION)
+    if OF_KEYS:
+        scores = operand(tl.where(seen, scores, 0.0), HALF)
+        result_y = tl.dot(scores, other_value, result_y, input_precision=PRECISION)
+        unbind(result_x, found_x, keys, mask, bundle_k, token_k, inside_k, dim, fx_s, fx_l, length, KEYS, DIM)
+        unbind(result_y, found_y, keys, mask, bundle_k, token_k, inside_k, dim, fy_s, fy_l, length, KEYS, DIM)
+    else:
+        unbind(result_x, found_x, keys, mask, bundle_q, token_q, inside_q, dim, fx_s, fx_l, length, QUERIES, DIM)

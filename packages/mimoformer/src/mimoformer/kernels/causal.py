@@ -30,15 +30,15 @@ from mimoformer.kernels.favor import (
 __all__ = ["attend", "backward", "sum_tiles"]
 
 
-ROWS = 128
+ROWS = 64
 """Rows of a tile, at most."""
-SETTINGS = {"sum": Setting(ROWS, 64, 8, 0, 1), "attend": Setting(ROWS, 32, 8, 0, 2), "backward": Setting(ROWS, 32, 8, 0, 1)}
+SETTINGS = {"sum": Setting(ROWS, 64, 4, 0, 1), "attend": Setting(ROWS, 64, 4, 0, 2), "backward": Setting(ROWS, 64, 4, 0, 2)}
 """The setting of each kernel, for an H200."""
 
 
 def tokens_of_tile(dtype: torch.dtype, d: int, queries: Bundles, keys: Bundles) -> int:
     """Return how many tokens a tile has: fewer where there are many bundles, numbers have four bytes or vectors are long."""
-    rows = ROWS // (1 if precision_of(dtype) == torch.bfloat16 else 2) // (1 if d <= 64 else 2)
+    rows = ROWS // (1 if precision_of(dtype) == torch.bfloat16 and d <= 64 else 2)
     return max(16, rows // int(triton.next_power_of_2(max(queries.groups, keys.groups))))
 
 
@@ -49,7 +49,7 @@ def sizes(x: Tensor, inputs: Inputs, queries: Bundles, keys: Bundles, setting: S
         "HEADS": x.shape[3], "SLOTS": x.shape[1], "FEATURES": inputs.features, "R": r, "BLOCK_R": min(setting.features, r),
         "DIM": x.shape[4], "D": d, "COLUMNS": max(16, triton.next_power_of_2(x.shape[1] + 1)),
         "TILE": tokens_of_tile(x.dtype, d, queries, keys), "HALF": half, "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3",
-        "SHARED": inputs.shared, "STAGES": setting.stages, "num_warps": setting.warps if half else setting.warps // 2,
+        "SHARED": inputs.shared, "STAGES": setting.stages, "num_warps": setting.warps,
     }  # fmt: skip
 
 
@@ -115,77 +115,108 @@ def backward(
 
 @triton.jit
 def rows_of(tile, length, BUNDLES: tl.constexpr, TILE: tl.constexpr):
-    """Return the bundle and the token of each row of a tile, and whether there is one."""
-    row = tl.arange(0, triton.next_power_of_2(BUNDLES[0]) * TILE)
-    bundle, token = row // TILE, tile * TILE + row % TILE
-    return bundle, token, (bundle < BUNDLES[0]) & (token < length)
+    """Return the bundles (g) and the tokens (t) of a tile, and which of their pairs (g t) there are."""
+    bundle, token = tl.arange(0, triton.next_power_of_2(BUNDLES[0])), tile * TILE + tl.arange(0, TILE)
+    return bundle, token, (bundle < BUNDLES[0])[:, None] & (token < length)[None, :]
 
 
 @triton.jit
-def bundled(x, keys, mask, bundle, token, inside, dim, stride_s, stride_l, length, BUNDLES: tl.constexpr, DIM: tl.constexpr):
-    """Bind the real tokens of each row's slots, and add them up, in float32."""
-    total = tl.zeros((token.shape[0], dim.shape[0]), tl.float32)
+def row_by_row(x):
+    """Put bundles one below another: (g t) to (rows), (g t D) to (rows D)."""
+    if len(x.shape) == 2:
+        return tl.reshape(x, (x.shape[0] * x.shape[1],))
+    else:
+        return tl.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]))
+
+
+@triton.jit
+def keys_of(keys, slot, dim, SLOTS: tl.constexpr, DIM: tl.constexpr):
+    """Return the binding keys of slots, (g 1 D)."""
+    return tl.load(keys + slot[:, None] * DIM + dim[None, :], (slot < SLOTS)[:, None] & (dim < DIM)[None, :], other=0.0)[
+        :, None, :
+    ]
+
+
+@triton.jit
+def places(slot, token, dim, stride_s, stride_l):
+    """Return where the numbers of slots lie, (g t D)."""
+    return slot[:, None, None] * stride_s + token[None, :, None] * stride_l + dim[None, None, :]
+
+
+@triton.jit
+def is_real(mask, slot, token, inside, length):
+    """Tell which tokens of slots are real, (g t)."""
+    if mask is None:
+        return inside
+    else:
+        return inside & (tl.load(mask + slot[:, None] * length + token[None, :], inside, other=0) != 0)
+
+
+@triton.jit
+def bundled(
+    x, keys, mask, bundle, token, inside, dim, stride_s, stride_l, length,
+    BUNDLES: tl.constexpr, SLOTS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Bind the real tokens of the slots of each bundle, and add them up, in float32: (rows D)."""
+    total = tl.zeros((bundle.shape[0], token.shape[0], dim.shape[0]), tl.float32)
     for item in tl.static_range(tl.constexpr(BUNDLES[1])):
         slot = slot_of(bundle, item, BUNDLES[2], BUNDLES[3])
-        real = inside
-        if mask is not None:
-            real = real & (tl.load(mask + slot * length + token, inside, other=0) != 0)
-        both = real[:, None] & (dim < DIM)[None, :]
-        key = tl.load(keys + slot[:, None] * DIM + dim[None, :], both, other=0.0)
-        value = tl.load(x + slot[:, None] * stride_s + token[:, None] * stride_l + dim[None, :], both, other=0.0)
-        total += value.to(tl.float32) * key
-    return total
+        real = is_real(mask, slot, token, inside, length)[:, :, None] & (dim < DIM)[None, None, :]
+        value = tl.load(x + places(slot, token, dim, stride_s, stride_l), real, other=0.0)
+        total += value.to(tl.float32) * keys_of(keys, slot, dim, SLOTS, DIM)
+    return row_by_row(total)
 
 
 @triton.jit
-def is_of(bundle, column, BUNDLES: tl.constexpr):
-    """Tell whether a slot (column) is one of a row's bundle, for columns by rows."""
-    apart = column[:, None] - bundle[None, :] * BUNDLES[2]
-    return (apart >= 0) & (apart % BUNDLES[3] == 0) & (apart // BUNDLES[3] < BUNDLES[1])
+def is_of(bundle, token, column, BUNDLES: tl.constexpr, SLOTS: tl.constexpr):
+    """Tell which slots (columns) are of the bundle of a row, (columns rows)."""
+    row = row_by_row(tl.broadcast_to(bundle[:, None], (bundle.shape[0], token.shape[0])))
+    apart = column[:, None] - row[None, :] * BUNDLES[2]
+    return (apart >= 0) & (apart % BUNDLES[3] == 0) & (apart // BUNDLES[3] < BUNDLES[1]) & (column < SLOTS)[:, None]
 
 
 @triton.jit
 def marks_of(
     mask, bundle, token, inside, length, BUNDLES: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr
-):
+):  # fmt: skip
     """Return 1 where the token of a slot (column) of a row's bundle is real, and in column SLOTS where any of them is.
 
     Columns come first: Triton 3.6 multiplies wrongly by matrices of 16 columns that lie row by row.
     """
     column = tl.arange(0, COLUMNS)
-    items = inside[None, :] & (column < SLOTS)[:, None] & is_of(bundle, column, BUNDLES)
+    items = row_by_row(inside)[None, :] & is_of(bundle, token, column, BUNDLES, SLOTS)
     if mask is None:
         marks = items.to(tl.float32)
     else:
-        marks = tl.load(mask + column[:, None] * length + token[None, :], items, other=0).to(tl.float32)
+        at = row_by_row(tl.broadcast_to(token[None, :], (bundle.shape[0], token.shape[0])))
+        marks = tl.load(mask + column[:, None] * length + at[None, :], items, other=0).to(tl.float32)
     return tl.where((column == SLOTS)[:, None], tl.max(marks, 0)[None, :], marks)
 
 
 @triton.jit
 def upstream_of(
     y, out, reciprocals, keys, bundle, token, inside, dim, y_s, y_l, out_s, out_l, length,
-    BUNDLES: tl.constexpr, DIM: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr, SHARED: tl.constexpr,
+    BUNDLES: tl.constexpr, SLOTS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradients of each row's numerator, and of its denominators, in columns by rows as `marks_of`."""
+    """Return the gradients of each row's numerator (rows D), and of its denominators (columns rows)."""
     column = tl.arange(0, COLUMNS)
-    numerator = tl.zeros((token.shape[0], dim.shape[0]), tl.float32)
-    denominators = tl.zeros((COLUMNS, token.shape[0]), tl.float32)
+    numerator = tl.zeros((bundle.shape[0], token.shape[0], dim.shape[0]), tl.float32)
+    denominators = tl.zeros((COLUMNS, bundle.shape[0] * token.shape[0]), tl.float32)
     for item in tl.static_range(tl.constexpr(1 if SHARED else BUNDLES[1])):
         end = bundle if SHARED else slot_of(bundle, item, BUNDLES[2], BUNDLES[3])
-        share = tl.load(reciprocals + end * length + token, inside, other=0.0)
-        real = (share != 0)[:, None] & (dim < DIM)[None, :]
-        upper = tl.load(y + end[:, None] * y_s + token[:, None] * y_l + dim[None, :], real, other=0.0).to(tl.float32)
-        lower = tl.load(out + end[:, None] * out_s + token[:, None] * out_l + dim[None, :], real, other=0.0).to(tl.float32)
-        loss = -share * tl.sum(upper * lower, 1)
+        share = tl.load(reciprocals + end[:, None] * length + token[None, :], inside, other=0.0)
+        real = (share != 0)[:, :, None] & (dim < DIM)[None, None, :]
+        upper = tl.load(y + places(end, token, dim, y_s, y_l), real, other=0.0).to(tl.float32)
+        lower = tl.load(out + places(end, token, dim, out_s, out_l), real, other=0.0).to(tl.float32)
+        loss = row_by_row(-share * tl.sum(upper * lower, 2))
         if SHARED:
-            numerator += upper * share[:, None]
-            own = (column < SLOTS)[:, None] & is_of(bundle, column, BUNDLES)
+            numerator += upper * share[:, :, None]
+            own = is_of(bundle, token, column, BUNDLES, SLOTS)
         else:
-            key = tl.load(keys + end[:, None] * DIM + dim[None, :], real, other=0.0)
-            numerator += upper * share[:, None] * key
-            own = column[:, None] == end[None, :]
+            numerator += upper * share[:, :, None] * keys_of(keys, end, dim, SLOTS, DIM)
+            own = column[:, None] == row_by_row(tl.broadcast_to(end[:, None], (bundle.shape[0], token.shape[0])))[None, :]
         denominators += tl.where(own, loss[None, :], 0.0)
-    return numerator, denominators
+    return row_by_row(numerator), denominators
 
 
 @triton.jit
@@ -209,15 +240,16 @@ def sum_kernel(
     own += place * (SLOTS + 1) * R
     dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
     bundle, token, inside = rows_of(tile, length, BUNDLES, TILE)
-    vector = bundled(x, keys, mask, bundle, token, inside, dim, x_s, x_l, length, BUNDLES, DIM)
+    vector = bundled(x, keys, mask, bundle, token, inside, dim, x_s, x_l, length, BUNDLES, SLOTS, DIM)
     if OF_KEYS:
-        value = bundled(y, keys, mask, bundle, token, inside, dim, y_s, y_l, length, BUNDLES, DIM)
+        value = bundled(y, keys, mask, bundle, token, inside, dim, y_s, y_l, length, BUNDLES, SLOTS, DIM)
         marks = marks_of(mask, bundle, token, inside, length, BUNDLES, SLOTS, COLUMNS)
     else:
         out += group * out_b + h * out_h
         reciprocals += head.to(tl.int64) * (BUNDLES[0] if SHARED else SLOTS) * length
         value, marks = upstream_of(
-            y, out, reciprocals, keys, bundle, token, inside, dim, y_s, y_l, out_s, out_l, length, BUNDLES, DIM, SLOTS, COLUMNS, SHARED,
+            y, out, reciprocals, keys, bundle, token, inside, dim, y_s, y_l, out_s, out_l, length,
+            BUNDLES, SLOTS, DIM, COLUMNS, SHARED,
         )  # fmt: skip
     value, marks = operand(value, HALF), operand(marks, HALF)
     for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
@@ -285,11 +317,11 @@ def attend_kernel(
     dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
     bundle, token, inside = rows_of(tile, length, QUERIES, TILE)
     other_bundle, other, other_inside = rows_of(tile, length, KEYS, TILE)
-    query = bundled(q, keys, mask, bundle, token, inside, dim, q_s, q_l, length, QUERIES, DIM)
-    vector = bundled(k, keys, mask, other_bundle, other, other_inside, dim, k_s, k_l, length, KEYS, DIM)
-    scores = tl.zeros((token.shape[0], other.shape[0]), tl.float32)
-    numerator = tl.zeros((token.shape[0], D), tl.float32)
-    denominators = tl.zeros((token.shape[0], COLUMNS), tl.float32)
+    query = bundled(q, keys, mask, bundle, token, inside, dim, q_s, q_l, length, QUERIES, SLOTS, DIM)
+    vector = bundled(k, keys, mask, other_bundle, other, other_inside, dim, k_s, k_l, length, KEYS, SLOTS, DIM)
+    scores = tl.zeros((query.shape[0], vector.shape[0]), tl.float32)
+    numerator = tl.zeros((query.shape[0], D), tl.float32)
+    denominators = tl.zeros((query.shape[0], COLUMNS), tl.float32)
     for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
         feature = block + tl.arange(0, BLOCK_R)
         w = tl.load(weights + feature[:, None] * D + dim[None, :])
@@ -302,47 +334,55 @@ def attend_kernel(
         scores = tl.dot(phi, phi_k, scores, input_precision=PRECISION)
         numerator = tl.dot(phi, a, numerator, input_precision=PRECISION)
         denominators = tl.dot(phi, tl.trans(z), denominators, input_precision=PRECISION)
-    value = operand(bundled(v, keys, mask, other_bundle, other, other_inside, dim, v_s, v_l, length, KEYS, DIM), HALF)
+    value = operand(bundled(v, keys, mask, other_bundle, other, other_inside, dim, v_s, v_l, length, KEYS, SLOTS, DIM), HALF)
     marks = operand(marks_of(mask, other_bundle, other, other_inside, length, KEYS, SLOTS, COLUMNS), HALF)
-    scores = operand(tl.where(other[None, :] <= token[:, None], scores, 0.0), HALF)
+    scores = operand(tl.where(is_seen(other_bundle, other, bundle, token), scores, 0.0), HALF)
     numerator = tl.dot(scores, value, numerator, input_precision=PRECISION)
     denominators = tl.dot(scores, tl.trans(marks), denominators, input_precision=PRECISION)
+    numerator = tl.reshape(numerator, (bundle.shape[0], TILE, D))
     whole = tl.sum(tl.where((column == SLOTS)[None, :], denominators, 0.0), 1)
-    both = inside[:, None] & (dim < DIM)[None, :]
-    if SHARED:
-        real = marks_of(mask, bundle, token, inside, length, QUERIES, SLOTS, COLUMNS)
-        real = tl.sum(tl.where((column == SLOTS)[:, None], real, 0.0), 0)
-        slots = (column < SLOTS)[None, :] & tl.trans(is_of(bundle, column, QUERIES))
-        share = reciprocal(tl.sum(tl.where(slots, denominators, 0.0), 1) * real, whole)
-        tl.store(reciprocals + bundle * length + token, share, inside)
-        bound = tl.where(share[:, None] == 0, 0.0, numerator * share[:, None])
-        tl.store(out + bundle[:, None] * out_s + token[:, None] * out_l + dim[None, :], bound.to(out.dtype.element_ty), both)
-    else:
-        for item in tl.static_range(tl.constexpr(QUERIES[1])):
-            slot = slot_of(bundle, item, QUERIES[2], QUERIES[3])
-            share = reciprocal(tl.sum(tl.where(column[None, :] == slot[:, None], denominators, 0.0), 1), whole)
-            if mask is not None:
-                share = tl.where(tl.load(mask + slot * length + token, inside, other=0) != 0, share, 0.0)
-            tl.store(reciprocals + slot * length + token, share, inside)
-            key = tl.load(keys + slot[:, None] * DIM + dim[None, :], both, other=0.0)
-            unbound = tl.where(share[:, None] == 0, 0.0, numerator * share[:, None] * key)
-            place = slot[:, None] * out_s + token[:, None] * out_l + dim[None, :]
-            tl.store(out + place, unbound.to(out.dtype.element_ty), both)
+    both = inside[:, :, None] & (dim < DIM)[None, None, :]
+    for item in tl.static_range(tl.constexpr(1 if SHARED else QUERIES[1])):
+        end = bundle if SHARED else slot_of(bundle, item, QUERIES[2], QUERIES[3])
+        if SHARED:
+            own, real = is_of(bundle, token, column, QUERIES, SLOTS), inside
+            marks = marks_of(mask, bundle, token, inside, length, QUERIES, SLOTS, COLUMNS)
+            real = tl.reshape(tl.max(marks, 0), (bundle.shape[0], TILE)) != 0
+        else:
+            own = column[:, None] == row_by_row(tl.broadcast_to(end[:, None], (bundle.shape[0], TILE)))[None, :]
+            real = is_real(mask, end, token, inside, length)
+        share = reciprocal(tl.sum(tl.where(tl.trans(own), denominators, 0.0), 1), whole)
+        share = tl.where(real, tl.reshape(share, (bundle.shape[0], TILE)), 0.0)
+        tl.store(reciprocals + end[:, None] * length + token[None, :], share, inside)
+        result = numerator * share[:, :, None]
+        if not SHARED:
+            result *= keys_of(keys, end, dim, SLOTS, DIM)
+        result = tl.where((share == 0)[:, :, None], 0.0, result).to(out.dtype.element_ty)
+        tl.store(out + places(end, token, dim, out_s, out_l), result, both)
+
+
+@triton.jit
+def is_seen(bundle, token, other_bundle, other):
+    """Tell which rows of keys (bundle, token) rows of queries (other_bundle, other) see, (queries keys)."""
+    key = row_by_row(tl.broadcast_to(token[None, :], (bundle.shape[0], token.shape[0])))
+    query = row_by_row(tl.broadcast_to(other[None, :], (other_bundle.shape[0], other.shape[0])))
+    return key[None, :] <= query[:, None]
 
 
 @triton.jit
 def unbind(
-    result, found, keys, mask, bundle, token, inside, dim, stride_s, stride_l, length, BUNDLES: tl.constexpr, DIM: tl.constexpr
-):
+    result, found, keys, mask, bundle, token, inside, dim, stride_s, stride_l, length,
+    BUNDLES: tl.constexpr, SLOTS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
     """Write each row's gradient to each of its slots, bound to its key; 0 for padding."""
-    both = inside[:, None] & (dim < DIM)[None, :]
+    result = tl.reshape(result, (bundle.shape[0], token.shape[0], dim.shape[0]))
+    both = inside[:, :, None] & (dim < DIM)[None, None, :]
     for item in tl.static_range(tl.constexpr(BUNDLES[1])):
         slot = slot_of(bundle, item, BUNDLES[2], BUNDLES[3])
-        value = result * tl.load(keys + slot[:, None] * DIM + dim[None, :], both, other=0.0)
-        if mask is not None:
-            value = tl.where((tl.load(mask + slot * length + token, inside, other=0) != 0)[:, None], value, 0.0)
-        place = slot[:, None] * stride_s + token[:, None] * stride_l + dim[None, :]
-        tl.store(found + place, value.to(found.dtype.element_ty), both)
+        value = tl.where(
+            is_real(mask, slot, token, inside, length)[:, :, None], result * keys_of(keys, slot, dim, SLOTS, DIM), 0.0
+        )
+        tl.store(found + places(slot, token, dim, stride_s, stride_l), value.to(found.dtype.element_ty), both)
 
 
 @triton.jit
@@ -374,21 +414,21 @@ def backward_kernel(
     dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
     bundle_q, token_q, inside_q = rows_of(tile, length, QUERIES, TILE)
     bundle_k, token_k, inside_k = rows_of(tile, length, KEYS, TILE)
-    query = bundled(q, keys, mask, bundle_q, token_q, inside_q, dim, q_s, q_l, length, QUERIES, DIM)
-    vector = bundled(k, keys, mask, bundle_k, token_k, inside_k, dim, k_s, k_l, length, KEYS, DIM)
-    value = operand(bundled(v, keys, mask, bundle_k, token_k, inside_k, dim, v_s, v_l, length, KEYS, DIM), HALF)
+    query = bundled(q, keys, mask, bundle_q, token_q, inside_q, dim, q_s, q_l, length, QUERIES, SLOTS, DIM)
+    vector = bundled(k, keys, mask, bundle_k, token_k, inside_k, dim, k_s, k_l, length, KEYS, SLOTS, DIM)
+    value = operand(bundled(v, keys, mask, bundle_k, token_k, inside_k, dim, v_s, v_l, length, KEYS, SLOTS, DIM), HALF)
     marks = operand(marks_of(mask, bundle_k, token_k, inside_k, length, KEYS, SLOTS, COLUMNS), HALF)
     upper, losses = upstream_of(
         y, out, reciprocals, keys, bundle_q, token_q, inside_q, dim, y_s, y_l, out_s, out_l, length,
-        QUERIES, DIM, SLOTS, COLUMNS, SHARED,
+        QUERIES, SLOTS, DIM, COLUMNS, SHARED,
     )  # fmt: skip
     upper, losses = operand(upper, HALF), operand(losses, HALF)
     if OF_KEYS:
         mine, other, mine_value, mine_marks, other_value, other_marks = vector, query, value, marks, upper, losses
-        seen = token_k[:, None] <= token_q[None, :]
+        seen = tl.trans(is_seen(bundle_k, token_k, bundle_q, token_q))
     else:
         mine, other, mine_value, mine_marks, other_value, other_marks = query, vector, upper, losses, value, marks
-        seen = token_k[None, :] <= token_q[:, None]
+        seen = is_seen(bundle_k, token_k, bundle_q, token_q)
     mine_marks = tl.trans(mine_marks)
     pairs = tl.dot(mine_value, tl.trans(other_value), input_precision=PRECISION)
     pairs = tl.dot(mine_marks, other_marks, pairs, input_precision=PRECISION)
@@ -423,7 +463,7 @@ def backward_kernel(
     if OF_KEYS:
         scores = operand(tl.where(seen, scores, 0.0), HALF)
         result_y = tl.dot(scores, other_value, result_y, input_precision=PRECISION)
-        unbind(result_x, found_x, keys, mask, bundle_k, token_k, inside_k, dim, fx_s, fx_l, length, KEYS, DIM)
-        unbind(result_y, found_y, keys, mask, bundle_k, token_k, inside_k, dim, fy_s, fy_l, length, KEYS, DIM)
+        unbind(result_x, found_x, keys, mask, bundle_k, token_k, inside_k, dim, fx_s, fx_l, length, KEYS, SLOTS, DIM)
+        unbind(result_y, found_y, keys, mask, bundle_k, token_k, inside_k, dim, fy_s, fy_l, length, KEYS, SLOTS, DIM)
     else:
-        unbind(result_x, found_x, keys, mask, bundle_q, token_q, inside_q, dim, fx_s, fx_l, length, QUERIES, DIM)
+        unbind(result_x, found_x, keys, mask, bundle_q, token_q, inside_q, dim, fx_s, fx_l, length, QUERIES, SLOTS, DIM)

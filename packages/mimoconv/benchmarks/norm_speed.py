@@ -4,8 +4,9 @@ usage: python packages/mimoconv/benchmarks/norm_speed.py [--passes 128] [--width
 
 Rows: microseconds (median and quartiles) of forward and backward at each stage of the network, with the gradient of the skip
 connection added, in bf16 autocast, channels last, replayed as CUDA graphs over data that are not in the cache; and of each kernel
-by itself. TB/s are those of the bytes that the kernels read and write, so for the modules they are a speed, not a traffic.
-Errors are the largest of a tensor, as a share of its largest number, against the modules in float64.
+by itself, of which normalize and backward also add up what the one before them found in slices. TB/s are those of the bytes of
+images that the kernels read and write, so for the modules they are a speed, not a traffic. Errors are the largest of a tensor, as
+a share of its largest number, against the modules in float64.
 """
 
 import argparse
@@ -89,15 +90,17 @@ def is_repeatable(way: Callable[..., tuple[Tensor, Tensor]], data: Data) -> bool
 def kernels(data: Data) -> dict[str, Callable[[int], object]]:
     """Make functions that launch each kernel, with what it adds up, on one of the batches."""
     norm, slope = data.norm, data.act.weight.detach()
-    mean, var = norm_kernels.estimate_statistics(data.images[0].detach(), None, None, *own_statistics(norm), 0.1)
+    batch = norm_kernels.slice_statistics(data.images[0].detach(), None, None, *own_statistics(norm), 0.1)
+    mean, var = torch.empty(2, data.shape[1], device=DEVICE)
     common = (mean, var, norm.weight.detach(), norm.bias.detach(), slope, norm.eps, "prelu")
     inputs = [x.detach() for x in data.images]
-    sums = norm_kernels.gradient_sums(inputs[0], data.gradients[0][0], *common)
+    norm_kernels.normalize(inputs[0], None, None, *common, torch.bfloat16, batch)
+    parts = norm_kernels.gradient_sums(inputs[0], data.gradients[0][0], *common)
     return {
-        "statistics": lambda i: norm_kernels.estimate_statistics(inputs[i], None, None, *own_statistics(norm), 0.1),
-        "normalize": lambda i: norm_kernels.normalize(inputs[i], None, None, *common, torch.bfloat16),
+        "statistics": lambda i: norm_kernels.slice_statistics(inputs[i], None, None, *own_statistics(norm), 0.1),
+        "normalize": lambda i: norm_kernels.normalize(inputs[i], None, None, *common, torch.bfloat16, batch),
         "sums": lambda i: norm_kernels.gradient_sums(inputs[i], data.gradients[i][0], *common),
-        "backward": lambda i: norm_kernels.backward(inputs[i], *data.gradients[i], sums, *common),
+        "backward": lambda i: norm_kernels.backward(inputs[i], *data.gradients[i], parts, *common),
     }
 
 

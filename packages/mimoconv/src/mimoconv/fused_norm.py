@@ -147,13 +147,14 @@ class NormAct(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.training, momentum, ctx.eps, ctx.activation, dtype = settings
         mean, var, batches = statistics
-        total = x if branch is None else torch.empty_like(x)
+        total, batch = x if branch is None else torch.empty_like(x), norm_kernels.GIVEN
         if ctx.training:
-            own = norm_kernels.estimate_statistics(x, branch, total, mean, var, batches, momentum)
+            batch = norm_kernels.slice_statistics(x, branch, total, mean, var, batches, momentum)
             x, branch = total, None
             torch.autograd.graph.increment_version([part for part in statistics if not part.is_inference()])
-            mean, var = own
-        out = norm_kernels.normalize(x, branch, total, mean, var, weight, bias, slope, ctx.eps, ctx.activation, dtype)
+            mean, var = torch.empty(2, x.shape[1], device=x.device)
+        common = (mean, var, weight, bias, slope, ctx.eps, ctx.activation)
+        out = norm_kernels.normalize(x, branch, total, *common, dtype, batch)
         ctx.save_for_backward(total, mean, var, weight, bias, slope)
         return (out, total) if skip else out
 
@@ -172,12 +173,14 @@ class NormAct(torch.autograd.Function):
         x, mean, var, weight, bias, slope = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         common = (mean, var, weight, bias, slope, ctx.eps, ctx.activation)
-        sums = by_images = None
+        parts = sums = by_images = None
         if any(needs) or ((to_images or to_branch) and ctx.training):
-            sums = norm_kernels.gradient_sums(x, gradient, *common)
+            parts = norm_kernels.gradient_sums(x, gradient, *common)
         if to_images or to_branch:
             skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
-            by_images = norm_kernels.backward(x, gradient, skip, sums if ctx.training else None, *common)
+            by_images, sums = norm_kernels.backward(x, gradient, skip, parts if ctx.training else None, *common)
+        if sums is None and parts is not None:
+            sums = parts.sum(1)
         rows = [] if sums is None else list(sums)
         images = (by_images if to_images else None, by_images if to_branch else None)
         return (*images, *rows, *[None] * (6 - len(rows)))

@@ -2,19 +2,20 @@
 
 Every kernel cuts the matrix into tiles whose sizes are powers of two. Where the columns of a tile do not divide the number of
 channels C, k rows count as one row of k C columns, and the channel of a column is the column modulo C. A program takes the tiles
-of one slice of the rows in turn. Sums over all rows are sums over slices, added up by a second, small kernel in a fixed order, so
-the same input gives the same result. Everything is computed in float32.
+of one slice of the rows in turn. Sums over all rows are sums over slices, which each program that needs them adds up itself in a
+fixed order, so the same input gives the same result, and no kernel does nothing else. Everything is computed in float32.
 """
 
 from dataclasses import dataclass
 from math import gcd, prod
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["SETTINGS", "Setting", "backward", "estimate_statistics", "gradient_sums", "normalize"]
+__all__ = ["SETTINGS", "Batch", "Setting", "backward", "gradient_sums", "normalize", "slice_statistics"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,13 @@ SETTINGS = {
 }
 """The setting of each kernel: within 5 % of the best at each stage of a MIMOConv-28-10 with 128 passes on an H200."""
 
-COMBINED_PIECES, COMBINED_CHANNELS = 512, 8
-"""Sums that a program of the kernels that add up slices takes at once, for each of its channels."""
+COMBINED_PIECES = 32
+"""Sums over slices that a program adds up at once, for each of its columns."""
+
+
+def pieces_at_once(pieces: int) -> int:
+    """Return how many pieces a program adds up at once."""
+    return min(COMBINED_PIECES, int(triton.next_power_of_2(max(1, pieces))))
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,25 @@ class Grid:
         return (self.slices * triton.cdiv(self.columns, self.tile_columns),)
 
 
-def estimate_statistics(
+class Batch(NamedTuple):
+    """Statistics of the pieces of a batch, and the running statistics that they update; nothing where statistics are given."""
+
+    parts: Tensor | None = None
+    """Mean and sum of squared deviations of each channel, (2 pieces c)."""
+    pieces: int = 0
+    merged: int = 0
+    """Pieces that have the same rows."""
+    part_rows: int = 0
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    batches: Tensor | None = None
+    momentum: float = 0.0
+
+
+GIVEN = Batch()
+
+
+def slice_statistics(
     x: Tensor,
     branch: Tensor | None,
     total: Tensor | None,
@@ -84,15 +108,15 @@ def estimate_statistics(
     batches: Tensor,
     momentum: float,
     setting: Setting | None = None,
-) -> Tensor:
-    """Compute mean and biased variance of each channel, (2 c), and update running statistics as `nn.BatchNorm2d` does.
+) -> Batch:
+    """Compute statistics over slices of the images, for `normalize`, which combines them and updates running statistics.
 
     With a branch they are those of `x + branch`, which is written to `total`.
     """
     setting = setting or SETTINGS["statistics"]
-    grid, channels = Grid.of(x, setting), x.shape[1]
-    parts = torch.empty(2, grid.slices, grid.columns, device=x.device)
-    statistics = torch.empty(2, channels, device=x.device)
+    grid = Grid.of(x, setting)
+    merged = grid.columns // x.shape[1]
+    parts = torch.empty(2, grid.slices * merged, x.shape[1], device=x.device)
     with torch.cuda.device_of(x):
         statistics_kernel[grid.programs](
             x,
@@ -107,13 +131,7 @@ def estimate_statistics(
             setting.stages,
             num_warps=setting.warps,
         )
-        merged = grid.columns // channels
-        pieces = grid.slices * merged
-        combine_statistics_kernel[(triton.cdiv(channels, COMBINED_CHANNELS),)](
-            parts, statistics, running_mean, running_var, batches, momentum, pieces, channels, merged, grid.rows, grid.slice_rows,
-            min(COMBINED_PIECES, triton.next_power_of_2(pieces)), COMBINED_CHANNELS, num_warps=4,
-        )  # fmt: skip
-    return statistics
+    return Batch(parts, grid.slices * merged, merged, grid.slice_rows, running_mean, running_var, batches, momentum)
 
 
 def normalize(
@@ -128,15 +146,21 @@ def normalize(
     eps: float,
     activation: str,
     dtype: torch.dtype,
+    batch: Batch = GIVEN,
     setting: Setting | None = None,
 ) -> Tensor:
-    """Compute the activation of the normalised images, in a dtype; with a branch those of `x + branch`, written to `total`."""
+    """Compute the activation of the normalised images, in a dtype; with a branch those of `x + branch`, written to `total`.
+
+    With a batch, its mean and biased variance are written to `mean` and `var`, and update the running statistics as
+    `nn.BatchNorm2d` does.
+    """
     setting = setting or SETTINGS["normalize"]
     grid, out = Grid.of(x, setting), torch.empty_like(x, dtype=dtype)
     with torch.cuda.device_of(x):
         normalize_kernel[grid.programs](
             x, branch, total, out, mean, var, weight, bias, slope, eps, grid.rows, grid.columns, grid.slice_rows, x.shape[1],
-            activation, setting.rows, grid.tile_columns, setting.stages, num_warps=setting.warps,
+            *batch, activation, setting.rows, grid.tile_columns, setting.stages, pieces_at_once(batch.pieces),
+            num_warps=setting.warps,
         )  # fmt: skip
     return out
 
@@ -153,29 +177,23 @@ def gradient_sums(
     activation: str,
     setting: Setting | None = None,
 ) -> Tensor:
-    """Compute the gradients of weight, bias and, with slopes, slope: (2 c) or (3 c)."""
+    """Compute the gradients of weight, bias and, with slopes, slope, over pieces of the images: (2 pieces c) or (3 pieces c)."""
     setting = setting or SETTINGS["sums"]
     grid, channels = Grid.of(x, setting), x.shape[1]
-    kinds = 2 if slope is None else 3
-    parts = torch.empty(kinds, grid.slices, grid.columns, device=x.device)
-    sums = torch.empty(kinds, channels, device=x.device)
+    parts = torch.empty(2 if slope is None else 3, grid.slices * grid.columns // channels, channels, device=x.device)
     with torch.cuda.device_of(x):
         sums_kernel[grid.programs](
             x, gradient, parts, mean, var, weight, bias, slope, eps, grid.rows, grid.columns, grid.slice_rows, channels,
             activation, setting.rows, grid.tile_columns, setting.stages, num_warps=setting.warps,
         )  # fmt: skip
-        pieces = parts[0].numel() // channels
-        combine_sums_kernel[(triton.cdiv(channels, COMBINED_CHANNELS), kinds)](
-            parts, sums, pieces, channels, min(COMBINED_PIECES, triton.next_power_of_2(pieces)), COMBINED_CHANNELS, num_warps=4
-        )
-    return sums
+    return parts
 
 
 def backward(
     x: Tensor,
     gradient: Tensor,
     skip: Tensor | None,
-    sums: Tensor | None,
+    parts: Tensor | None,
     mean: Tensor,
     var: Tensor,
     weight: Tensor,
@@ -184,17 +202,22 @@ def backward(
     eps: float,
     activation: str,
     setting: Setting | None = None,
-) -> Tensor:
-    """Compute the gradient of the images, plus that of a skip connection; with `sums` the statistics were those of the batch."""
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the gradient of the images, plus that of a skip connection.
+
+    With the `parts` of `gradient_sums` the statistics were those of the batch, and the sums over all images are returned too.
+    """
     setting = setting or SETTINGS["backward"]
     grid, out = Grid.of(x, setting), torch.empty_like(x)
+    sums = None if parts is None else torch.empty_like(parts[:, 0])
+    pieces = 0 if parts is None else parts.shape[1]
     with torch.cuda.device_of(x):
         backward_kernel[grid.programs](
-            x, gradient, skip, out, sums, mean, var, weight, bias, slope, eps, 1 / prod((x.shape[0], *x.shape[2:])),
-            grid.rows, grid.columns, grid.slice_rows, x.shape[1], activation, setting.rows, grid.tile_columns,
-            setting.stages, num_warps=setting.warps,
+            x, gradient, skip, out, parts, sums, mean, var, weight, bias, slope, eps, 1 / prod((x.shape[0], *x.shape[2:])),
+            grid.rows, grid.columns, grid.slice_rows, x.shape[1], pieces, activation, setting.rows, grid.tile_columns,
+            setting.stages, pieces_at_once(pieces), num_warps=setting.warps,
         )  # fmt: skip
-    return out
+    return out, sums
 
 
 @triton.jit
@@ -251,51 +274,53 @@ def statistics_kernel(
     tl.store(out + tl.cdiv(rows, slice_rows) * columns, tl.where(deviation < 0, 0.0, deviation), column < columns)
 
 
-@triton.jit(do_not_specialize=["pieces", "merged", "rows", "slice_rows"])
-def combine_statistics_kernel(
-    parts, statistics, running_mean, running_var, batches, momentum,
-    pieces, channels, merged, rows, slice_rows, PIECES: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """Combine the slices (Chan et al., 1983), with the first one's mean as the origin, and update the running statistics.
-
-    `merged` pieces are the columns of one channel in one slice.
-    """
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    origin = tl.load(parts + channel, channel < channels, other=0.0)
-    total = tl.zeros((PIECES, CHANNELS), tl.float32)
-    squares = tl.zeros((PIECES, CHANNELS), tl.float32)
+@triton.jit
+def batch_statistics(
+    parts, pieces, merged, part_rows, count, channels, channel, mask, PIECES: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Combine the mean and variance of slices (Chan et al., 1983), with the first one's mean as the origin."""
+    origin = tl.load(parts + channel, mask, other=0.0)
+    total = tl.zeros((PIECES, COLUMNS), tl.float32)
+    squares = tl.zeros((PIECES, COLUMNS), tl.float32)
     for start in range(0, pieces, PIECES):
         piece = start + tl.arange(0, PIECES)
-        mask = (piece < pieces)[:, None] & (channel < channels)[None, :]
-        count = tl.minimum(slice_rows, rows - piece // merged * slice_rows).to(tl.float32)[:, None]
+        known = (piece < pieces)[:, None] & mask[None, :]
+        rows = tl.minimum(part_rows, count // merged - piece // merged * part_rows).to(tl.float32)[:, None]
         source = parts + piece[:, None] * channels + channel[None, :]
-        difference = tl.load(source, mask, other=0.0) - origin[None, :]
-        deviation = tl.load(source + pieces * channels, mask, other=0.0)
-        total += tl.where(mask, count * difference, 0.0)
-        squares += tl.where(mask, deviation + count * difference * difference, 0.0)
-    count = (rows * merged).to(tl.float32)
-    offset = tl.sum(total, 0) / count
-    mean, var = origin + offset, tl.sum(squares, 0) / count - offset * offset
-    var = tl.where(var < 0, 0.0, var)
-    mask = channel < channels
-    tl.store(statistics + channel, mean, mask)
-    tl.store(statistics + channels + channel, var, mask)
-    old_mean, old_var = tl.load(running_mean + channel, mask), tl.load(running_var + channel, mask)
-    tl.store(running_mean + channel, (1 - momentum) * old_mean + momentum * mean, mask)
-    tl.store(running_var + channel, (1 - momentum) * old_var + momentum * var * (count / (count - 1)), mask)
-    if tl.program_id(0) == 0:
-        tl.store(batches, tl.load(batches) + 1)
+        difference = tl.load(source, known, other=0.0) - origin[None, :]
+        deviation = tl.load(source + pieces * channels, known, other=0.0)
+        total += tl.where(known, rows * difference, 0.0)
+        squares += tl.where(known, deviation + rows * difference * difference, 0.0)
+    offset = tl.sum(total, 0) / count.to(tl.float32)
+    var = tl.sum(squares, 0) / count.to(tl.float32) - offset * offset
+    return origin + offset, tl.where(var < 0, 0.0, var)
 
 
 @triton.jit
-def column_parameters(mean, var, weight, bias, slope, eps, column, columns, channels, ACTIVATION: tl.constexpr):
-    """Load what each column needs, as rows: mean, 1 / deviation, scale, bias and slope."""
-    channel, mask = column % channels, column < columns
-    inverse = tl.rsqrt(tl.load(var + channel, mask, other=1.0) + eps)
+def sum_pieces(parts, pieces, channels, channel, mask, PIECES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Add up the sums over slices."""
+    total = tl.zeros((PIECES, COLUMNS), tl.float32)
+    for start in range(0, pieces, PIECES):
+        piece = start + tl.arange(0, PIECES)
+        known = (piece < pieces)[:, None] & mask[None, :]
+        total += tl.load(parts + piece[:, None] * channels + channel[None, :], known, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def given_statistics(mean, var, channel, mask):
+    """Load the mean and variance of each column."""
+    return tl.load(mean + channel, mask, other=0.0), tl.load(var + channel, mask, other=1.0)
+
+
+@triton.jit
+def column_parameters(center, variance, weight, bias, slope, eps, channel, mask, ACTIVATION: tl.constexpr):
+    """Return what each column needs, as rows: mean, 1 / deviation, scale, bias and slope."""
+    inverse = tl.rsqrt(variance + eps)
     scale = tl.load(weight + channel, mask, other=0.0) * inverse
     slopes = tl.load(slope + channel, mask, other=0.0) if ACTIVATION == "prelu" else scale
     return (
-        tl.load(mean + channel, mask, other=0.0)[None, :],
+        center[None, :],
         inverse[None, :],
         scale[None, :],
         tl.load(bias + channel, mask, other=0.0)[None, :],
@@ -303,16 +328,30 @@ def column_parameters(mean, var, weight, bias, slope, eps, column, columns, chan
     )
 
 
-@triton.jit(do_not_specialize=["rows", "slice_rows"])
+@triton.jit(do_not_specialize=["rows", "slice_rows", "pieces", "merged", "part_rows"])
 def normalize_kernel(
     x, branch, total, out, mean, var, weight, bias, slope, eps, rows, columns, slice_rows, channels,
-    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+    parts, pieces, merged, part_rows, running_mean, running_var, batches, momentum,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Normalise a slice and apply the activation."""
-    _, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
-    center, _, scale, shift, slopes = column_parameters(
-        mean, var, weight, bias, slope, eps, column, columns, channels, ACTIVATION
-    )
+    """Normalise a slice and apply the activation; the programs of the first slice write what they know of the batch."""
+    piece, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
+    channel, known = column % channels, column < columns
+    if parts is None:
+        center, variance = given_statistics(mean, var, channel, known)
+    else:
+        count = rows * (columns // channels)
+        center, variance = batch_statistics(parts, pieces, merged, part_rows, count, channels, channel, known, PIECES, COLUMNS)
+        own = column < tl.where(piece == 0, channels, 0)
+        tl.store(mean + channel, center, own)
+        tl.store(var + channel, variance, own)
+        old_mean, old_var = tl.load(running_mean + channel, own), tl.load(running_var + channel, own)
+        tl.store(running_mean + channel, (1 - momentum) * old_mean + momentum * center, own)
+        unbiased = variance * (count.to(tl.float32) / (count - 1).to(tl.float32))
+        tl.store(running_var + channel, (1 - momentum) * old_var + momentum * unbiased, own)
+        if tl.program_id(0) == 0:
+            tl.store(batches, tl.load(batches) + 1)
+    center, _, scale, shift, slopes = column_parameters(center, variance, weight, bias, slope, eps, channel, known, ACTIVATION)
     for row in tl.range(first, last, ROWS, num_stages=STAGES):
         mask = inside(row, last, column, columns, ROWS)
         value = added(x, branch, row * columns + offsets, mask)
@@ -343,8 +382,10 @@ def sums_kernel(
 ):  # fmt: skip
     """Sum the gradients of weight, bias and slope over a slice."""
     piece, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
+    channel, known = column % channels, column < columns
+    center, variance = given_statistics(mean, var, channel, known)
     center, inverse, scale, shift, slopes = column_parameters(
-        mean, var, weight, bias, slope, eps, column, columns, channels, ACTIVATION
+        center, variance, weight, bias, slope, eps, channel, known, ACTIVATION
     )
     weights = tl.zeros((ROWS, COLUMNS), tl.float32)
     biases = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -367,38 +408,38 @@ def sums_kernel(
         tl.store(out + 2 * size, tl.sum(negatives, 0), mask)
 
 
-@triton.jit(do_not_specialize=["pieces"])
-def combine_sums_kernel(parts, sums, pieces, channels, PIECES: tl.constexpr, CHANNELS: tl.constexpr):
-    """Add up the sums over slices; the second axis of the grid are the kinds of sums."""
-    channel, kind = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.program_id(1)
-    total = tl.zeros((PIECES, CHANNELS), tl.float32)
-    for start in range(0, pieces, PIECES):
-        piece = start + tl.arange(0, PIECES)
-        mask = (piece < pieces)[:, None] & (channel < channels)[None, :]
-        total += tl.load(parts + (kind * pieces + piece[:, None]) * channels + channel[None, :], mask, other=0.0)
-    tl.store(sums + kind * channels + channel, tl.sum(total, 0), channel < channels)
-
-
-@triton.jit(do_not_specialize=["rows", "slice_rows"])
+@triton.jit(do_not_specialize=["rows", "slice_rows", "pieces"])
 def backward_kernel(
-    x, gradient, skip, out, sums, mean, var, weight, bias, slope, eps, share, rows, columns, slice_rows, channels,
-    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+    x, gradient, skip, out, parts, sums, mean, var, weight, bias, slope, eps, share, rows, columns, slice_rows, channels, pieces,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradient of a slice; `share` is 1 / count of what the statistics are over."""
-    _, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
+    """Compute the gradient of a slice; `share` is 1 / count of what the statistics are over.
+
+    The programs of the first slice write the sums over all images.
+    """
+    piece, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
+    channel, known = column % channels, column < columns
+    center, variance = given_statistics(mean, var, channel, known)
     center, inverse, scale, shift, slopes = column_parameters(
-        mean, var, weight, bias, slope, eps, column, columns, channels, ACTIVATION
+        center, variance, weight, bias, slope, eps, channel, known, ACTIVATION
     )
-    if sums is not None:
-        channel, known = column % channels, column < columns
-        by_value = tl.load(sums + channel, known, other=0.0)[None, :] * share * inverse
-        constant = tl.load(sums + channels + channel, known, other=0.0)[None, :] * share
+    if parts is not None:
+        kind, own = pieces * channels, column < tl.where(piece == 0, channels, 0)
+        weights = sum_pieces(parts, pieces, channels, channel, known, PIECES, COLUMNS)
+        biases = sum_pieces(parts + kind, pieces, channels, channel, known, PIECES, COLUMNS)
+        tl.store(sums + channel, weights, own)
+        tl.store(sums + channels + channel, biases, own)
+        if ACTIVATION == "prelu":  # noqa: SIM102 (the compiler knows only this condition)
+            if piece == 0:
+                negatives = sum_pieces(parts + 2 * kind, pieces, channels, channel, known, PIECES, COLUMNS)
+                tl.store(sums + 2 * channels + channel, negatives, own)
+        by_value, constant = weights[None, :] * share * inverse, biases[None, :] * share
     for row in tl.range(first, last, ROWS, num_stages=STAGES):
         mask = inside(row, last, column, columns, ROWS)
         value = tl.load(x + row * columns + offsets, mask, other=0.0).to(tl.float32) - center
         result = tl.load(gradient + row * columns + offsets, mask, other=0.0).to(tl.float32)
         result = before_activation(result, value * scale + shift, slopes, ACTIVATION)
-        if sums is not None:
+        if parts is not None:
             result -= constant + by_value * value
         result *= scale
         if skip is not None:

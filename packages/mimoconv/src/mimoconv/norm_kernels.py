@@ -2,8 +2,8 @@
 
 Every kernel cuts the matrix into tiles whose sizes are powers of two. Where the columns of a tile do not divide the number of
 channels C, k rows count as one row of k C columns, and the channel of a column is the column modulo C. A program takes the tiles
-of one slice of the rows in turn. Sums over all rows are sums over slices, which each program that needs them adds up itself in a
-fixed order, so the same input gives the same result, and no kernel does nothing else. Everything is computed in float32.
+of one slice of the rows in turn. Sums over all rows are sums over slices, of which each program of the next kernel adds up those
+of its columns, in a fixed order, so the same input gives the same result. Everything is computed in float32.
 """
 
 from dataclasses import dataclass

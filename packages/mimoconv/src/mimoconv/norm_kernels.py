@@ -252,11 +252,11 @@ def statistics_kernel(
 ):
     """Compute each column's mean and sum of squared deviations over a slice.
 
-    Each row of a tile sums differences from what it was in the first tile, so that a mean much larger than the deviation is fine
-    and tiles are fetched without waiting for a first mean.
+    Sums are those of differences from the mean of the slice's first tile, so that a mean much larger than the deviation is fine.
     """
     piece, first, last, column, offsets = tile(rows, columns, slice_rows, ROWS, COLUMNS)
-    shift = tl.zeros((ROWS, COLUMNS), tl.float32)
+    head = added(x, branch, first * columns + offsets, inside(first, last, column, columns, ROWS)).to(tl.float32)
+    shift = tl.sum(head, 0) / tl.minimum(last - first, ROWS).to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS, COLUMNS), tl.float32)
     for row in tl.range(first, last, ROWS, num_stages=STAGES):
@@ -264,21 +264,13 @@ def statistics_kernel(
         value = added(x, branch, row * columns + offsets, mask)
         if branch is not None:
             tl.store(out + row * columns + offsets, value, mask)
-        shift = tl.where(row == first, value.to(tl.float32), shift)
-        difference = tl.where(mask, value.to(tl.float32) - shift, 0.0)
+        difference = tl.where(mask, value.to(tl.float32) - shift[None, :], 0.0)
         total += difference
         squares += difference * difference
-    lane = tl.arange(0, ROWS)
-    number = tl.maximum(tl.cdiv(last - first - lane, ROWS), 0).to(tl.float32)[:, None]
-    count = (last - first).to(tl.float32)
-    offset = total / tl.maximum(number, 1.0)
-    origin = tl.sum(tl.where(lane[:, None] == 0, shift, 0.0), 0)
-    squares -= total * offset
-    difference = tl.where(number > 0, shift - origin[None, :] + offset, 0.0)
-    mean = tl.sum(number * difference, 0) / count
-    deviation = tl.sum(squares + number * difference * difference, 0) - count * mean * mean
+    offset = tl.sum(total, 0) / (last - first).to(tl.float32)
+    deviation = tl.sum(squares, 0) - offset * offset * (last - first).to(tl.float32)
     out = parts + piece * columns + column
-    tl.store(out, origin + mean, column < columns)
+    tl.store(out, shift + offset, column < columns)
     tl.store(out + tl.cdiv(rows, slice_rows) * columns, tl.where(deviation < 0, 0.0, deviation), column < columns)
 
 

@@ -55,7 +55,7 @@ class StatisticsPerN(nn.Module):
         Raises:
             ValueError: n is not from 1 to the capacity.
         """
-        slots.assignment(n, self.capacity)  # refuses an n that does not fit
+        slots.check(n, self.capacity)
         return run_with_statistics(self.module, x, n)
 
     def extra_repr(self) -> str:

@@ -138,7 +138,7 @@ class Superposed(Pretrained):
         """
         check_images(x, "b n c h w")
         n = int(x.shape[1])  # torch.jit.trace gives a tensor
-        slots.assignment(n, self.capacity)  # refuses an n that does not fit
+        slots.check(n, self.capacity)
         out = pool_features(self.body(self.superpose(x), n))
         features = self.unbinding.weight.shape[-1]
         if out.shape[1] != features:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vsa_core import checks
 
-__all__ = ["assignment", "group", "ungroup"]
+__all__ = ["assignment", "check", "group", "ungroup"]
 
 
 def assignment(n: int, capacity: int, *, device: torch.device | str | None = None) -> Int[Tensor, " capacity"]:
@@ -21,10 +21,15 @@ def assignment(n: int, capacity: int, *, device: torch.device | str | None = Non
     >>> assignment(3, 4)
     tensor([0, 1, 2, 0])
     """
+    check(n, capacity)
+    return torch.arange(capacity, device=device) % n
+
+
+def check(n: int, capacity: int) -> None:
+    """Raise unless n inputs fit into the slots, as `assignment` does."""
     checks.whole_numbers(n=n, capacity=capacity)
     if not 1 <= n <= capacity:
         raise ValueError(f"{n} superposed inputs, but there are {capacity} slots: n must be from 1 to {capacity}")
-    return torch.arange(capacity, device=device) % n
 
 
 def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *item"]:

@@ -1,5 +1,7 @@
 """predict, recalibrate and count_macs."""
 
+import copy
+
 import pytest
 import torch
 from frozen_graphs import frozen_graphs
@@ -190,6 +192,21 @@ def test_predict_replays_batches_of_few_passes(training, monkeypatch):
                     assert_close(expected, [predict(model, images, n)] * 4)
         predict(model, few, 1, passes_at_once=2)
     assert [graph.shape[:2] for graph in made] == ([] if training else [(12, 1), (3, 4), (2, 1)])
+
+
+def test_predict_replays_nothing_of_a_network_that_went_into_training_mode():
+    model, images = small(2).eval(), torch.randn(8, 2, 8, 8, dtype=torch.float64)
+    with frozen_graphs() as made:
+        expected = predict(model, images, 2)
+        for _ in range(2):
+            assert_close(predict(model, images, 2), expected)
+        assert (len(made), made[0].replays) == (1, 2)
+        for changed in (model.train(), model.eval()):
+            assert_close(predict(changed, images, 2), expected)
+        model.body.module.stage1[0].norm1.train()
+        before = copy.deepcopy(model.state_dict())
+        assert_close(predict(model, images, 2), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 class Synchronisations(TorchDispatchMode):

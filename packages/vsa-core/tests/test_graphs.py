@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 from frozen_graphs import frozen_graphs
@@ -79,6 +80,10 @@ def assign(model):
     model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()}, assign=True)
 
 
+def load(model):
+    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+
+
 def change_layout(model):
     model.to(memory_format=torch.channels_last)
     change_in_place(model)
@@ -98,6 +103,12 @@ def replace_a_layer(model):
 
 def replace_a_deep_layer(model):
     model[3][2] = nn.Linear(16, 4, device=model[0].weight.device)
+
+
+def reorder_layers(model):
+    """ReLU first, all by their old names."""
+    for name in ("0", "1", "3"):
+        model._modules[name] = model._modules.pop(name)
 
 
 def take_a_layer_out(model):
@@ -135,11 +146,13 @@ CHANGES = [
     transpose_data,
     slice_data,
     assign,
+    load,
     change_layout,
     change_statistics,
     replace_a_buffer,
     replace_a_layer,
     replace_a_deep_layer,
+    reorder_layers,
     take_a_layer_out,
     change_an_attribute,
     change_a_class,
@@ -175,11 +188,53 @@ def test_any_change_of_a_network_on_a_gpu_is_noticed(change):
 def test_a_replay_does_not_wait_until_the_network_has_been_looked_at(made, monkeypatch):
     model, x = network(), images()
     replay_thrice(model, x)
-    looked, built_in = [], graphs.built_in
-    monkeypatch.setattr(graphs, "built_in", lambda model: looked.append(made[0].replays) or built_in(model))
+    looked, fits = [], graphs.BuiltIn.fits
+    monkeypatch.setattr(graphs.BuiltIn, "fits", lambda *of: looked.append(made[0].replays) or fits(*of))
     replays = made[0].replays
     graphs.replay(model, x)
     assert looked == [replays + 1] == [made[0].replays]
+
+
+def test_layers_are_followed_where_a_dict_was_replaced(made):
+    model, x = network(), images()
+    replay_thrice(model, x)
+    model._modules = dict(model._modules)
+    replay_thrice(model, x)
+    reorder_layers(model)
+    replay_thrice(model, x)
+
+
+@pytest.mark.parametrize("value", [np.ones(2), torch.ones(2)])
+def test_attributes_that_cannot_be_compared_count_as_changed(value, made):
+    model = network()
+    model[1].note = np.zeros(2)
+    replay_thrice(model, images())
+    model[1].note = value
+    replay_thrice(model, images())
+    assert len(made) == (2 if isinstance(value, np.ndarray) else 1)  # a tensor would not be followed
+
+
+def test_a_tensor_of_one_number_is_another_one_though_it_is_equal(made):
+    model, x = nn.Sequential(nn.PReLU(init=0.5)).eval(), images()
+    replay_thrice(model, x)
+    old, model[0].weight = model[0].weight, nn.Parameter(model[0].weight.detach().clone())
+    replay_thrice(model, x)
+    with torch.no_grad():
+        old.fill_(2)
+    replay_thrice(model, x)
+    assert len(made) == 2
+
+
+def test_only_a_known_graph_is_replayed_at_once(made):
+    model, x = network(), images()
+    for _ in range(3):
+        assert graphs.replay_known(model, x) is None
+    replay_thrice(model, x)
+    assert_close(graphs.replay_known(model, x), model(x))
+    assert graphs.replay_known(model, images(3)) is None
+    assert graphs.replay_known(model.train(), x) is None
+    assert model not in graphs.PASSES
+    assert len(made) == 1
 
 
 def test_names_of_parameters_are_part_of_a_network(made):

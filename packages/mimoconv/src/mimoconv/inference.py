@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from mimoconv.normalization import normalize
 from mimoconv.statistics_per_n import StatisticsPerN
 from mimoconv.superposed import Superposed, check_images
 from vsa_core import checks, graphs, slots
-from vsa_core.modules import eval_copy, in_eval_mode
+from vsa_core.modules import eval_copy
 
 __all__ = ["count_macs", "predict", "recalibrate"]
 
@@ -54,21 +53,19 @@ def predict(
         RuntimeError: the model was trained, but its BatchNorm statistics for n were never estimated: see `recalibrate`.
     """
     n = model.capacity if n is None else n
-    slots.assignment(n, model.capacity)  # refuses an n that does not fit
+    slots.check(n, model.capacity)
     checks.positive(passes_at_once=passes_at_once)
     images = prepare_images(model, images)
-    parts = torch.split(slots.group(images, n), passes_at_once)
-    answering = in_eval_mode(model)
+    parts = ((part,) for part in torch.split(slots.group(images, n), passes_at_once))
     logits: list[Tensor] = []
-    for part in parts:
-        replayed = answering is model and len(part) <= REPLAYED_PASSES  # graphs of a copy would be dropped with it
-        logits.append(graphs.replay(model, part) if replayed else answering(part))
+    for out in graphs.answer(model, parts, lambda part: len(part) <= REPLAYED_PASSES):
+        logits.append(out)
         if len(logits) == 1 and not has_statistics_for(model, n):  # asked while a GPU is busy, as it waits for it
             raise RuntimeError(
                 f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for n = {n}: "
                 f"estimate them on training images with recalibrate(model, batches, n={n})"
             )
-    return slots.ungroup(torch.cat(logits), len(images))
+    return slots.ungroup(logits[0] if len(logits) == 1 else torch.cat(logits), len(images))
 
 
 @torch.no_grad()
@@ -87,7 +84,7 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
         ValueError: n is not from 1 to capacity, the images do not fit the network, or there are none.
         TypeError: a batch is not a tensor of images that `predict` would take.
     """
-    slots.assignment(n, model.capacity)  # refuses an n that does not fit
+    slots.check(n, model.capacity)
     estimating = eval_copy(model)  # shares the statistics, not the modes
     norms = norms_per_n(estimating)
     buffers = [(name, buffer[n - 1]) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
@@ -132,7 +129,7 @@ def count_macs(model: Superposed | WideResNet, n: int | None = None, *, shape: t
     5243328768.0
     """
     n = model.capacity if n is None else n
-    slots.assignment(n, model.capacity)  # refuses an n that does not fit
+    slots.check(n, model.capacity)
     if shape is None:
         if (config := network_config(model)) is None:
             raise ValueError("this model has no configuration that says the size of its images: give shape=(c, h, w)")
@@ -169,10 +166,9 @@ def network_config(model: torch.nn.Module) -> NetworkConfig | None:
 
 def has_statistics_for(model: torch.nn.Module, n: int) -> bool:
     """Tell whether no BatchNorm layer was trained without n images per pass; a GPU is waited for once, not for each layer."""
-    buffers = (norm._buffers.get("num_batches_tracked") for norm in norms_per_n(model))
-    batches = [counts for counts in buffers if counts is not None]
-    seen = iter(torch.cat(batches).tolist() if batches else ())
-    return not any(any(counts) and not counts[n - 1] for counts in (list(islice(seen, len(each))) for each in batches))
+    batches = [counts for norm in norms_per_n(model) if (counts := norm._buffers.get("num_batches_tracked")) is not None]
+    rows = torch.stack(batches).tolist() if batches else []
+    return not any(any(counts) and not counts[n - 1] for counts in rows)
 
 
 def norms_per_n(model: torch.nn.Module) -> list[Any]:

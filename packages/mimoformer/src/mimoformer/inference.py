@@ -10,7 +10,6 @@ from mimoformer.blocks import AttentionBlock, AttentionMLPBlock
 from mimoformer.bundles import check_mask
 from mimoformer.model import MIMOFormer
 from vsa_core import checks, graphs, slots
-from vsa_core.modules import in_eval_mode
 
 __all__ = ["count_macs", "predict"]
 
@@ -62,20 +61,12 @@ def predict(
     if mask is not None:
         check_mask(mask, tuple(tokens.shape), axes)
     groups = group_in_grids(tokens, grid)
-    masks = None if mask is None else group_in_grids(mask, grid)
     at_once = max(1, tokens_at_once // max(1, groups[:1].numel()))
-    answering = in_eval_mode(model)
-
-    def answer(tokens: Tensor, mask: Tensor | None) -> Tensor:
-        few = tokens.numel() <= REPLAYED_TOKENS and tokens.shape[-1] <= model.config.max_length  # Python checks longer ones
-        replayed = few and answering is model  # graphs of a copy would be dropped with it
-        return graphs.replay(model, tokens, mask) if replayed else answering(tokens, mask)
-
-    logits = [
-        answer(groups[start : start + at_once], None if masks is None else masks[start : start + at_once])
-        for start in range(0, max(1, len(groups)), at_once)
-    ]
-    return slots.ungroup(torch.cat(logits).flatten(1, 2), len(tokens))
+    parts = torch.split(groups, at_once)
+    masks = [None] * len(parts) if mask is None else torch.split(group_in_grids(mask, grid), at_once)
+    fits = tokens.shape[-1] <= model.config.max_length  # Python checks longer ones
+    logits = list(graphs.answer(model, zip(parts, masks, strict=True), lambda part, _: fits and part.numel() <= REPLAYED_TOKENS))
+    return slots.ungroup((logits[0] if len(logits) == 1 else torch.cat(logits)).flatten(1, 2), len(tokens))
 
 
 def group_in_grids(items: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -3,19 +3,19 @@
 A graph is captured when a kind of pass comes for the second time: inputs of the same shapes, the same autocast and precision, and
 a network that has not changed since. Graphs read weights where they are, so changes in place, as by an optimizer, count at once;
 after any other change this starts anew. So replays compute what the network would. Whether it has changed is seen while a replay
-runs already, whose result is dropped if so. Graphs keep their memory, and that of the weights they read, until a pass that could
-be replayed sees such a change, or until `forget`. `disabled` turns all of it off.
+runs already, whose result is dropped if so. The memory of graphs and of a network's weights is kept until a pass that could be
+replayed sees such a change, or until `forget`. `disabled` turns all of it off.
 """
 
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from itertools import chain
-from operator import attrgetter, is_, itemgetter, methodcaller
+from itertools import chain, product
+from operator import attrgetter, is_, methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -25,9 +25,9 @@ from torch.backends import cuda
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
-from vsa_core.modules import every_layer, is_plain_autograd
+from vsa_core.modules import every_layer, in_eval_mode, is_plain_autograd
 
-__all__ = ["disabled", "forget", "replay"]
+__all__ = ["answer", "disabled", "forget", "replay", "replay_known"]
 
 PACKAGES = ("torch.nn.", "torchvision.", "vsa_core.", "mimoconv.", "mimoformer.")
 """Where layers come from whose passes differ only in the numbers in their tensors; networks with others are not captured."""
@@ -48,8 +48,10 @@ MATMUL = ("allow_fp16_accumulation", "allow_fp16_reduced_precision_reduction", "
 """Settings of matrix products; not every release of torch has them all."""
 Inputs = tuple[Tensor | None, ...]
 """Tensors, or None for a mask that is not given."""
-BuiltIn = tuple[list[Any], list[Any]]
-"""Classes and attributes of all layers, the same objects as long as nothing changes; names, and places and layouts of tensors."""
+PARTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+"""Attributes of a layer that are dicts whose entries count."""
+LAYOUT = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype"))
+"""What changes of a tensor if it gets other `data`."""
 Kind = tuple[Any, ...]
 """All but the model that a graph builds in."""
 ENABLED = ContextVar("ENABLED", default=True)
@@ -79,6 +81,19 @@ def forget(model: nn.Module) -> None:
         REFUSED.discard(model)
 
 
+def answer(model: nn.Module, batches: Iterable[Inputs], is_small: Callable[..., bool]) -> Iterator[Tensor]:
+    """Yield what a model in eval mode, else a copy in eval mode, computes for each batch; `replay` runs those that are small."""
+    answering = None
+    for inputs in batches:
+        small = is_small(*inputs)
+        out = replay_known(model, *inputs) if small else None  # before the modes of all layers are looked at, which takes time
+        if out is None:
+            answering = in_eval_mode(model) if answering is None else answering
+            replayed = small and answering is model  # graphs of a copy would be dropped with it
+            out = replay(model, *inputs) if replayed else answering(*inputs)
+        yield out
+
+
 @torch.no_grad()
 def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
     """Return `model(*inputs)` without gradients, on a GPU from a CUDA graph if this kind of pass has come before.
@@ -92,36 +107,44 @@ def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
 
     If a capture fails, a warning says why, and no other is tried until `forget`; if memory ran out, a later pass tries again.
     """
-    if can_replay(inputs) and model not in REFUSED:
+    out = replay_known(model, *inputs)
+    if out is None and can_replay(inputs) and model not in REFUSED:
         with LOCK, torch.inference_mode(False), torch.no_grad():  # a graph's own tensors may be written in any mode
-            passes, kind = PASSES.get(model), kind_of_pass(inputs)
-            known = passes.graphs.get(kind) if passes else None
-            early = known.replay(inputs) if known else None  # what follows takes about as long as a small network
-            found = built_in(model)
-            if early is not None:
-                if found and passes and same(passes.built_in, found):
-                    return early
-                early.cpu()  # waits, as a graph must not be dropped while it runs
-                PASSES.pop(model, None)
-            del passes, known, early  # and with them their memory
-            graph = find_graph(model, found, kind, inputs) if found else None
-            if graph is not None:
-                return graph.replay(inputs)
-    out: Tensor = model(*inputs)
-    return out
+            graph = find_graph(model, inputs)
+            out = graph.replay(inputs) if graph else None
+    return model(*inputs) if out is None else out
 
 
-def find_graph(model: nn.Module, found: BuiltIn, kind: Kind, inputs: Inputs) -> "Graph | None":
-    """Return the graph for a pass of a model of which `built_in` says this; None if the pass has to run kernel by kernel."""
+def replay_known(model: nn.Module, *inputs: Tensor | None) -> Tensor | None:
+    """Return what `replay` would if it needs no new graph, else None; so also if the model has changed, as into training mode."""
+    if not can_replay(inputs):
+        return None
+    with LOCK, torch.inference_mode(False), torch.no_grad():
+        passes = PASSES.get(model)
+        graph = passes.graphs.get(kind_of_pass(inputs)) if passes else None
+        if passes is None or graph is None:
+            return None
+        out = graph.replay(inputs)  # what follows takes about as long as a small network
+        if passes.built_in.fits(model):
+            return out
+        out.cpu()  # waits, as a graph must not be dropped while it runs
+        del PASSES[model]
+        return None
+
+
+def find_graph(model: nn.Module, inputs: Inputs) -> "Graph | None":
+    """Return the graph for a pass of a model, captured now if it comes for the second time; None if it runs kernel by kernel."""
     passes = PASSES.get(model)
-    if passes is None or not same(passes.built_in, found):
+    if passes is None or not passes.built_in.fits(model):
         PASSES.pop(model, None)
+        if any(layer._forward_hooks or layer._forward_pre_hooks for layer in every_layer(model)):
+            return None
         if not can_capture(model, inputs):
             REFUSED.add(model)
             return None
-        passes = PASSES[model] = Passes(found)
+        passes = PASSES[model] = Passes(model)
     try:
-        return passes.graph(model, kind, inputs)
+        return passes.graph(model, kind_of_pass(inputs), inputs)
     except RuntimeError as error:
         PASSES.pop(model, None)
         reason = error.__context__ or error  # what ended the capture
@@ -175,26 +198,6 @@ def is_known(value: Any) -> bool:
     return found is value and f"{home}.".startswith(("torch.", *PACKAGES))
 
 
-def built_in(model: nn.Module) -> BuiltIn | None:
-    """Return all that a graph of this model builds in; None if hooks run at every pass."""
-    layers = every_layer(model)
-    own = list(map(vars, layers))
-    if any(chain.from_iterable(map(itemgetter("_forward_hooks", "_forward_pre_hooks"), own))):
-        return None
-    parts = chain.from_iterable(map(itemgetter("_parameters", "_buffers"), own))
-    named = [item for item in chain.from_iterable(map(methodcaller("items"), parts)) if item[1] is not None]
-    names, tensors = zip(*named, strict=True) if named else ((), ())
-    layer_names = list(chain.from_iterable(each["_modules"].keys() for each in own))
-    attributes = [*map(type, layers), *chain.from_iterable(map(methodcaller("values"), own))]
-    views = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("dtype"))
-    return attributes, [names, layer_names, *(list(map(view, tensors)) for view in views)]
-
-
-def same(old: BuiltIn, new: BuiltIn) -> bool:
-    """Tell whether two results of `built_in` are of an unchanged model."""
-    return len(old[0]) == len(new[0]) and all(map(is_, old[0], new[0])) and old[1] == new[1]
-
-
 def kind_of_pass(inputs: Inputs) -> Kind:
     """Return all but the model that a graph builds in: layouts of the inputs, and torch's settings."""
     layouts = tuple(None if x is None else (x.device, x.dtype, x.shape, x.stride()) for x in inputs)
@@ -209,11 +212,55 @@ def kind_of_pass(inputs: Inputs) -> Kind:
     return layouts, settings, precision, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
+class BuiltIn:
+    """What a graph of a model builds in, of which no hooks run at every pass.
+
+    Whether it still fits is told by comparisons of whole dicts and lists, which are fast where they hold the same objects.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        _, *self.inner = every_layer(model)  # the model itself is not kept alive
+        layers = [model, *self.inner]
+        own = list(map(vars, layers))
+        self.classes, self.attributes = list(map(type, layers)), list(map(dict, own))
+        parts = list(product(range(len(own)), PARTS))
+        self.empty = [own[layer][name] for layer, name in parts if not own[layer][name]]
+        self.filled = [(layer, name) for layer, name in parts if own[layer][name]]
+        self.entries = self.find_entries(own)
+        self.tensors = [entry for entry in self.entries if isinstance(entry, Tensor)]
+        self.layouts = layouts(self.tensors)
+
+    def fits(self, model: nn.Module) -> bool:
+        """Tell whether a model is unchanged, but for the numbers in its tensors."""
+        layers = [model, *self.inner]
+        own = list(map(vars, layers))
+        try:
+            same = own == self.attributes and list(map(type, layers)) == self.classes and not any(self.empty)
+        except Exception:  # a new value that cannot be compared, such as an array
+            return False
+        return same and same_objects(self.find_entries(own), self.entries) and layouts(self.tensors) == self.layouts
+
+    def find_entries(self, own: list[dict[str, Any]]) -> list[Any]:
+        """Return the names and values in all parts that were not empty, given the attributes of all layers."""
+        parts = [own[layer][name] for layer, name in self.filled]
+        return [*chain.from_iterable(parts), *chain.from_iterable(map(methodcaller("values"), parts))]
+
+
+def same_objects(old: list[Any], new: list[Any]) -> bool:
+    """Tell whether two lists hold the same objects, not only equal ones."""
+    return len(old) == len(new) and all(map(is_, old, new))
+
+
+def layouts(tensors: list[Tensor]) -> list[list[Any]]:
+    """Return where tensors are in memory, and how."""
+    return [list(map(view, tensors)) for view in LAYOUT]
+
+
 class Passes:
     """The kinds of passes that a model has run since it last changed."""
 
-    def __init__(self, built_in: BuiltIn) -> None:
-        self.built_in = built_in
+    def __init__(self, model: nn.Module) -> None:
+        self.built_in = BuiltIn(model)
         self.graphs: dict[Kind, Graph | None] = {}
 
     def graph(self, model: nn.Module, kind: Kind, inputs: Inputs) -> "Graph | None":

@@ -244,13 +244,50 @@ def test_names_of_parameters_are_part_of_a_network(made):
     replay_thrice(model, images())
     model[0].weight, model[0].bias = None, model[0].weight
     replay_thrice(model, images())
+    only = model[0].bias
+    del model[0].weight, model[0].bias
+    for name, value in (("bias", None), ("weight", only)):  # as before, but for the names
+        model[0].register_parameter(name, value)
+    replay_thrice(model, images())
+    assert len(made) == 3
 
 
-def test_a_hook_ends_replays(made):
+def test_a_tensor_of_another_type_in_the_same_memory_is_another_one(made):
+    model = network()
+    replay_thrice(model, images())
+    model[1].num_batches_tracked.data = model[1].num_batches_tracked.data.view(torch.float64)
+    replay_thrice(model, images())
+    assert len(made) == 2
+
+
+def is_small(x):
+    return len(x) < 5
+
+
+def test_modes_are_looked_at_where_nothing_is_replayed(made, monkeypatch):
+    looked, in_eval_mode = [], graphs.in_eval_mode
+    monkeypatch.setattr(graphs, "in_eval_mode", lambda model: looked.append(model) or in_eval_mode(model))
+    model, batches = network(), [(images(),), (images(),), (images(5),), (images(),)]
+    for count in (1, 2):
+        for out, (x,) in zip(graphs.answer(model, batches, is_small), batches, strict=True):
+            assert_close(out, model(x))
+        assert looked == [model] * count
+    list(graphs.answer(model, batches[:2], is_small))
+    assert looked == [model] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("register_forward_hook", lambda layer, inputs, out: out + 1),
+        ("register_forward_pre_hook", lambda layer, inputs: (inputs[0] + 1,)),
+    ],
+)
+def test_a_hook_ends_replays(kind, own, made):
     model, x = network(), images()
     replay_thrice(model, x)
     before = made[0].replays
-    hook = model[2].register_forward_hook(lambda layer, inputs, out: out + 1)
+    hook = getattr(model[2], kind)(own)
     for _ in range(3):
         assert_close(graphs.replay(model, x), model(x))
     assert made[0].replays == before + 1

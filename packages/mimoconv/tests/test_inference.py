@@ -228,6 +228,18 @@ def test_predict_asks_for_no_number_of_a_single_layer():
     assert asked.count == 0
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_statistics_are_asked_after_what_a_gpu_was_given_before():
+    model, images = small(2).cuda().eval(), torch.randn(4, 2, 8, 8, dtype=torch.float64, device="cuda")
+    for _ in range(3):
+        predict(model, images, 2)
+    torch.cuda._sleep(10**9)
+    for norm in model.body.norms():
+        norm.num_batches_tracked[0] += 1
+    with pytest.raises(RuntimeError, match="never with 2 images per pass"):
+        predict(model, images, 2)
+
+
 def test_statistics_of_several_n_are_told_apart():
     model = small(3).train()
     images = torch.randn(6, 2, 8, 8, dtype=torch.float64)

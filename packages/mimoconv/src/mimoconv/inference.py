@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -57,14 +58,17 @@ def predict(
     checks.positive(passes_at_once=passes_at_once)
     images = prepare_images(model, images)
     parts = ((part,) for part in torch.split(slots.group(images, n), passes_at_once))
+    aside = beside_later_work(images.device)
     logits: list[Tensor] = []
     for out in graphs.answer(model, parts, lambda part: len(part) <= REPLAYED_PASSES):
         logits.append(out)
-        if len(logits) == 1 and not has_statistics_for(model, n):  # asked while a GPU is busy, as it waits for it
-            raise RuntimeError(
-                f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for n = {n}: "
-                f"estimate them on training images with recalibrate(model, batches, n={n})"
-            )
+        if len(logits) == 1:
+            with aside:  # now, while a GPU is busy with the logits
+                if not has_statistics_for(model, n):
+                    raise RuntimeError(
+                        f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for "
+                        f"n = {n}: estimate them on training images with recalibrate(model, batches, n={n})"
+                    )
     return slots.ungroup(logits[0] if len(logits) == 1 else torch.cat(logits), len(images))
 
 
@@ -162,6 +166,15 @@ def network_config(model: torch.nn.Module) -> NetworkConfig | None:
     """Return the configuration of a MIMOConv or plain wide ResNet, compiled or not; a `Superposed` has no such one."""
     config = getattr(model, "config", None)
     return config if isinstance(config, NetworkConfig) else None
+
+
+def beside_later_work(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which work on a GPU waits for what has been started before this call, but not for what is later."""
+    if device.type != "cuda":
+        return nullcontext()
+    stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
 
 
 def has_statistics_for(model: torch.nn.Module, n: int) -> bool:

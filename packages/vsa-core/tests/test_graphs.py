@@ -264,6 +264,17 @@ def is_small(x):
     return len(x) < 5
 
 
+def test_an_answer_in_eval_mode_is_no_replay_of_another_mode(made):
+    model, x = network(), images()
+    expected = model(x)
+    model[1].train()
+    model[1].momentum = 0.0
+    replay_thrice(model, x)
+    (out,) = graphs.answer(model, [(x,)], is_small)
+    assert_close(out, expected)
+    assert (len(made), made[0].replays) == (1, 2)
+
+
 def test_modes_are_looked_at_where_nothing_is_replayed(made, monkeypatch):
     looked, in_eval_mode = [], graphs.in_eval_mode
     monkeypatch.setattr(graphs, "in_eval_mode", lambda model: looked.append(model) or in_eval_mode(model))

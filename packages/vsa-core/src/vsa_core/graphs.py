@@ -107,7 +107,7 @@ def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
 
     If a capture fails, a warning says why, and no other is tried until `forget`; if memory ran out, a later pass tries again.
     """
-    out = replay_known(model, *inputs)
+    out = replay_known(model, *inputs, in_eval=False)
     if out is None and can_replay(inputs) and model not in REFUSED:
         with LOCK, torch.inference_mode(False), torch.no_grad():  # a graph's own tensors may be written in any mode
             graph = find_graph(model, inputs)
@@ -115,14 +115,14 @@ def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
     return model(*inputs) if out is None else out
 
 
-def replay_known(model: nn.Module, *inputs: Tensor | None) -> Tensor | None:
-    """Return what `replay` would if it needs no new graph, else None; so also if the model has changed, as into training mode."""
+def replay_known(model: nn.Module, *inputs: Tensor | None, in_eval: bool = True) -> Tensor | None:
+    """Return what `replay` would if it needs no new graph, else None; with `in_eval` only if all layers are in eval mode."""
     if not can_replay(inputs):
         return None
     with LOCK, torch.inference_mode(False), torch.no_grad():
         passes = PASSES.get(model)
         graph = passes.graphs.get(kind_of_pass(inputs)) if passes else None
-        if passes is None or graph is None:
+        if passes is None or graph is None or (in_eval and passes.built_in.training):
             return None
         out = graph.replay(inputs)  # what follows takes about as long as a small network
         if passes.built_in.fits(model):
@@ -229,6 +229,7 @@ class BuiltIn:
         self.entries = self.find_entries(own)
         self.tensors = [entry for entry in self.entries if isinstance(entry, Tensor)]
         self.layouts = layouts(self.tensors)
+        self.training = any(layer.training for layer in layers)
 
     def fits(self, model: nn.Module) -> bool:
         """Tell whether a model is unchanged, but for the numbers in its tensors."""

@@ -215,14 +215,14 @@ def kind_of_pass(inputs: Inputs) -> Kind:
 class BuiltIn:
     """What a graph of a model builds in, of which no hooks run at every pass.
 
-    Whether it still fits is told by comparisons of whole dicts and lists, which are fast where they hold the same objects.
+    Whether it still fits is told by comparisons of whole lists, which are fast where they hold the same objects.
     """
 
     def __init__(self, model: nn.Module) -> None:
         _, *self.inner = every_layer(model)  # the model itself is not kept alive
         layers = [model, *self.inner]
         own = list(map(vars, layers))
-        self.classes, self.attributes = list(map(type, layers)), list(map(dict, own))
+        self.classes, self.attributes = list(map(type, layers)), values_of(own)
         parts = list(product(range(len(own)), PARTS))
         self.empty = [own[layer][name] for layer, name in parts if not own[layer][name]]
         self.filled = [(layer, name) for layer, name in parts if own[layer][name]]
@@ -235,16 +235,18 @@ class BuiltIn:
         """Tell whether a model is unchanged, but for the numbers in its tensors."""
         layers = [model, *self.inner]
         own = list(map(vars, layers))
-        try:
-            same = own == self.attributes and list(map(type, layers)) == self.classes and not any(self.empty)
-        except Exception:  # a new value that cannot be compared, such as an array
-            return False
+        same = same_objects(values_of(own), self.attributes) and list(map(type, layers)) == self.classes and not any(self.empty)
         return same and same_objects(self.find_entries(own), self.entries) and layouts(self.tensors) == self.layouts
 
     def find_entries(self, own: list[dict[str, Any]]) -> list[Any]:
         """Return the names and values in all parts that were not empty, given the attributes of all layers."""
         parts = [own[layer][name] for layer, name in self.filled]
-        return [*chain.from_iterable(parts), *chain.from_iterable(map(methodcaller("values"), parts))]
+        return [*chain.from_iterable(parts), *values_of(parts)]
+
+
+def values_of(dicts: list[dict[str, Any]]) -> list[Any]:
+    """Return the values in all dicts."""
+    return list(chain.from_iterable(map(methodcaller("values"), dicts)))
 
 
 def same_objects(old: list[Any], new: list[Any]) -> bool:

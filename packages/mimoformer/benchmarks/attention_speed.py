@@ -161,11 +161,13 @@ def attention_ways(sizes: Sizes, length: int, *, causal: bool = False) -> Iterat
     amount = moved_bytes(sizes, length)
     tolerance = TOLERANCE[sizes.dtype]
     yield Way("softmax", softmax, softmax, operands, flops(sizes, length, None, causal=causal), amount, tolerance)
-    implementations = ("plain",) if causal or sizes.device == "cpu" else ("plain", "triton")
+    implementations = ("plain",) if sizes.device == "cpu" else ("plain", "triton")
     for grid in GRIDS:
         for implementation in implementations:
             name = f"FAVOR+S {grid} x {grid}, {implementation}"
             yield favor_s_way(name, operands, implementation, sizes, length, grid, causal=causal)
+    if causal:
+        yield favor_s_way("FAVOR+S 2 x 2, triton, not causal", operands, "triton", sizes, length, 2)
 
 
 def favor_s_way(
@@ -352,9 +354,9 @@ def attention_table(sizes: Sizes, lengths: list[int]) -> list[dict[str, Any]]:
 
 
 def causal_table(sizes: Sizes, lengths: list[int]) -> list[dict[str, Any]]:
-    """Measure causal attention at the longest length."""
+    """Measure causal attention at the longest length, and beside it attention that is not causal."""
     length = max(lengths)
-    return measure(list(attention_ways(sizes, length, causal=True)), (FORWARD,), sizes, length=length)
+    return measure(list(attention_ways(sizes, length, causal=True)), (FORWARD, BOTH), sizes, length=length)
 
 
 def block_table(sizes: Sizes, lengths: list[int]) -> list[dict[str, Any]]:

@@ -16,6 +16,10 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 FORMS = {"grid": favor_s, "shared": favor_s_shared, "blurry": favor_s_blurry}
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 DTYPES = [torch.float32] if INTERPRETED else list(TOLERANCES)  # the interpreter multiplies all in float32
+GRIDS = [(2, 2, dtype) for dtype in DTYPES] + [(*grid, DTYPES[-1]) for grid in ((1, 1), (3, 1), (1, 2), (4, 3))]
+SHORT = [(length, DTYPES[0], masked) for length in (1, 63, 64, 65) for masked in (False, True)]
+LONG = [(4095, torch.bfloat16, True), (4095, torch.float32, False), (65536, torch.bfloat16, False), (65536, torch.float32, False)]
+LENGTHS = SHORT if INTERPRETED else SHORT + LONG
 
 
 def distance(found, expected):
@@ -55,40 +59,44 @@ def compare(form, x, keys, phi, mask=None, scale=0.7, causal=False):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("m", "n"), [(2, 2), (1, 1), (3, 1), (1, 2), (4, 3)])
+@pytest.mark.parametrize(("m", "n", "dtype"), GRIDS)
 def test_values_and_gradients_are_those_of_plain_attention(m, n, dtype, form, masked, causal):
-    shape, d = ((2, m, n, 1, 70 if causal else 20), 16) if INTERPRETED else ((2, m, n, 2, 350), 64)
+    shape, d = ((2, m, n, 1, 40 if causal else 20), 16) if INTERPRETED else ((2, m, n, 2, 350), 64)
     compare(form, *operands(shape, dtype, masked, d=d, features=24), causal=causal)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("length", [1, 63, 64, 65] if INTERPRETED else [1, 63, 64, 65, 4095])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_any_length(length, dtype, masked):
-    compare(
-        "grid", *operands((1, 2, 1, 1, length), dtype, masked, d=16 if INTERPRETED else 64, features=32 if INTERPRETED else 256)
-    )
-
-
-@pytest.mark.skipif(INTERPRETED, reason="no GPU")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_long_sequences(dtype):
-    compare("grid", *operands((1, 2, 1, 1, 65536), dtype, features=256))
+@pytest.mark.parametrize(("length", "dtype", "masked"), LENGTHS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_any_length(length, dtype, masked, causal):
+    sizes = (16, 32) if INTERPRETED else (64, 256)
+    compare("grid", *operands((1, 2, 1, 1, length), dtype, masked, *sizes), causal=causal)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("d", "features"), [(32, 40), (64, 24), (128, 100), (5, 7)])
-def test_any_size_of_a_head(d, features, dtype):
-    compare("grid", *operands((1, 2, 2, 1, 20), dtype, masked=True, d=d, features=features if INTERPRETED else 256))
+@pytest.mark.parametrize("causal", [False, True])
+def test_any_size_of_a_head(d, features, dtype, causal):
+    compare(
+        "grid", *operands((1, 2, 2, 1, 20), dtype, masked=True, d=d, features=features if INTERPRETED else 256), causal=causal
+    )
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_a_token_that_is_not_finite_changes_no_earlier_tile(part):
+    x, keys, phi, _ = operands((1, 1, 2, 1, 200), torch.float32)
+    x.data[part, 0, 0, 0, 0, 150] = torch.nan
+    out = favor_s(*x, keys, phi, causal=True, implementation="triton")
+    assert out[..., :64, :].isfinite().all()
+    assert not out[..., 150:, :].isfinite().all()
 
 
 @pytest.mark.parametrize("layer", [SuperposedAttention, SharedAttention, BlurryAttention])
 @pytest.mark.parametrize("masked", [False, True])
-def test_layers(layer, masked):
+@pytest.mark.parametrize("causal", [False, True])
+def test_layers(layer, masked, causal):
     """Gradients of the weights too; queries, keys and values are not taken apart."""
-    ours = layer(32, 2, 3, 2, features=24, implementation="triton").to(DEVICE)
-    plain = layer(32, 2, 3, 2, features=24, implementation="plain").to(DEVICE)
+    ours = layer(32, 2, 3, 2, features=24, causal=causal, implementation="triton").to(DEVICE)
+    plain = layer(32, 2, 3, 2, features=24, causal=causal, implementation="plain").to(DEVICE)
     plain.load_state_dict(ours.state_dict())
     x, mask = torch.randn(1, 3, 2, 20, 32, device=DEVICE), None
     if masked:
@@ -116,12 +124,13 @@ def test_sequences_that_share_nothing():
     torch.testing.assert_close(found, linear_attention(q, k, v, phi, mask[:, 0, 0], implementation="plain"), atol=1e-4, rtol=1e-3)
 
 
-def test_the_same_input_gives_the_same_numbers():
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_same_input_gives_the_same_numbers(causal):
     x, keys, phi, mask = operands((1, 2, 2, 1, 200), torch.bfloat16, masked=True, d=16, features=32)
     found = []
     for _ in range(2):
         x.grad = None
-        out = favor_s(*x, keys, phi, mask, implementation="triton")
+        out = favor_s(*x, keys, phi, mask, causal=causal, implementation="triton")
         out.sum().backward()
         found.append((out, x.grad))
     for one, other in zip(*found, strict=True):
@@ -179,10 +188,11 @@ def test_gradients_are_not_differentiated_again():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_operator_is_registered_as_it_should_be(form):
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_operator_is_registered_as_it_should_be(form, causal):
     x, keys, phi, mask = operands((1, 2, 3, 1, 20), torch.float32, masked=True)
     parts = [part.transpose(3, 4).flatten(1, 2).detach().nan_to_num().requires_grad_() for part in x]
-    arguments = (parts, keys.flatten(0, 1), phi.projection, 0.5, mask.flatten(1, 2), 1e-3, [2, 3], form)
+    arguments = (parts, keys.flatten(0, 1), phi.projection, 0.5, mask.flatten(1, 2), 1e-3, [2, 3], form, causal)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.mimoformer.favor, arguments, test_utils=tests)
 

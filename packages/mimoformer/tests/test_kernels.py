@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -45,6 +46,23 @@ def test_the_kernels_take_what_they_were_made_for(offered):
     for dtype in dispatch.DTYPES:
         assert why_plain(*operands(dtype=dtype)) is None
     assert why_plain(*operands(4, 4, 128)) is None
+    assert why_plain(*operands(), causal=True) is None
+
+
+@pytest.mark.parametrize(
+    ("memory", "m", "n", "d", "dtype", "fits"),
+    [
+        (101376, 4, 4, 128, torch.bfloat16, True),
+        (101376, 2, 2, 64, torch.float32, True),
+        (101376, 2, 2, 128, torch.float32, False),
+        (232448, 2, 2, 128, torch.float32, True),
+        (232448, 4, 4, 128, torch.float32, False),
+    ],
+)
+def test_causal_attention_needs_shared_memory_for_its_tiles(memory, m, n, d, dtype, fits, monkeypatch):
+    monkeypatch.setattr(dispatch, "shared_memory", lambda device: memory)
+    q = mock.Mock(shape=(1, m, n, 1, 5, d), dtype=dtype, device=torch.device("cuda"))
+    assert dispatch.tile_fits(q) == fits
 
 
 class Own(ReLUFeatures):
@@ -68,7 +86,6 @@ def test_plain_attention_takes_everything_else(offered):
         "projection": why_plain(q, k, v, keys.detach(), trained),
         "dimensions": why_plain(*operands(d=129)),
         "grid": why_plain(*operands(17, 1)),
-        "causal": why_plain(*operands(), causal=True),
         "no sequences": why_plain(q[:0], k[:0], v[:0], keys.detach(), phi),
         "transformed": reason_under_vmap(q, k, v, keys.detach(), phi),
         "heads": why_plain(*(x.expand(70_000, *x.shape[1:]) for x in (q[:1], k[:1], v[:1])), keys.detach(), phi),
@@ -115,9 +132,8 @@ def test_an_implementation_that_is_asked_for_never_falls_back(function):
 
 
 def test_plain_is_never_replaced(offered):
-    assert not uses_triton("plain", *operands(), False)
-    assert uses_triton("auto", *operands(), False)
-    assert not uses_triton("auto", *operands(), True)
+    assert not uses_triton("plain", *operands(), causal=False)
+    assert uses_triton("auto", *operands(), causal=True)
 
 
 class Halved(SuperposedAttention):
@@ -175,9 +191,10 @@ class Gpu:
     ("capability", "memory", "dtype", "dim", "grid"),
     [
         (90, 232448, torch.bfloat16, 64, (2, 2)),
-        (80, 166912, torch.float16, 128, (3, 2)),
+        (80, 166912, torch.float16, 128, (2, 1)),
         (89, 101376, torch.bfloat16, 128, (4, 4)),
-        (89, 101376, torch.float32, 128, (2, 2)),
+        (89, 101376, torch.float32, 64, (2, 2)),
+        (90, 232448, torch.float32, 128, (2, 2)),
     ],
 )
 def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtype, dim, grid, monkeypatch):
@@ -185,19 +202,20 @@ def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtyp
     pytest.importorskip("triton")
     from triton.runtime import driver
 
-    from mimoformer.kernels import favor, operator
+    from mimoformer.kernels import causal, favor, operator
 
     used = {}
 
     def compile_only(kernel, run):
+        name = f"{kernel.fn.__module__}.{kernel.__name__}"
+
         def call(*arguments, grid, warmup, **options):
-            used[kernel.__name__] = max(
-                used.get(kernel.__name__, 0), run(*arguments, grid=grid, warmup=True, **options).metadata.shared
-            )
+            used[name] = max(used.get(name, 0), run(*arguments, grid=grid, warmup=True, **options).metadata.shared)
 
         return call
 
     kernels = [favor.weights_kernel, favor.sum_kernel, favor.add_up_kernel, favor.attend_kernel, favor.backward_kernel]
+    kernels += [causal.sum_kernel, causal.scan_kernel, causal.attend_kernel, causal.backward_kernel]
     for kernel in kernels:
         monkeypatch.setattr(kernel, "run", compile_only(kernel, kernel.run))
     monkeypatch.setattr(favor, "shared_memory", lambda device: memory)
@@ -206,8 +224,9 @@ def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtyp
     slots = grid[0] * grid[1]
     mask = torch.ones(1, slots, 100, dtype=torch.bool)
     x = torch.empty(1, slots, 100, 3, 8, dim, dtype=dtype)
-    options = (torch.ones(slots, dim), torch.empty(256, dim), 1.0, mask, 1e-3, list(grid), "grid")
-    out, *saved = operator.compute._init_fn([x], *options)
-    operator.differentiate._init_fn(out, [x], [out, *saved], *options)
-    assert used.keys() == {kernel.__name__ for kernel in kernels}
+    for is_causal in (False, True):
+        options = (torch.ones(slots, dim), torch.empty(256, dim), 1.0, mask, 1e-3, list(grid), "grid", is_causal)
+        out, *saved = operator.compute._init_fn([x], *options)
+        operator.differentiate._init_fn(out, [x], [out, *saved], *options)
+    assert len(used) == len(kernels)
     assert max(used.values()) <= memory, used

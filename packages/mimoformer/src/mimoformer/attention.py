@@ -86,7 +86,7 @@ def favor_s(
             that stabilises keys over all tokens.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, q, k, v, keys, feature_map):
+    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "grid", causal)
     if causal:
         return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
@@ -139,7 +139,7 @@ def favor_s_shared(
     Arguments and errors are those of `favor_s`; the output is 0 where no token of a bundle is real.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, q, k, v, keys, feature_map):
+    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "shared", causal)
     if causal:
         return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
@@ -177,7 +177,7 @@ def favor_s_blurry(
     and errors are those of `favor_s`: each slot divides by the weight of its own real tokens.
     """
     check_operands(q, k, v, keys, mask)
-    if uses_triton(implementation, q, k, v, keys, feature_map):
+    if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "blurry", causal)
     if causal:
         return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]

@@ -23,7 +23,7 @@ LARGEST_DIM, LARGEST_GRID, MOST_HEADS = 128, 16, 2**16 - 1
 """Sizes that the kernels are made for, and programs that CUDA starts along an axis."""
 
 
-def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap) -> str | None:
+def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap, causal: bool = False) -> str | None:
     """Say why "auto" computes attention of these operands (b m n h l d) in plain PyTorch; None if it takes the Triton kernels.
 
     >>> import torch
@@ -42,6 +42,7 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
         "binding keys or the projection need a gradient": trained,
         f"a head has {q.shape[-1]} dimensions; the kernels take up to {LARGEST_DIM}": q.shape[-1] > LARGEST_DIM,
         f"the grid has {slots} slots; the kernels take up to {LARGEST_GRID}": slots > LARGEST_GRID,
+        "a tile of causal attention takes more shared memory than the GPU has": causal and not tile_fits(q),
         "there are no sequences": q.shape[0] == 0,
         f"there are more than {MOST_HEADS} heads in all groups": q.shape[0] * q.shape[3] > MOST_HEADS,
         "a group has more than 2**31 numbers": any(extent(x) >= 2**31 for x in (q, k, v)),
@@ -52,7 +53,7 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
 
 
 def uses_triton(
-    implementation: Implementation, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap
+    implementation: Implementation, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFeatureMap, causal: bool
 ) -> bool:
     """Decide between plain PyTorch and Triton for the operands of `why_plain`.
 
@@ -61,10 +62,28 @@ def uses_triton(
     """
     if implementation not in ("auto", "plain", "triton"):
         raise ValueError(f"implementation is {implementation!r}; expected auto, plain or triton")
-    reason = "it is asked for" if implementation == "plain" else why_plain(q, k, v, keys, feature_map)
+    reason = "it is asked for" if implementation == "plain" else why_plain(q, k, v, keys, feature_map, causal)
     if implementation == "triton" and reason is not None:
         raise ValueError(f"implementation 'triton' cannot compute this: {reason}")
     return reason is None
+
+
+def tile_of(dtype: torch.dtype, dim: int, bundles: int) -> int:
+    """Return how many tokens of each of so many bundles causal attention computes at once: 64 rows, or 32 of larger vectors."""
+    rows = 64 if dtype == torch.bfloat16 and dim <= 64 else 32
+    return int(max(16, rows // 2 ** (bundles - 1).bit_length()))
+
+
+def tile_fits(q: Tensor) -> bool:
+    """Tell whether a GPU has shared memory for the tiles of causal attention; float32 is multiplied in two parts."""
+    side, dim = (2 ** (size - 1).bit_length() for size in (max(q.shape[1:3]), q.shape[-1]))
+    size = {torch.bfloat16: 2, torch.float16: 4}.get(q.dtype, 8)
+    return q.device.type != "cuda" or 6 * tile_of(q.dtype, dim, side) * side * dim * size <= shared_memory(q.device)
+
+
+def shared_memory(device: torch.device) -> int:
+    """Return the bytes of shared memory that a program on a GPU may use; 0 on a CPU."""
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin) if device.type == "cuda" else 0
 
 
 def extent(x: Tensor) -> int:
@@ -81,7 +100,7 @@ def kernels_run(device: torch.device) -> bool:
 
 
 # What torch.compiler.assume_constant_result sets, which would import all of torch's compiler.
-kernels_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
+kernels_run._dynamo_marked_constant = shared_memory._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_known(feature_map: Any, phi: Any) -> bool:

@@ -183,9 +183,11 @@ class SuperposedAttention(SoftmaxAttention):
         qkv, keys = self.project(x, mask), keys_of_grid(self.keys, x)
         q, k, v = split_heads(qkv)
         form = FORMS.get(self.attend)
-        if form and uses_triton(self.implementation, q, k, v, keys, self.feature_map):
+        if form and uses_triton(self.implementation, q, k, v, keys, self.feature_map, self.causal):
             # Queries, keys and values stay side by side, and so do their gradients.
-            return self.merge_heads(attention.attend_by_kernels([qkv], keys, self.feature_map, mask, self.scale(qkv), form, self.causal))
+            return self.merge_heads(
+                attention.attend_by_kernels([qkv], keys, self.feature_map, mask, self.scale(qkv), form, self.causal)
+            )
         attended = self.attend(
             q, k, v, keys, self.feature_map, mask, causal=self.causal, scale=self.scale(q), implementation="plain"
         )

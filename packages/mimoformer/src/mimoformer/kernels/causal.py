@@ -1,8 +1,8 @@
 """Triton kernels of causal FAVOR+S with ReLU features, forward and backward; words and numerics are those of `favor`.
 
-Tokens are cut into tiles. `sum_kernel` computes phi v^T and phi of every tile, which `scan_kernel` replaces by their sums over all
-tiles before it; from there on tiles do not depend on each other. Within a tile `attend_kernel` and `backward_kernel` compare all
-pairs of tokens. Backward, phi of queries and the gradients are summed in the same way over the tiles after a tile.
+Tokens are cut into tiles. `sum_kernel` computes phi v^T and phi of every tile, which `scan_kernel` replaces by their sums over
+all tiles before it; from there on tiles do not depend on each other. Within a tile `attend_kernel` and `backward_kernel` compare
+all pairs of tokens. Backward, phi of queries and the gradients are summed in the same way over the tiles after a tile.
 
 A tile holds the tokens of all bundles of queries, or of keys, one bundle below another: its rows.
 """
@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mimoformer.dispatch import tile_of
 from mimoformer.kernels.favor import (
     Bundles,
     Inputs,
@@ -24,32 +25,28 @@ from mimoformer.kernels.favor import (
     precision_of,
     reciprocal,
     slot_of,
+    stages_that_fit,
     strides,
 )
 
 __all__ = ["attend", "backward", "sum_tiles"]
 
 
-ROWS = 64
-"""Rows of a tile, at most."""
-SETTINGS = {"sum": Setting(ROWS, 64, 4, 0, 1), "attend": Setting(ROWS, 64, 4, 0, 2), "backward": Setting(ROWS, 64, 4, 0, 2)}
-"""The setting of each kernel, for an H200."""
-
-
-def tokens_of_tile(dtype: torch.dtype, d: int, queries: Bundles, keys: Bundles) -> int:
-    """Return how many tokens a tile has: fewer where there are many bundles, numbers have four bytes or vectors are long."""
-    rows = ROWS // (1 if precision_of(dtype) == torch.bfloat16 and d <= 64 else 2)
-    return max(16, rows // int(triton.next_power_of_2(max(queries.groups, keys.groups))))
+SETTINGS = {"sum": Setting(64, 64, 4, 0, 1), "attend": Setting(64, 64, 4, 0, 2), "backward": Setting(64, 64, 4, 0, 2)}
+"""The setting of each kernel, for an H200; `tile_of` says how many tokens a tile has."""
 
 
 def sizes(x: Tensor, inputs: Inputs, queries: Bundles, keys: Bundles, setting: Setting) -> dict[str, Any]:
     """Return what every kernel has to know as constants."""
-    half, (_, r, d) = precision_of(x.dtype) == torch.bfloat16, inputs.weights.shape
+    kinds, r, d = inputs.weights.shape
+    block = min(setting.features if kinds > 1 and d <= 64 else 2048 // d, r)
+    columns, tokens = triton.next_power_of_2(x.shape[1] + 1), tile_of(x.dtype, d, max(queries.groups, keys.groups))
     return {
-        "HEADS": x.shape[3], "SLOTS": x.shape[1], "FEATURES": inputs.features, "R": r, "BLOCK_R": min(setting.features, r),
-        "DIM": x.shape[4], "D": d, "COLUMNS": max(16, triton.next_power_of_2(x.shape[1] + 1)),
-        "TILE": tokens_of_tile(x.dtype, d, queries, keys), "HALF": half, "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3",
-        "SHARED": inputs.shared, "STAGES": setting.stages, "num_warps": setting.warps,
+        "HEADS": x.shape[3], "SLOTS": x.shape[1], "FEATURES": inputs.features, "R": r, "BLOCK_R": block,
+        "DIM": x.shape[4], "D": d, "COLUMNS": max(16, columns), "TILE": tokens,
+        "HALF": precision_of(x.dtype) == torch.bfloat16, "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3",
+        "SHARED": inputs.shared, "num_warps": setting.warps,
+        "STAGES": stages_that_fit(setting, x, block * (kinds + 1) * d, inputs.weights.element_size()),
     }  # fmt: skip
 
 
@@ -86,15 +83,15 @@ def sum_tiles(parts: list[Tensor], inputs: Inputs, queries: Bundles, keys: Bundl
 
 
 def attend(parts: list[Tensor], inputs: Inputs, queries: Bundles, keys: Bundles, sums: Sums) -> tuple[Tensor, Tensor]:
-    """Compute the output from queries, keys and values (b s l h d), and the reciprocals of denominators, 0 where they are lost."""
+    """Compute the output from queries, keys and values (b s l h d), and reciprocals of denominators, 0 where they are lost."""
     (q, k, v), (b, s, length, heads, dim) = parts, parts[0].shape
     options, ends = sizes(q, inputs, queries, keys, SETTINGS["attend"]), queries.groups if inputs.shared else s
     out = q.new_empty(b, ends, length, heads, dim)
     reciprocals = torch.empty(b, heads, ends, length, device=q.device)
     with torch.cuda.device_of(q):
         attend_kernel[triton.cdiv(length, options["TILE"]), b * heads](
-            q, k, v, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, *strides(q, k, v, out), length, inputs.eps,
-            QUERIES=tuple(queries), KEYS=tuple(keys), **options,
+            q, k, v, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, *strides(q, k, v, out), length,
+            inputs.eps, QUERIES=tuple(queries), KEYS=tuple(keys), **options,
         )  # fmt: skip
     return out, reciprocals
 
@@ -236,8 +233,7 @@ def sum_kernel(
     if mask is not None:
         mask += group * SLOTS * length
     place = head.to(tl.int64) * tl.num_programs(0) + tile
-    context += place * R * D
-    own += place * (SLOTS + 1) * R
+    context, own = context + place * R * D, own + place * (SLOTS + 1) * R
     dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
     bundle, token, inside = rows_of(tile, length, BUNDLES, TILE)
     vector = bundled(x, keys, mask, bundle, token, inside, dim, x_s, x_l, length, BUNDLES, SLOTS, DIM)
@@ -261,8 +257,7 @@ def sum_kernel(
         total = tl.dot(phi, value, input_precision=PRECISION)
         tl.store(context + feature[:, None] * D + dim[None, :], total.to(context.dtype.element_ty))
         sums = tl.dot(phi, tl.trans(marks), input_precision=PRECISION)
-        known = (column <= SLOTS)[None, :] & (feature < R)[:, None]
-        tl.store(own + column[None, :] * R + feature[:, None], sums.to(own.dtype.element_ty), known)
+        tl.store(own + column[None, :] * R + feature[:, None], sums.to(own.dtype.element_ty), (column <= SLOTS)[None, :])
 
 
 @triton.jit(do_not_specialize=["tiles"])
@@ -304,15 +299,12 @@ def attend_kernel(
     """Compute the output of a tile."""
     tile, head = tl.program_id(0), tl.program_id(1)
     group, h = (head // HEADS).to(tl.int64), head % HEADS
-    q += group * q_b + h * q_h
-    k += group * k_b + h * k_h
-    v += group * v_b + h * v_h
+    q, k, v = q + group * q_b + h * q_h, k + group * k_b + h * k_h, v + group * v_b + h * v_h
     out += group * out_b + h * out_h
     if mask is not None:
         mask += group * SLOTS * length
     place = head.to(tl.int64) * tl.num_programs(0) + tile
-    context += place * R * D
-    own += place * (SLOTS + 1) * R
+    context, own = context + place * R * D, own + place * (SLOTS + 1) * R
     reciprocals += head.to(tl.int64) * (QUERIES[0] if SHARED else SLOTS) * length
     dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
     bundle, token, inside = rows_of(tile, length, QUERIES, TILE)
@@ -320,8 +312,7 @@ def attend_kernel(
     query = bundled(q, keys, mask, bundle, token, inside, dim, q_s, q_l, length, QUERIES, SLOTS, DIM)
     vector = bundled(k, keys, mask, other_bundle, other, other_inside, dim, k_s, k_l, length, KEYS, SLOTS, DIM)
     scores = tl.zeros((query.shape[0], vector.shape[0]), tl.float32)
-    numerator = tl.zeros((query.shape[0], D), tl.float32)
-    denominators = tl.zeros((query.shape[0], COLUMNS), tl.float32)
+    numerator, denominators = tl.zeros((query.shape[0], D), tl.float32), tl.zeros((query.shape[0], COLUMNS), tl.float32)
     for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
         feature = block + tl.arange(0, BLOCK_R)
         w = tl.load(weights + feature[:, None] * D + dim[None, :])
@@ -339,20 +330,33 @@ def attend_kernel(
     scores = operand(tl.where(is_seen(other_bundle, other, bundle, token), scores, 0.0), HALF)
     numerator = tl.dot(scores, value, numerator, input_precision=PRECISION)
     denominators = tl.dot(scores, tl.trans(marks), denominators, input_precision=PRECISION)
-    numerator = tl.reshape(numerator, (bundle.shape[0], TILE, D))
+    write_output(
+        numerator, denominators, out, reciprocals, keys, mask, bundle, token, inside, dim, out_s, out_l, length,
+        QUERIES, SLOTS, DIM, COLUMNS, SHARED,
+    )  # fmt: skip
+
+
+@triton.jit
+def write_output(
+    numerator, denominators, out, reciprocals, keys, mask, bundle, token, inside, dim, out_s, out_l, length,
+    QUERIES: tl.constexpr, SLOTS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Divide, unbind, and write the output and the reciprocals of denominators."""
+    column = tl.arange(0, COLUMNS)
+    numerator = tl.reshape(numerator, (bundle.shape[0], token.shape[0], dim.shape[0]))
     whole = tl.sum(tl.where((column == SLOTS)[None, :], denominators, 0.0), 1)
     both = inside[:, :, None] & (dim < DIM)[None, None, :]
     for item in tl.static_range(tl.constexpr(1 if SHARED else QUERIES[1])):
         end = bundle if SHARED else slot_of(bundle, item, QUERIES[2], QUERIES[3])
         if SHARED:
-            own, real = is_of(bundle, token, column, QUERIES, SLOTS), inside
+            own = is_of(bundle, token, column, QUERIES, SLOTS)
             marks = marks_of(mask, bundle, token, inside, length, QUERIES, SLOTS, COLUMNS)
-            real = tl.reshape(tl.max(marks, 0), (bundle.shape[0], TILE)) != 0
+            real = tl.reshape(tl.max(marks, 0), (bundle.shape[0], token.shape[0])) != 0
         else:
-            own = column[:, None] == row_by_row(tl.broadcast_to(end[:, None], (bundle.shape[0], TILE)))[None, :]
+            own = column[:, None] == row_by_row(tl.broadcast_to(end[:, None], (bundle.shape[0], token.shape[0])))[None, :]
             real = is_real(mask, end, token, inside, length)
         share = reciprocal(tl.sum(tl.where(tl.trans(own), denominators, 0.0), 1), whole)
-        share = tl.where(real, tl.reshape(share, (bundle.shape[0], TILE)), 0.0)
+        share = tl.where(real, tl.reshape(share, (bundle.shape[0], token.shape[0])), 0.0)
         tl.store(reciprocals + end[:, None] * length + token[None, :], share, inside)
         result = numerator * share[:, :, None]
         if not SHARED:
@@ -398,20 +402,15 @@ def backward_kernel(
     """Compute the gradients of a tile's queries, or of its keys and values."""
     tile, head = tl.program_id(0), tl.program_id(1)
     group, h = (head // HEADS).to(tl.int64), head % HEADS
-    q += group * q_b + h * q_h
-    k += group * k_b + h * k_h
-    v += group * v_b + h * v_h
-    y += group * y_b + h * y_h
-    out += group * out_b + h * out_h
-    found_x += group * fx_b + h * fx_h
-    found_y += group * fy_b + h * fy_h
+    q, k, v = q + group * q_b + h * q_h, k + group * k_b + h * k_h, v + group * v_b + h * v_h
+    y, out = y + group * y_b + h * y_h, out + group * out_b + h * out_h
+    found_x, found_y = found_x + group * fx_b + h * fx_h, found_y + group * fy_b + h * fy_h
     if mask is not None:
         mask += group * SLOTS * length
     place = head.to(tl.int64) * tl.num_programs(0) + tile
-    context += place * R * D
-    own += place * (SLOTS + 1) * R
+    context, own = context + place * R * D, own + place * (SLOTS + 1) * R
     reciprocals += head.to(tl.int64) * (QUERIES[0] if SHARED else SLOTS) * length
-    dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
+    dim = tl.arange(0, D)
     bundle_q, token_q, inside_q = rows_of(tile, length, QUERIES, TILE)
     bundle_k, token_k, inside_k = rows_of(tile, length, KEYS, TILE)
     query = bundled(q, keys, mask, bundle_q, token_q, inside_q, dim, q_s, q_l, length, QUERIES, SLOTS, DIM)
@@ -433,10 +432,30 @@ def backward_kernel(
     pairs = tl.dot(mine_value, tl.trans(other_value), input_precision=PRECISION)
     pairs = tl.dot(mine_marks, other_marks, pairs, input_precision=PRECISION)
     pairs = operand(tl.where(seen, pairs, 0.0), HALF)
+    result_x, result_y, scores = through_features(
+        mine, other, mine_value, mine_marks, pairs, weights, context, own, dim, eps,
+        SLOTS, FEATURES, R, BLOCK_R, D, COLUMNS, HALF, PRECISION, OF_KEYS, STAGES,
+    )  # fmt: skip
+    if OF_KEYS:
+        scores = operand(tl.where(seen, scores, 0.0), HALF)
+        result_y = tl.dot(scores, other_value, result_y, input_precision=PRECISION)
+        unbind(result_x, found_x, keys, mask, bundle_k, token_k, inside_k, dim, fx_s, fx_l, length, KEYS, SLOTS, DIM)
+        unbind(result_y, found_y, keys, mask, bundle_k, token_k, inside_k, dim, fy_s, fy_l, length, KEYS, SLOTS, DIM)
+    else:
+        unbind(result_x, found_x, keys, mask, bundle_q, token_q, inside_q, dim, fx_s, fx_l, length, QUERIES, SLOTS, DIM)
+
+
+@triton.jit
+def through_features(
+    mine, other, value, marks, pairs, weights, context, own, dim, eps,
+    SLOTS: tl.constexpr, FEATURES: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr,
+    HALF: tl.constexpr, PRECISION: tl.constexpr, OF_KEYS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Return gradients of queries or keys; for keys also those of values by other tiles, and the products of all features."""
+    column = tl.arange(0, COLUMNS)
     rest = (mine - mine.to(tl.float16).to(tl.float32)).to(tl.float16)
     scores = tl.zeros((mine.shape[0], other.shape[0]), tl.float32)
-    result_x = tl.zeros((mine.shape[0], D), tl.float32)
-    result_y = tl.zeros((mine.shape[0], D), tl.float32)
+    result_x, result_y = tl.zeros((mine.shape[0], D), tl.float32), tl.zeros((mine.shape[0], D), tl.float32)
     for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
         feature = block + tl.arange(0, BLOCK_R)
         weight = weights + feature[:, None] * D + dim[None, :]
@@ -455,15 +474,9 @@ def backward_kernel(
             own_phi = features(projected, eps, HALF)
             scores = tl.dot(own_phi, tl.trans(phi), scores, input_precision=PRECISION)
             result_y = tl.dot(own_phi, a, result_y, input_precision=PRECISION)
-        inner = tl.dot(mine_value, tl.trans(a), input_precision=PRECISION)
-        inner = tl.dot(mine_marks, z, inner, input_precision=PRECISION)
+        inner = tl.dot(value, tl.trans(a), input_precision=PRECISION)
+        inner = tl.dot(marks, z, inner, input_precision=PRECISION)
         inner = tl.dot(pairs, phi, inner, input_precision=PRECISION)
         inner = operand(tl.where(projected <= 0, 0.0, inner), HALF)
         result_x = tl.dot(inner, w, result_x, input_precision=PRECISION)
-    if OF_KEYS:
-        scores = operand(tl.where(seen, scores, 0.0), HALF)
-        result_y = tl.dot(scores, other_value, result_y, input_precision=PRECISION)
-        unbind(result_x, found_x, keys, mask, bundle_k, token_k, inside_k, dim, fx_s, fx_l, length, KEYS, SLOTS, DIM)
-        unbind(result_y, found_y, keys, mask, bundle_k, token_k, inside_k, dim, fy_s, fy_l, length, KEYS, SLOTS, DIM)
-    else:
-        unbind(result_x, found_x, keys, mask, bundle_q, token_q, inside_q, dim, fx_s, fx_l, length, QUERIES, SLOTS, DIM)
+    return result_x, result_y, scores

@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mimoformer.dispatch import shared_memory
+
 __all__ = [
     "Bundles",
     "Inputs",
@@ -142,11 +144,6 @@ def sizes(x: Tensor, inputs: Inputs, bundles: Bundles, setting: Setting) -> dict
 def stages_that_fit(setting: Setting, x: Tensor, numbers: int, size: int) -> int:
     """Return how many tiles may be fetched ahead, given the numbers of a tile and their size: what fills half of the memory."""
     return max(1, min(setting.stages, shared_memory(x.device) // 2 // (numbers * size)))
-
-
-def shared_memory(device: torch.device) -> int:
-    """Return the bytes of shared memory that a program may use."""
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin) if device.type == "cuda" else 0
 
 
 def tile_of(x: Tensor, inputs: Inputs, setting: Setting) -> int:

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mimoformer.dispatch import Form
+from mimoformer.dispatch import Form, tile_of
 from mimoformer.kernels import causal as tiles
 from mimoformer.kernels.favor import (
     Bundles,
@@ -132,7 +132,7 @@ def _(
     b, s, length, heads, dim = q.shape
     ends = grid[1] if form == "shared" else s
     (r, d), dtype = padded_sizes(projection), precision_of(q.dtype)
-    count = [-(-length // tiles.tokens_of_tile(q.dtype, d, *bundles_of(grid, form)))] if causal else []
+    count = [-(-length // tile_of(q.dtype, d, 1 if form == "blurry" else max(grid)))] if causal else []
     return (
         q.new_empty(b, ends, length, heads, dim),
         q.new_empty(b, heads, ends, length, dtype=torch.float32),

@@ -12,20 +12,22 @@ import torch
 from torch import nn
 
 from mimoformer import dispatch
-from mimoformer.attention import favor_s, favor_s_blurry, favor_s_shared
-from mimoformer.dispatch import uses_triton, why_plain
+from mimoformer.attention import favor_s, favor_s_blurry, favor_s_blurry_step, favor_s_shared, favor_s_shared_step, favor_s_step
+from mimoformer.causal import tensors_of
+from mimoformer.dispatch import uses_triton, why_plain, why_plain_step
 from mimoformer.features import DPFPFeatures, ReLUFeatures
 from mimoformer.layers import SuperposedAttention
 from vsa_core import hadamard
 
 
 @pytest.mark.once
-def test_the_kernels_in_tritons_interpreter():
+@pytest.mark.parametrize("cases", ["kernel_cases.py", "step_cases.py"])
+def test_the_kernels_in_tritons_interpreter(cases):
     """The interpreter replaces Triton's compiler when it is imported, so it needs a process of its own."""
     pytest.importorskip("triton")
-    cases = Path(__file__).with_name("kernel_cases.py")
+    path = Path(__file__).with_name(cases)
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", cases],
+        [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", path],
         env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
@@ -97,10 +99,69 @@ def test_plain_attention_takes_everything_else(offered):
         assert word in reason, (word, reason)
 
 
-def reason_under_vmap(q, *others):
+def reason_under_vmap(q, *others, why=why_plain):
     reasons = []
-    torch.func.vmap(lambda q: [q, reasons.append(why_plain(q, *others))][0])(q[None])
+    torch.func.vmap(lambda q: [q, reasons.append(why(q, *others))][0])(q[None])
     return reasons[0]
+
+
+def one_token(m=2, n=2, d=8, dtype=torch.float32):
+    q, k, v, keys, phi = operands(m, n, d, dtype)
+    return q[..., :1, :], k[..., :1, :], v[..., :1, :], keys, phi
+
+
+def test_the_kernel_of_a_step_takes_what_it_was_made_for(offered):
+    for dtype in dispatch.DTYPES:
+        assert why_plain_step(*one_token(dtype=dtype)) is None
+    q, k, v, keys, phi = one_token(4, 4, 128)
+    mask = torch.ones(2, 4, 4, 1, dtype=torch.bool)
+    _, state = favor_s_step(q, k, v, keys, phi, implementation="plain")
+    assert why_plain_step(q, k, v, keys, phi, tensors_of(state), mask) is None
+    trained = [x.clone().requires_grad_() for x in (q, k, v)]
+    with torch.no_grad():
+        assert why_plain_step(*trained, keys, phi) is None
+
+
+def test_all_other_steps_are_plain(offered):
+    q, k, v, keys, phi = one_token()
+    hooked = ReLUFeatures(8, 16)
+    hooked.register_forward_hook(lambda *_: None)
+    _, state = favor_s_step(q, k, v, keys, phi, implementation="plain")
+    state = tensors_of(state)
+    found = {
+        "5 new tokens": why_plain_step(*operands()),
+        "several devices": why_plain_step(q, k, v, keys, phi, (), torch.ones(2, 2, 2, 1, dtype=torch.bool, device="meta")),
+        "q, k and v": why_plain_step(*one_token(dtype=torch.float64)),
+        "are not all in one": why_plain_step(q, k, v.bfloat16(), keys, phi),
+        "builtin_function": why_plain_step(q, k, v, keys, torch.relu),
+        "DPFP": why_plain_step(q, k, v, keys, DPFPFeatures()),
+        "Own": why_plain_step(q, k, v, keys, Own(8, 16)),
+        "hooks": why_plain_step(q, k, v, keys, hooked),
+        "gradient": why_plain_step(q, k, v.clone().requires_grad_(), keys, phi),
+        "a gradient": why_plain_step(q, k, v, keys, phi, (state[0].clone().requires_grad_(), *state[1:])),
+        "dimensions": why_plain_step(*one_token(d=129)),
+        "grid": why_plain_step(*one_token(17, 1)),
+        "no sequences": why_plain_step(q[:0], k[:0], v[:0], keys, phi),
+        "not of these tokens": why_plain_step(q[:1], k[:1], v[:1], keys, phi, state),
+        "not in float32": why_plain_step(q, k, v, keys, phi, tuple(part.double() for part in state)),
+        "transformed": reason_under_vmap(q, k, v, keys, phi, why=why_plain_step),
+    }
+    for word, reason in found.items():
+        assert word in reason, (word, reason)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("step", [favor_s_step, favor_s_shared_step, favor_s_blurry_step])
+def test_a_step_whose_implementation_is_asked_for_never_falls_back(step):
+    with pytest.raises(ValueError, match="'triton' cannot compute this: the tensors are on cpu"):
+        step(*one_token(), implementation="triton")
+    with pytest.raises(ValueError, match="'triton' cannot compute this: there are 5 new tokens"):
+        step(*operands(), implementation="triton")
+    with pytest.raises(ValueError, match="implementation is 'cuda'; expected auto, plain or triton"):
+        step(*one_token(), implementation="cuda")
+    layer = SuperposedAttention(16, 2, 2, 2, causal=True, implementation="triton")
+    with pytest.raises(ValueError, match="cannot compute this"):
+        layer.step(torch.randn(1, 2, 2, 1, 16))
 
 
 @pytest.mark.parametrize("watch", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
@@ -200,27 +261,12 @@ class Gpu:
 def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtype, dim, grid, monkeypatch):
     """Shared memory of a program, in bytes, as of H100 and H200, A100, and the GPUs of GeForce and of workstations since 2020."""
     pytest.importorskip("triton")
-    from triton.runtime import driver
-
     from mimoformer.kernels import causal, favor, operator
-
-    used = {}
-
-    def compile_only(kernel, run):
-        name = f"{kernel.fn.__module__}.{kernel.__name__}"
-
-        def call(*arguments, grid, warmup, **options):
-            used[name] = max(used.get(name, 0), run(*arguments, grid=grid, warmup=True, **options).metadata.shared)
-
-        return call
 
     kernels = [favor.weights_kernel, favor.sum_kernel, favor.add_up_kernel, favor.attend_kernel, favor.backward_kernel]
     kernels += [causal.sum_kernel, causal.scan_kernel, causal.attend_kernel, causal.backward_kernel]
-    for kernel in kernels:
-        monkeypatch.setattr(kernel, "run", compile_only(kernel, kernel.run))
+    used = compile_only(kernels, Gpu(capability), monkeypatch)
     monkeypatch.setattr(favor, "shared_memory", lambda device: memory)
-    monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
-    monkeypatch.setattr(driver, "_active", Gpu(capability))
     slots = grid[0] * grid[1]
     mask = torch.ones(1, slots, 100, dtype=torch.bool)
     x = torch.empty(1, slots, 100, 3, 8, dim, dtype=dtype)
@@ -230,3 +276,55 @@ def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtyp
         operator.differentiate._init_fn(out, [x], [out, *saved], *options)
     assert len(used) == len(kernels)
     assert max(used.values()) <= memory, used
+
+
+def compile_only(kernels, gpu, monkeypatch):
+    """Let kernels be compiled for a GPU instead of started; returns the most shared memory of each, as it is filled in."""
+    from triton.runtime import driver
+
+    used = {}
+
+    def compiled(kernel, run):
+        name = f"{kernel.fn.__module__}.{kernel.__name__}"
+
+        def call(*arguments, grid, warmup, **options):
+            found = run(*arguments, grid=grid, warmup=True, **options)
+            used[name] = max(used.get(name, 0), found.metadata.shared)
+
+        return call
+
+    for kernel in kernels:
+        monkeypatch.setattr(kernel, "run", compiled(kernel, kernel.run))
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
+    monkeypatch.setattr(driver, "_active", gpu)
+    return used
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(
+    ("capability", "memory", "dtype", "dim", "grid", "form", "heads"),
+    [
+        (90, 232448, torch.bfloat16, 64, (2, 2), "grid", 8),
+        (90, 232448, torch.bfloat16, 64, (2, 2), "grid", 512),
+        (80, 166912, torch.float16, 128, (3, 2), "shared", 8),
+        (89, 101376, torch.float32, 128, (4, 4), "grid", 8),
+    ],
+)
+def test_the_kernel_of_a_step_compiles_and_fits_the_memory_of_gpus(
+    capability, memory, dtype, dim, grid, form, heads, monkeypatch
+):
+    """For few heads and many, without a state and with one."""
+    pytest.importorskip("triton")
+    from mimoformer.kernels import step
+
+    used = compile_only([step.step_kernel], Gpu(capability), monkeypatch)
+    monkeypatch.setattr(step, "shared_memory", lambda device: memory)
+    step.constants.cache_clear()
+    x = torch.empty(1, *grid, heads, 1, dim, dtype=dtype)
+    mask = torch.ones(1, *grid, 1, dtype=torch.bool)
+    options = (torch.ones(*grid, dim), torch.empty(200, dim), 1.0, 1e-3, mask)
+    _, *state = step.compute(x, x, x, *options, (), form)
+    step.compute(x, x, x, *options, state, form)
+    step.constants.cache_clear()
+    assert 0 < used["mimoformer.kernels.step.step_kernel"] <= memory, used

@@ -89,7 +89,7 @@ def favor_s(
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "grid", causal)
     if causal:
-        return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
+        return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale, implementation="plain")[0]
     dtype = v.dtype
     with autocast_off(q):
         q, k, v = bind_real_tokens(q, k, v, keys, mask, scale)
@@ -142,7 +142,7 @@ def favor_s_shared(
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "shared", causal)
     if causal:
-        return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
+        return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale, implementation="plain")[0]
     dtype = v.dtype
     with autocast_off(q):
         q, k, v = bind_real_tokens(q, k, v, keys, mask, scale)
@@ -180,7 +180,7 @@ def favor_s_blurry(
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
         return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "blurry", causal)
     if causal:
-        return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale)[0]
+        return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale, implementation="plain")[0]
     dtype = v.dtype
     with autocast_off(q):
         q, k, v = (x.sum((1, 2))[:, None] for x in bind_real_tokens(q, k, v, keys, mask, scale))  # bundle over the whole grid

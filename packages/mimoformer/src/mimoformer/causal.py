@@ -1,6 +1,6 @@
 """Causal FAVOR+S: in chunks, with memory linear in the length, or step by step, with memory that does not grow."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import einsum
@@ -18,6 +18,7 @@ from mimoformer.bundles import (
     unbind_slots,
     zero_padding,
 )
+from mimoformer.dispatch import Form, Implementation, steps_by_triton
 from mimoformer.features import AnyFeatureMap, CausalFeatureMap, RunningKeys, as_feature_map, log_of_zero
 from vsa_core import checks
 
@@ -66,6 +67,7 @@ def favor_s_step(
     *,
     chunk: int = 64,
     scale: float = 1.0,
+    implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "b m n h l d"], AttentionState]:
     """Attend from the next tokens, one or more, to themselves and to the tokens that `state` holds: causal `favor_s` in parts.
 
@@ -82,15 +84,21 @@ def favor_s_step(
         mask: True where a new token is real; all are real by default.
         chunk: tokens per chunk; all pairs of tokens within a chunk are compared.
         scale: what queries and keys are multiplied by.
+        implementation: "plain" PyTorch, or "triton" for one fused kernel that takes a single new token and computes no gradients,
+            on NVIDIA GPUs from Ampere on; "auto" takes the kernel where `mimoformer.dispatch.why_plain_step` knows no reason
+            against it. Either goes on from the states of the other.
 
     Returns:
         Attention of the new tokens, and the state after them.
 
     Raises:
-        ValueError: the state has other sizes, `chunk` is below 1, or shapes do not fit.
+        ValueError: the state has other sizes, `chunk` is below 1, shapes do not fit, or the implementation that is asked for
+            cannot compute this.
         TypeError: the state is not an `AttentionState`, or for the reasons of `favor_s`.
     """
     check_operands(q, k, v, keys, mask)
+    if steps_by_triton(implementation, q, k, v, keys, feature_map, tensors_of(state), mask):
+        return step_by_kernel(q, k, v, keys, feature_map, state, mask, chunk, scale, "grid")
     dtype = v.dtype
     with autocast_off(q):
         parts, state = attend_in_grid(q, k, v, keys, feature_map, state, mask, chunk, scale)
@@ -109,9 +117,12 @@ def favor_s_shared_step(
     *,
     chunk: int = 64,
     scale: float = 1.0,
+    implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "b n h l d"], AttentionState]:
     """Take the next tokens of causal `favor_s_shared`; arguments and errors are those of `favor_s_step`."""
     check_operands(q, k, v, keys, mask)
+    if steps_by_triton(implementation, q, k, v, keys, feature_map, tensors_of(state), mask):
+        return step_by_kernel(q, k, v, keys, feature_map, state, mask, chunk, scale, "shared")
     dtype = v.dtype
     with autocast_off(q):
         parts, state = attend_in_grid(q, k, v, keys, feature_map, state, mask, chunk, scale)
@@ -129,9 +140,12 @@ def favor_s_blurry_step(
     *,
     chunk: int = 64,
     scale: float = 1.0,
+    implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "b m n h l d"], AttentionState]:
     """Take the next tokens of causal `favor_s_blurry`; arguments and errors are those of `favor_s_step`."""
     check_operands(q, k, v, keys, mask)
+    if steps_by_triton(implementation, q, k, v, keys, feature_map, tensors_of(state), mask):
+        return step_by_kernel(q, k, v, keys, feature_map, state, mask, chunk, scale, "blurry")
     dtype = v.dtype
     with autocast_off(q):
         q, k, v = (x.sum((1, 2))[:, None] for x in bind_real_tokens(q, k, v, keys, mask, scale))
@@ -143,6 +157,37 @@ def favor_s_blurry_step(
         )
         out = divide_or_zero(parts.numerator[:, None], parts.denominator, parts.whole[:, None])
         return unbind_slots(out, keys, mask).to(dtype), state
+
+
+def tensors_of(state: AttentionState | None) -> tuple[Tensor, ...]:
+    """Return the tensors of a state: none before the first token."""
+    if state is None:
+        return ()
+    if not isinstance(state, AttentionState):
+        raise TypeError(f"state is a {type(state).__name__}; expected the AttentionState that the previous step returned")
+    return (*state.sums, state.log_scale)
+
+
+def step_by_kernel(
+    q: Float[Tensor, "b m n h 1 d"],
+    k: Float[Tensor, "b m n h 1 d"],
+    v: Float[Tensor, "b m n h 1 d"],
+    keys: Float[Tensor, "m n d"],
+    feature_map: Any,
+    state: AttentionState | None,
+    mask: Bool[Tensor, "b m n 1"] | None,
+    chunk: int,
+    scale: float,
+    form: Form,
+) -> tuple[Float[Tensor, "b *slots h 1 d"], AttentionState]:
+    """Take a step by the kernel of `mimoformer.kernels.step`; features are `ReLUFeatures`."""
+    from mimoformer.kernels.step import favor_step
+
+    checks.positive(chunk=chunk)
+    phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
+    scale *= keys.shape[-1] ** -0.25
+    out, context, own, whole, log_scale = favor_step(q, k, v, keys, phi.projection, scale, phi.eps, mask, tensors_of(state), form)
+    return out, AttentionState(KeySums(context, own, whole), log_scale)
 
 
 def attend_in_grid(
@@ -172,8 +217,6 @@ def running_key_features(
     state: AttentionState | None,
 ) -> RunningKeys:
     """Features of bundled keys, 0 where no token of a bundle is real, with the logarithm of what each token was divided by."""
-    if state is not None and not isinstance(state, AttentionState):
-        raise TypeError(f"state is a {type(state).__name__}; expected the AttentionState that the previous step returned")
     if state is not None and state.log_scale.shape != (k.shape[0], k.shape[2]):
         expected = (k.shape[0], k.shape[2])
         raise ValueError(f"the state has (b, h) = {tuple(state.log_scale.shape)}; these tokens have {expected}")

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from mimoformer.features import AnyFeatureMap, ReLUFeatures
 from vsa_core.gpu import runs_triton
 from vsa_core.modules import is_plain_autograd
 
-__all__ = ["Form", "Implementation", "uses_triton", "why_plain"]
+__all__ = ["Form", "Implementation", "steps_by_triton", "uses_triton", "why_plain", "why_plain_step"]
 
 Implementation = Literal["auto", "plain", "triton"]
 """Plain PyTorch, which computes in float32 at least; Triton kernels; or these wherever they can compute the same."""
@@ -60,9 +61,68 @@ def uses_triton(
     Raises:
         ValueError: there is no such implementation, or "triton" cannot compute this.
     """
+    return decide(implementation, lambda: why_plain(q, k, v, keys, feature_map, causal))
+
+
+def why_plain_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    feature_map: AnyFeatureMap,
+    state: tuple[Tensor, ...] = (),
+    mask: Tensor | None = None,
+) -> str | None:
+    """Say why "auto" takes a step of causal attention in plain PyTorch; None if it takes the Triton kernel.
+
+    The state is that of `mimoformer.kernels.step.favor_step`.
+
+    >>> import torch
+    >>> q, k, v = torch.randn(3, 2, 1, 1, 8, 3, 64)
+    >>> why_plain_step(q, k, v, torch.ones(1, 1, 64), ReLUFeatures(64))
+    'there are 3 new tokens; the kernel takes one'
+    """
+    phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
+    weights = getattr(phi, "projection", keys)
+    (b, m, n, h, length, d), r = q.shape, weights.shape[0]
+    tensors = (q, k, v, keys, weights, *state) if mask is None else (q, k, v, keys, weights, *state, mask)
+    shapes = [(b, h, r, d), (b, m, n, h, r), (b, h, r), (b, h)]
+    reasons = {
+        f"there are {length} new tokens; the kernel takes one": length != 1,
+        f"the tensors are on {q.device}, where no Triton kernels run": not kernels_run(q.device),
+        f"the features are {type(phi).__name__}; the kernel has ReLUFeatures without hooks": not is_known(feature_map, phi),
+        f"q, k and v are not all in one of {DTYPES}": not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES),
+        "a gradient is needed": torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
+        f"a head has {d} dimensions; the kernel takes up to {LARGEST_DIM}": d > LARGEST_DIM,
+        f"the grid has {m * n} slots; the kernel takes up to {LARGEST_GRID}": m * n > LARGEST_GRID,
+        "there are no sequences": b == 0,
+        "the state is not of these tokens, or not in float32": bool(state)
+        and ([x.shape for x in state] != shapes or any(x.dtype != torch.float32 for x in state)),
+        "the tensors are on several devices": any(x.device != q.device for x in tensors),
+        "operators are traced, exported, transformed or watched": not is_plain(tensors),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def steps_by_triton(
+    implementation: Implementation,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    feature_map: AnyFeatureMap,
+    state: tuple[Tensor, ...],
+    mask: Tensor | None,
+) -> bool:
+    """Decide between plain PyTorch and Triton for the operands of `why_plain_step`, with the errors of `uses_triton`."""
+    return decide(implementation, lambda: why_plain_step(q, k, v, keys, feature_map, state, mask))
+
+
+def decide(implementation: Implementation, why_plain: Callable[[], str | None]) -> bool:
+    """Tell whether Triton computes, given what says why it should not."""
     if implementation not in ("auto", "plain", "triton"):
         raise ValueError(f"implementation is {implementation!r}; expected auto, plain or triton")
-    reason = "it is asked for" if implementation == "plain" else why_plain(q, k, v, keys, feature_map, causal)
+    reason = "it is asked for" if implementation == "plain" else why_plain()
     if implementation == "triton" and reason is not None:
         raise ValueError(f"implementation 'triton' cannot compute this: {reason}")
     return reason is None

@@ -209,7 +209,9 @@ class SuperposedAttention(SoftmaxAttention):
             raise ValueError("steps are possible with causal attention only; make the layer with causal=True")
         q, k, v = split_heads(self.project(x, mask))
         keys = keys_of_grid(self.keys, x)
-        attended, state = self.attend_next(q, k, v, keys, self.feature_map, state, mask, scale=self.scale(q))
+        attended, state = self.attend_next(
+            q, k, v, keys, self.feature_map, state, mask, scale=self.scale(q), implementation=self.implementation
+        )
         return self.merge_heads(attended), state
 
     def scale(self, q: Float[Tensor, "b m n *l d"]) -> float:

@@ -2,10 +2,11 @@
 
 usage: python packages/mimoformer/benchmarks/attention_speed.py [--lengths 1024 4096] [--tables attention ..] [--cpu] [--out FILE]
 
-On a GPU it prints tables of attention, of causal attention (at the longest of the lengths), of whole Transformer blocks, and of
-growth with the length; with --cpu one of attention on the CPU, with the lengths from which on FAVOR+S is faster. Every way of a
-table is compared with float64 before any is timed: its output and the gradients of its inputs, for the last group of sequences.
-On a GPU a way is replayed as a CUDA graph where it can be captured. TFLOP/s and TB/s count what `flops` and `moved_bytes` say,
+On a GPU it prints tables of attention, of causal attention (at the longest of the lengths), of whole Transformer blocks, of
+growth with the length, and of decoding, a token at a time; with --cpu one of attention on the CPU, with the lengths from which on
+FAVOR+S is faster. Every way of a table is compared with float64 before any is timed: its output and the gradients of its inputs,
+for the last group of sequences. On a GPU a way is replayed as a CUDA graph where it can be captured; decoding is timed both ways,
+beside a copy of the bytes of its state and an empty kernel. TFLOP/s and TB/s count what `flops` and `moved_bytes` say,
 whatever an implementation really computes and moves; peak memory is what a call takes beside its inputs and parameters. --out
 writes all tables as JSON.
 """
@@ -29,8 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimoformer import MIMOFormerConfig
-from mimoformer.attention import favor_s
+from mimoformer.attention import favor_s, favor_s_step
 from mimoformer.blocks import build_block
+from mimoformer.causal import AttentionState, KeySums
+from mimoformer.dispatch import Implementation
 from mimoformer.features import ReLUFeatures
 from mimoformer.layers import SharedAttention, split_heads
 from vsa_core import hadamard
@@ -53,6 +56,10 @@ class Sizes:
     features: int = 256
     mlp_dim: int = 2048
     growth: tuple[int, ...] = (1024, 4096, 16384, 65536)
+    decoded: tuple[int, ...] = (1, 64, 1024)
+    """Sequences that are decoded together, on grids of 2 x 2 if they fill one."""
+    layers: int = 12
+    """Layers that take a step in turn, each with a state of its own, so that caches do not hold what comes next."""
     rounds: int = 20
     seconds: float = 10.0
     """Time for the rounds of a comparison, of which at least 3 are made."""
@@ -254,8 +261,8 @@ def drop_attention(block: Any) -> None:
     layer.forward = forward
 
 
-def capture(way: Way, call: Callable[[], tuple[Tensor, ...]], pool: Any) -> tuple[Callable[[], Any], str]:
-    """Return a call as the replay of a CUDA graph, checked; or itself where it cannot be captured."""
+def record(call: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """Warm a call up and record it as a CUDA graph; returns what its replays write too."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -264,9 +271,15 @@ def capture(way: Way, call: Callable[[], tuple[Tensor, ...]], pool: Any) -> tupl
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        out = call()
+    return graph, out
+
+
+def capture(way: Way, call: Callable[[], tuple[Tensor, ...]], pool: Any) -> tuple[Callable[[], Any], str]:
+    """Return a call as the replay of a CUDA graph, checked; or itself where it cannot be captured."""
     try:
-        with torch.cuda.graph(graph, pool=pool):
-            out = call()[0]
+        graph, (out, *_) = record(call, pool)
     except RuntimeError as error:
         print(f"{way.name} cannot be captured: {str(error).splitlines()[0]}\n")
         torch.cuda.synchronize()
@@ -317,17 +330,10 @@ def measure(ways: list[Way], directions: tuple[str, ...], sizes: Sizes, **about:
             call, kind = (call, "eager") if sizes.device == "cpu" else capture(way, call, pool)
             calls.append(call)
             kinds.append(kind)
-        once = [milliseconds(call, sizes.device) for call in calls]
-        repeats = [min(50, math.ceil(5 / ms)) for ms in once]
-        whole = sum(ms * count for ms, count in zip(once, repeats, strict=True))
-        rounds = max(3, min(sizes.rounds, int(1e3 * sizes.seconds / whole)))
-        times: list[list[float]] = [[] for _ in ways]
-        for _ in range(rounds):
-            for call, count, record in zip(calls, repeats, times, strict=True):
-                record.append(milliseconds(call, sizes.device, count))
+        times = interleave(calls, sizes)
         work = 1 if direction == FORWARD else 3
-        for way, kind, peak, record in zip(ways, kinds, peaks, times, strict=True):
-            low, median, high = statistics.quantiles(record, n=4)
+        for way, kind, peak, found in zip(ways, kinds, peaks, times, strict=True):
+            low, median, high = statistics.quantiles(found, n=4)
             rows.append(
                 {
                     **about,
@@ -340,10 +346,23 @@ def measure(ways: list[Way], directions: tuple[str, ...], sizes: Sizes, **about:
                     "TB/s": work * way.bytes / median / 1e9,
                     "peak bytes": peak,
                     "run as": kind,
-                    "rounds": rounds,
+                    "rounds": len(found),
                 }
             )
     return rows
+
+
+def interleave(calls: list[Callable[[], Any]], sizes: Sizes) -> list[list[float]]:
+    """Time calls in turns, each for at least about 5 ms; returns milliseconds of each in every round."""
+    once = [milliseconds(call, sizes.device) for call in calls]
+    repeats = [min(50, math.ceil(5 / ms)) for ms in once]
+    whole = sum(ms * count for ms, count in zip(once, repeats, strict=True))
+    rounds = max(3, min(sizes.rounds, int(1e3 * sizes.seconds / whole)))
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, count, found in zip(calls, repeats, times, strict=True):
+            found.append(milliseconds(call, sizes.device, count))
+    return times
 
 
 def attention_table(sizes: Sizes, lengths: list[int]) -> list[dict[str, Any]]:
@@ -378,6 +397,125 @@ def growth_table(sizes: Sizes, _: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass
+class Decoder:
+    """All layers of a network that take a step in turn, each from its own state."""
+
+    implementation: Implementation
+    operands: list[Tensor]
+    """Queries, keys and values (3 b m n h 1 d) of every layer."""
+    keys: Tensor
+    features: ReLUFeatures
+    states: list[AttentionState | None]
+    before: list[AttentionState | None] = field(default_factory=list)
+    """The states that the last step went on from."""
+
+    def step(self) -> list[tuple[Tensor, AttentionState]]:
+        """Take a step in every layer, with new memory for each new state, as in a network."""
+        found = [
+            favor_s_step(q, k, v, self.keys, self.features, state, implementation=self.implementation)
+            for (q, k, v), state in zip(self.operands, self.states, strict=True)
+        ]
+        self.before, self.states = self.states, [state for _, state in found]
+        return found
+
+    def check(self, found: list[tuple[Tensor, AttentionState]], what: str) -> None:
+        """Exit unless the last step is right, in its last layer."""
+        (q, k, v), phi, state = self.operands[-1].double(), copy.deepcopy(self.features).double(), self.before[-1]
+        if state is not None:
+            state = AttentionState(KeySums(*(part.double() for part in state.sums)), state.log_scale.double())
+        out, after = favor_s_step(q, k, v, self.keys.double(), phi, state, implementation="plain")
+        tolerance = TOLERANCE[self.operands[-1].dtype]
+        for one, other in zip((found[-1][0], *found[-1][1].sums), (out, *after.sums), strict=True):
+            error = ((one.double() - other).norm() / other.norm()).item()
+            if not error < tolerance:
+                raise SystemExit(f"{self.implementation}: the {what} is wrong by {error:.1e}; expected below {tolerance:.0e}")
+
+
+class Copier:
+    """Copies of as many bytes as the states of all layers have."""
+
+    def __init__(self, states: list[AttentionState]) -> None:
+        self.tensors = [torch.cat([x.flatten() for x in (*state.sums, state.log_scale)]) for state in states]
+
+    def step(self) -> list[Tensor]:
+        """Copy every layer's bytes to new memory; returns what was copied as well, so that a graph can keep it."""
+        before, self.tensors = self.tensors, [torch.empty_like(x).copy_(x) for x in self.tensors]
+        return before + self.tensors
+
+
+def empty_launches(layers: int, device: str) -> Callable[[], None]:
+    """Return a call that starts a Triton kernel without work for every layer."""
+    import triton
+
+    @triton.jit
+    def empty_kernel(x):  # type: ignore[no-untyped-def]
+        pass
+
+    x = torch.empty(1, device=device)
+
+    def call() -> None:
+        for _ in range(layers):
+            empty_kernel[(1,)](x)
+
+    return call
+
+
+@torch.no_grad()
+def decode_rows(sizes: Sizes, sequences: int) -> list[dict[str, Any]]:
+    """Measure a step of FAVOR+S for some sequences, eagerly and as a CUDA graph; times are those of a layer."""
+    grid = 2 if sequences % 4 == 0 else 1
+    shape = (3, sequences // grid**2, grid, grid, sizes.heads, 1, sizes.dim)
+    operands = [torch.randn(shape, device=sizes.device, dtype=sizes.dtype) for _ in range(sizes.layers)]
+    keys = hadamard.random_keys(grid * grid, sizes.dim, device=sizes.device).unflatten(0, (grid, grid))
+    phi = ReLUFeatures(sizes.dim, sizes.features).to(sizes.device)
+    implementations: tuple[Implementation, ...] = ("triton", "plain")
+    decoders = [Decoder(implementation, operands, keys, phi, [None] * sizes.layers) for implementation in implementations]
+    for decoder in decoders:
+        for what in ("first step", "second step"):
+            decoder.check(decoder.step(), what)
+    states = [state for state in decoders[0].states if state is not None]
+    amount = 2 * sum(x.nbytes for x in (*states[0].sums, states[0].log_scale))
+    ways: dict[str, tuple[Callable[[], Any], int | None]] = {
+        "copy of the state": (Copier(states).step, amount),
+        "step, kernel": (decoders[0].step, amount),
+        "step, plain": (decoders[1].step, amount),
+        "empty kernel": (empty_launches(sizes.layers, sizes.device), None),
+    }
+    rows = []
+    for kind in ("eager", "graph"):
+        calls = [call for call, _ in ways.values()]
+        if kind == "graph":
+            recorded = [record(call) for call in calls]
+            calls = [graph.replay for graph, _ in recorded]
+            for call, decoder, (_, out) in zip(calls[1:], decoders, recorded[1:], strict=False):
+                call()
+                decoder.check(out, "step of the graph")
+        times = interleave(calls, sizes)
+        medians = [1e3 * statistics.median(found) / sizes.layers for found in times]
+        for (name, (_, count)), us, found in zip(ways.items(), medians, times, strict=True):
+            low, _, high = statistics.quantiles(found, n=4)
+            rows.append(
+                {
+                    "sequences": sequences,
+                    "grid": f"{grid} x {grid}",
+                    "run as": kind,
+                    "way": name,
+                    "us": us,
+                    "quartiles": [1e3 * low / sizes.layers, 1e3 * high / sizes.layers],
+                    "TB/s": None if count is None else count / us / 1e6,
+                    "of the copy's speed": None if count is None else medians[0] / us,
+                    "rounds": len(found),
+                }
+            )
+    return rows
+
+
+def decode_table(sizes: Sizes, _: list[int]) -> list[dict[str, Any]]:
+    """Measure steps of FAVOR+S for growing numbers of sequences."""
+    return [row for sequences in sizes.decoded for row in decode_rows(sizes, sequences)]
+
+
 def crossovers(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     """Find the shortest measured length from which on each way is faster than softmax."""
     found: dict[str, int | None] = {}
@@ -394,26 +532,28 @@ def crossovers(rows: list[dict[str, Any]]) -> dict[str, int | None]:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print rows as a Markdown table."""
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "length": lambda row: f"{row['length']:,}",
-        "direction": lambda row: row["direction"],
-        "way": lambda row: row["way"],
-        "ms (quartiles)": lambda row: f"{row['ms']:.3f} ({row['quartiles'][0]:.3f} to {row['quartiles'][1]:.3f})",
-        "of softmax": lambda row: f"{row['of softmax']:.2f}",
-        "ns per token": lambda row: f"{row['ns per token']:.2f}",
-        "TFLOP/s": lambda row: f"{row['TFLOP/s']:.3g}",
-        "TB/s": lambda row: f"{row['TB/s']:.2g}",
-        "peak MiB": lambda row: f"{row['peak bytes'] / 2**20:,.0f}",
-        "run as": lambda row: row["run as"],
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "length": ("length", "{:,}".format),
+        "sequences": ("sequences", "{:,}".format),
+        "grid": ("grid", str),
+        "direction": ("direction", str),
+        "way": ("way", str),
+        "ms": ("ms", "{:.3f}".format),
+        "us": ("us", "{:.2f}".format),
+        "quartiles": ("quartiles", lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}"),
+        "of softmax": ("of softmax", "{:.2f}".format),
+        "ns per token": ("ns per token", "{:.2f}".format),
+        "TFLOP/s": ("TFLOP/s", "{:.3g}".format),
+        "TB/s": ("TB/s", "{:.2g}".format),
+        "of the copy's speed": ("of the copy's speed", "{:.2f}".format),
+        "peak MiB": ("peak bytes", lambda count: f"{count / 2**20:,.0f}"),
+        "run as": ("run as", str),
     }
-    absent = {name for name in ("of softmax", "ns per token") if name not in rows[0]}
-    if rows[0]["peak bytes"] is None:
-        absent |= {"peak MiB", "run as"}
-    shown = {name: show for name, show in columns.items() if name not in absent}
+    shown = {title: column for title, column in columns.items() if rows[0].get(column[0]) is not None}
     print(f"| {' | '.join(shown)} |")
-    print("|" + "|".join(" :--- " if name in ("direction", "way", "run as") else " ---: " for name in shown) + "|")
+    print("|" + "|".join(" :--- " if title in ("grid", "direction", "way", "run as") else " ---: " for title in shown) + "|")
     for row in rows:
-        print(f"| {' | '.join(show(row) for show in shown.values())} |")
+        print(f"| {' | '.join('' if row[key] is None else show(row[key]) for key, show in shown.values())} |")
 
 
 def ceilings(sizes: Sizes) -> tuple[float, float]:
@@ -461,7 +601,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", help="default: 1024 4096, with --cpu 64 128 .. 8192")
     parser.add_argument("--rounds", type=int, default=20, help="most rounds of interleaved timings")
-    parser.add_argument("--tables", nargs="+", choices=["attention", "causal", "blocks", "growth"], help="all of them by default")
+    parser.add_argument("--tables", nargs="+", choices=["attention", "causal", "blocks", "growth", "decode"], help="default: all")
     parser.add_argument("--cpu", action="store_true", help="measure on the CPU, in float32")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
@@ -471,6 +611,7 @@ def main() -> None:
         "causal": causal_table,
         "blocks": block_table,
         "growth": growth_table,
+        "decode": decode_table,
     }
     tables = {name: tables[name] for name in args.tables or tables}
     if args.cpu:

@@ -308,6 +308,7 @@ def compile_only(kernels, gpu, monkeypatch):
         (90, 232448, torch.bfloat16, 64, (2, 2), "grid", 8),
         (90, 232448, torch.bfloat16, 64, (2, 2), "grid", 512),
         (80, 166912, torch.float16, 128, (3, 2), "shared", 8),
+        (89, 101376, torch.bfloat16, 64, (2, 2), "grid", 8),
         (89, 101376, torch.float32, 128, (4, 4), "grid", 8),
     ],
 )

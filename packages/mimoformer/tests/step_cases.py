@@ -95,11 +95,14 @@ def test_twenty_steps_of_an_uneven_grid():
 
 
 @pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize(("d", "features"), [(32, 40), (128, 100)] if INTERPRETED else [(32, 40), (64, 100), (128, 300), (5, 7)])
+@pytest.mark.parametrize(
+    ("d", "features"), [(32, 40), (32, 64), (128, 100)] if INTERPRETED else [(32, 40), (64, 100), (128, 256), (128, 300), (5, 7)]
+)
 def test_any_size_of_a_head(d, features, many, monkeypatch):
     """With the setting for few heads, and with that for many."""
     monkeypatch.setattr(step, "MANY_HEADS", 1 if many else 2**20)
-    compare("grid", *operands(2, 2, masked=True, **SIZES | {"d": d, "features": features}))
+    for masked in (False, True):
+        compare("grid", *operands(2, 2, masked=masked, **SIZES | {"d": d, "features": features}))
 
 
 @pytest.mark.parametrize("form", FORMS)

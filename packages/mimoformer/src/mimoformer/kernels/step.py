@@ -95,7 +95,7 @@ def constants(many: bool, m: int, n: int, heads: int, r: int, dim: int, form: st
     block = min(max(1, setting.numbers // d // max(1, max(of_keys, of_queries) // 2)), padded(r))
     return {
         "HEADS": heads, "SLOTS": m * n, "KEYS": of_keys, "QUERIES": of_queries, "ROWS": padded(m * n + of_queries), "R": r,
-        "BLOCK_R": block, "DIM": dim, "D": d, "SHARED": form == "shared",
+        "BLOCK_R": block, "DIM": dim, "D": d, "SHARED": form == "shared", "EVEN": r % block == 0 and dim == d,
         "STAGES": max(1, min(setting.stages, shared_memory(device) // 2 // (8 * block * d))), "num_warps": setting.warps,
     }  # fmt: skip
 
@@ -128,14 +128,14 @@ torch.library.custom_op("mimoformer::favor_step", compute, mutates_args=()).regi
 
 @triton.jit
 def vectors_of(
-    x, keys, mask, dim, x_s, SLOTS: tl.constexpr, BUNDLES: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
+    x, keys, mask, dim, x_s, scale, SLOTS: tl.constexpr, BUNDLES: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
     DIM: tl.constexpr,
 ):  # fmt: skip
-    """Return what all bundles hold of the new token, (1 D) each."""
+    """Return what each bundle holds of the new token (1 D), multiplied by a number."""
     vectors = ()
     for bundle in tl.static_range(BUNDLES):
         vector = bundled(x, keys, mask, bundle, tl.arange(0, 1), 1, dim, x_s, 0, 1, SLOTS // BUNDLES, STEP, ITEM_STEP, DIM)
-        vectors = vectors + (vector,)
+        vectors = vectors + (vector * scale,)
     return vectors
 
 
@@ -154,9 +154,10 @@ def limits_of(mask, SLOTS: tl.constexpr, BUNDLES: tl.constexpr, STEP: tl.constex
 
 
 @triton.jit
-def phi_of(w, x, scale, eps, feature, limit):
-    """Return a block of the features of a bundle; 0 from the limit on."""
-    return tl.where(feature < limit, features(scale * tl.sum(w * x, 1), eps, False), 0.0)
+def phi_of(w, x, eps, feature, limit, WHOLE: tl.constexpr):
+    """Return a block of the features of a bundle; 0 from the limit on, which a whole block does not reach."""
+    phi = features(tl.sum(w * x, 1), eps, False)
+    return phi if WHOLE else tl.where(feature < limit, phi, 0.0)
 
 
 @triton.jit
@@ -186,7 +187,7 @@ def step_kernel(
     q, k, v, keys, mask, projection, context, own, whole, log_scale,
     out, new_context, new_own, new_whole, new_log_scale, x_b, x_s, x_h, scale, eps,
     HEADS: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, R: tl.constexpr,
-    BLOCK_R: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_R: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, SHARED: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Take the step of a head.
 
@@ -202,9 +203,9 @@ def step_kernel(
     if mask is not None:
         mask += group * SLOTS
         marks = tl.load(mask + row, row < SLOTS, other=1).to(tl.float32)
-    query = vectors_of(q + place, keys, mask, dim, x_s, SLOTS, QUERIES, 1, QUERIES, DIM)
-    key = vectors_of(k + place, keys, mask, dim, x_s, SLOTS, KEYS, items, 1, DIM)
-    value = vectors_of(v + place, keys, mask, dim, x_s, SLOTS, KEYS, items, 1, DIM)
+    query = vectors_of(q + place, keys, mask, dim, x_s, scale, SLOTS, QUERIES, 1, QUERIES, DIM)
+    key = vectors_of(k + place, keys, mask, dim, x_s, scale, SLOTS, KEYS, items, 1, DIM)
+    value = vectors_of(v + place, keys, mask, dim, x_s, 1.0, SLOTS, KEYS, items, 1, DIM)
     query_limit, key_limit = limits_of(mask, SLOTS, QUERIES, 1, QUERIES, R), limits_of(mask, SLOTS, KEYS, items, 1, R)
 
     # Places within a block, and what shifts them from block to block, stay apart: the loop then has no layouts to convert.
@@ -219,9 +220,11 @@ def step_kernel(
         old_z = tl.where(slot_row, own + own_place + z_place, whole + head * R + feature[None, :])
     numerator = (tl.zeros((BLOCK_R, D), tl.float32),) * QUERIES
     weight = tl.zeros((ROWS, BLOCK_R), tl.float32)
+    used = (row < SLOTS + QUERIES)[:, None] & (feature < BLOCK_R)[None, :]
     for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
-        inside = (a_place < (R - block) * DIM) & (dim < DIM)[None, :]
-        within = (row < SLOTS + QUERIES)[:, None] & (feature < R - block)[None, :]
+        inside, within = tl.full((BLOCK_R, D), True, tl.int1), used
+        if not EVEN:
+            inside, within = (a_place < (R - block) * DIM) & (dim < DIM)[None, :], used & (feature < R - block)[None, :]
         w = tl.load(projection + block * DIM + a_place, inside, other=0.0).to(tl.float32)
         a = tl.zeros((BLOCK_R, D), tl.float32)
         z = tl.zeros((ROWS, BLOCK_R), tl.float32)
@@ -229,12 +232,12 @@ def step_kernel(
             a = fade * tl.load(context + head * R * DIM + block * DIM + a_place, inside, other=0.0)
             z = fade * tl.load(old_z + block, within, other=0.0)
         for bundle in tl.static_range(KEYS):
-            phi = phi_of(w, key[bundle], scale, eps, feature, key_limit[bundle] - block)
+            phi = phi_of(w, key[bundle], eps, feature, key_limit[bundle] - block, EVEN and mask is None)
             a += phi[:, None] * value[bundle]
             z += tl.where(((row // items == bundle) | (row >= SLOTS))[:, None], phi[None, :] * marks[:, None], 0.0)
         numerators = ()
         for bundle in tl.static_range(QUERIES):
-            phi = phi_of(w, query[bundle], scale, eps, feature, query_limit[bundle] - block)
+            phi = phi_of(w, query[bundle], eps, feature, query_limit[bundle] - block, EVEN and mask is None)
             numerators = numerators + (numerator[bundle] + phi[:, None] * a,)
             weight += tl.where((asking == bundle)[:, None], phi[None, :] * z, 0.0)
         numerator = numerators

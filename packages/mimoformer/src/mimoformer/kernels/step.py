@@ -32,9 +32,9 @@ class Setting(NamedTuple):
 
 
 FEW, MANY = Setting(4096, 16, 4), Setting(1024, 4, 4)
-"""Settings for an H200: where heads are few, so that multiprocessors have one program or none, and where they are many."""
-MANY_HEADS = 256
-"""Heads in all groups from which on they are many."""
+"""Settings where heads are few, so that a multiprocessor has one program or none, and where they are many."""
+MANY_HEADS = 133
+"""Heads in all groups from which on they are many: more than an H200 has multiprocessors."""
 NOTHING = (None,) * 4
 """The state before the first token."""
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mimoformer.dispatch import Form
-from mimoformer.kernels.favor import bundled, features, reciprocal, shared_memory, slot_of
+from mimoformer.dispatch import Form, shared_memory
+from mimoformer.kernels.favor import bundled, features, reciprocal, slot_of
 
 __all__ = ["favor_step"]
 

@@ -32,7 +32,12 @@ from mimoformer.kernels.favor import (
 __all__ = ["attend", "backward", "sum_tiles"]
 
 
-SETTINGS = {"sum": Setting(64, 64, 4, 0, 1), "attend": Setting(64, 64, 4, 0, 2), "backward": Setting(64, 64, 4, 0, 2)}
+SETTINGS = {
+    "sum": Setting(64, 64, 4, 0, 1),
+    "attend": Setting(64, 64, 4, 0, 3),
+    "backward queries": Setting(64, 128, 4, 0, 1),
+    "backward keys": Setting(64, 32, 4, 0, 3),
+}
 """The setting of each kernel, for an H200; `tile_of` says how many tokens a tile has."""
 
 
@@ -70,10 +75,10 @@ def sum_tiles(parts: list[Tensor], inputs: Inputs, queries: Bundles, keys: Bundl
         torch.empty(b, heads, tiles, r, d, dtype=dtype, device=device),
         torch.empty(b, heads, tiles, s + 1, r, dtype=dtype, device=device),
     )
-    x, y, out, reciprocals = [*parts[1:], parts[2], None] if upstream is None else [parts[0], *upstream]
-    with torch.cuda.device_of(x):
+    operands: list[Any] = [*parts[1:], parts[2], None] if upstream is None else [parts[0], *upstream]
+    with torch.cuda.device_of(parts[0]):
         sum_kernel[tiles, b * heads](
-            x, y, out, reciprocals, inputs.keys, inputs.mask, inputs.weights, *sums, *strides(x, y, out), length, inputs.eps,
+            *operands, inputs.keys, inputs.mask, inputs.weights, *sums, *strides(*operands[:3]), length, inputs.eps,
             BUNDLES=tuple(keys if of_keys else queries), OF_KEYS=of_keys, **options,
         )  # fmt: skip
         scan_kernel[b * heads, triton.cdiv(r * d, block) + triton.cdiv((s + 1) * r, block)](
@@ -100,13 +105,13 @@ def backward(
     parts: list[Tensor], inputs: Inputs, queries: Bundles, keys: Bundles, sums: Sums, upstream: list[Tensor], *found: Tensor
 ) -> None:
     """Write the gradients of queries, from A and z; or of keys and values, from the sums of gradients."""
-    (q, k, v), (y, out, reciprocals) = parts, upstream
-    options = sizes(q, inputs, queries, keys, SETTINGS["backward"])
+    (q, k, v), (y, out, reciprocals), of_keys = parts, upstream, len(found) == 2
+    options = sizes(q, inputs, queries, keys, SETTINGS["backward keys" if of_keys else "backward queries"])
     with torch.cuda.device_of(q):
         backward_kernel[triton.cdiv(q.shape[2], options["TILE"]), q.shape[0] * q.shape[3]](
             q, k, v, y, out, reciprocals, inputs.keys, inputs.mask, inputs.weights, *sums, found[0], found[-1],
             *strides(q, k, v, y, out, found[0], found[-1]), q.shape[2], inputs.eps,
-            QUERIES=tuple(queries), KEYS=tuple(keys), OF_KEYS=len(found) == 2, **options,
+            QUERIES=tuple(queries), KEYS=tuple(keys), OF_KEYS=of_keys, **options,
         )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class Setting(NamedTuple):
     """Blocks that are computed or on their way."""
 
 
-FEW, MANY = Setting(4096, 16, 4), Setting(1024, 4, 4)
+FEW, MANY = Setting(2048, 4, 4), Setting(1024, 4, 4)
 """Settings where heads are few, so that a multiprocessor has one program or none, and where they are many."""
 MANY_HEADS = 133
 """Heads in all groups from which on they are many: more than an H200 has multiprocessors."""

@@ -70,7 +70,7 @@ def favor_s(
         feature_map: phi, a plain function or a `mimoformer.features.FeatureMap`.
         mask: True where a token is real; all tokens are real by default.
         causal: whether a token sees only itself and earlier tokens. Memory grows linearly with l either way.
-        chunk: tokens per chunk of causal attention, which compares all pairs of tokens within a chunk.
+        chunk: tokens per chunk of plain causal attention, which compares all pairs of tokens within a chunk.
         scale: what queries and keys are multiplied by.
         implementation: "plain" PyTorch, or "triton" for fused kernels, on NVIDIA GPUs from Ampere on; "auto" takes the kernels
             where `mimoformer.dispatch.why_plain` knows no reason against it. They keep no features in memory, multiply numbers

@@ -128,9 +128,9 @@ def decide(implementation: Implementation, why_plain: Callable[[], str | None]) 
     return reason is None
 
 
-def tile_of(dtype: torch.dtype, dim: int, bundles: int) -> int:
-    """Return how many tokens of each of so many bundles causal attention computes at once: 64 rows, or 32 of larger vectors."""
-    rows = 64 if dtype == torch.bfloat16 and dim <= 64 else 32
+def tile_of(dtype: torch.dtype, bundles: int) -> int:
+    """Return how many tokens of each of so many bundles causal attention computes at once: 64 rows, or 32 of larger numbers."""
+    rows = 64 if dtype == torch.bfloat16 else 32
     return int(max(16, rows // 2 ** (bundles - 1).bit_length()))
 
 
@@ -138,7 +138,7 @@ def tile_fits(q: Tensor) -> bool:
     """Tell whether a GPU has shared memory for the tiles of causal attention; float32 is multiplied in two parts."""
     side, dim = (2 ** (size - 1).bit_length() for size in (max(q.shape[1:3]), q.shape[-1]))
     size = {torch.bfloat16: 2, torch.float16: 4}.get(q.dtype, 8)
-    return q.device.type != "cuda" or 6 * tile_of(q.dtype, dim, side) * side * dim * size <= shared_memory(q.device)
+    return q.device.type != "cuda" or 6 * tile_of(q.dtype, side) * side * dim * size <= shared_memory(q.device)
 
 
 def shared_memory(device: torch.device) -> int:

@@ -44,13 +44,14 @@ SETTINGS = {
 def sizes(x: Tensor, inputs: Inputs, queries: Bundles, keys: Bundles, setting: Setting) -> dict[str, Any]:
     """Return what every kernel has to know as constants."""
     kinds, r, d = inputs.weights.shape
-    block = min(setting.features if kinds > 1 and d <= 64 else 2048 // d, r)
-    columns, tokens = triton.next_power_of_2(x.shape[1] + 1), tile_of(x.dtype, d, max(queries.groups, keys.groups))
+    large, half = (2 if d > 64 else 1), precision_of(x.dtype) == torch.bfloat16
+    block = min(max(32, setting.features // large // (1 if half else 2)), r)
+    columns, tokens = triton.next_power_of_2(x.shape[1] + 1), tile_of(x.dtype, max(queries.groups, keys.groups))
     return {
         "HEADS": x.shape[3], "SLOTS": x.shape[1], "FEATURES": inputs.features, "R": r, "BLOCK_R": block,
         "DIM": x.shape[4], "D": d, "COLUMNS": max(16, columns), "TILE": tokens,
-        "HALF": precision_of(x.dtype) == torch.bfloat16, "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3",
-        "SHARED": inputs.shared, "num_warps": setting.warps,
+        "HALF": half, "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3",
+        "SHARED": inputs.shared, "num_warps": min(8, setting.warps * (large if half else 1)),
         "STAGES": stages_that_fit(setting, x, block * (kinds + 1) * d, inputs.weights.element_size()),
     }  # fmt: skip
 

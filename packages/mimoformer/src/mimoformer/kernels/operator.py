@@ -132,7 +132,7 @@ def _(
     b, s, length, heads, dim = q.shape
     ends = grid[1] if form == "shared" else s
     (r, d), dtype = padded_sizes(projection), precision_of(q.dtype)
-    count = [-(-length // tile_of(q.dtype, d, 1 if form == "blurry" else max(grid)))] if causal else []
+    count = [-(-length // tile_of(q.dtype, 1 if form == "blurry" else max(grid)))] if causal else []
     return (
         q.new_empty(b, ends, length, heads, dim),
         q.new_empty(b, heads, ends, length, dtype=torch.float32),

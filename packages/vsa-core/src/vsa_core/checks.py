@@ -64,7 +64,7 @@ def positive(**counts: int) -> None:
 def whole_numbers(**counts: int) -> None:
     """Raise TypeError unless every named count is a whole number; 2.0 and True are not."""
     for name, value in counts.items():
-        if not isinstance(value, (Integral, torch.SymInt)) or isinstance(value, bool):
+        if not isinstance(value, (int, Integral, torch.SymInt)) or isinstance(value, bool):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 

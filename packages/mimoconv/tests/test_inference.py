@@ -249,3 +249,121 @@ def test_statistics_of_several_n_are_told_apart():
         predict(model, images, n)
     with pytest.raises(RuntimeError, match="never with 2 images per pass"):
         predict(model, images, 2)
+
+
+def trained_and_replayed(*trained):
+    """A network that was trained with these n, and images of which batches are replayed with one and two per pass."""
+    model, images = small(2).train(), torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    for n in trained:
+        model(images.unflatten(0, (-1, n)))
+    model.eval()
+    for _ in range(4):
+        for n in trained or (1, 2):
+            predict(model, images, n)
+    return model, images
+
+
+def train_by_a_graph(model, n, norms=slice(None)):
+    """Count a batch in the memory of the counters, as the replay of a captured training step does."""
+    for norm in model.body.norms()[norms]:
+        norm.num_batches_tracked.data[n - 1] += 1
+
+
+def load_one_n(model):
+    other = small(2).train()
+    other(torch.randn(4, 1, 2, 8, 8, dtype=torch.float64))
+    model.load_state_dict(other.state_dict())
+
+
+def replace_a_counter(model):
+    norm = model.body.norms()[-1]
+    norm.num_batches_tracked = norm.num_batches_tracked * torch.tensor([1, 0])
+
+
+LOSSES = [
+    lambda model: model.body.norms()[1].num_batches_tracked[1].zero_(),
+    lambda model: model.body.norms()[1].num_batches_tracked[1:].sub_(1),
+    load_one_n,
+    replace_a_counter,
+]
+
+
+@pytest.mark.parametrize("inference_mode", [False, True])
+@pytest.mark.parametrize("lose", LOSSES, ids=["in place", "of a view", "load_state_dict", "replaced"])
+def test_statistics_that_were_seen_before_are_missed_when_they_are_lost(lose, inference_mode):
+    with frozen_graphs() as made:
+        model, images = trained_and_replayed(1, 2)
+        with torch.inference_mode(inference_mode):
+            lose(model)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="never with 2 images per pass"):
+                predict(model, images, 2)
+        predict(model, images, 1)
+        assert len(made) >= 2
+
+
+def test_statistics_are_asked_for_once_while_nothing_is_written_to_the_counters(monkeypatch):
+    asked, norms_per_n = [], inference.norms_per_n
+    monkeypatch.setattr(inference, "norms_per_n", lambda model: asked.append(model) or norms_per_n(model))
+    with frozen_graphs():
+        for trained in ((1, 2), ()):
+            model, images = trained_and_replayed(*trained)
+            asked.clear()
+            for n in (1, 2) * 3:
+                predict(model, images, n)
+            assert asked == [] if trained else asked  # counters of a new network were set to 0
+        model._apply(torch.clone)  # as if it was moved, so that nothing was written to its tensors
+        for _ in range(4):
+            predict(model, images, 2)
+        asked.clear()
+        predict(model, images, 2)
+        assert asked == []
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_new_network_may_be_trained_by_a_graph(moved):
+    """Its capture writes to the counters, its replays write to their memory."""
+    with frozen_graphs():
+        model, images = trained_and_replayed()
+        if moved:
+            model._apply(torch.clone)
+        for _ in range(4):
+            predict(model, images, 2)
+        for norm in model.body.norms():
+            norm.num_batches_tracked[0] += 0
+        predict(model, images, 2)
+        train_by_a_graph(model, 1)
+        with pytest.raises(RuntimeError, match="never with 2 images per pass"):
+            predict(model, images, 2)
+
+
+def test_a_frozen_layer_may_be_trained_by_a_graph_later():
+    with frozen_graphs():
+        model, images = trained_and_replayed()
+        train_by_a_graph(model, 2, slice(1, None))
+        for _ in range(4):
+            predict(model, images, 2)
+        train_by_a_graph(model, 1)
+        with pytest.raises(RuntimeError, match="never with 2 images per pass"):
+            predict(model, images, 2)
+
+
+def test_statistics_that_do_not_count_their_changes_are_asked_for_each_time():
+    with frozen_graphs(), torch.inference_mode():
+        model, images = small(2).eval().requires_grad_(False), torch.randn(4, 2, 8, 8, dtype=torch.float64)
+        for _ in range(4):
+            predict(model, images, 2)
+        for norm in model.body.norms():
+            norm.num_batches_tracked[0] += 1
+        with pytest.raises(RuntimeError, match="never with 2 images per pass"):
+            predict(model, images, 2)
+
+
+def test_statistics_for_one_n_are_none_for_another():
+    with frozen_graphs():
+        model, images = trained_and_replayed(1)
+        model._apply(torch.clone)  # as if it was moved, so that nothing was written to its tensors
+        for _ in range(4):
+            with pytest.raises(RuntimeError, match="never with 2 images per pass"):
+                predict(model, images, 2)
+            predict(model, images, 1)

@@ -270,7 +270,7 @@ def test_an_answer_in_eval_mode_is_no_replay_of_another_mode(made):
     model[1].train()
     model[1].momentum = 0.0
     replay_thrice(model, x)
-    (out,) = graphs.answer(model, [(x,)], is_small)
+    ((out, _),) = graphs.answer(model, [(x,)], is_small)
     assert_close(out, expected)
     assert (len(made), made[0].replays) == (1, 2)
 
@@ -280,11 +280,30 @@ def test_modes_are_looked_at_where_nothing_is_replayed(made, monkeypatch):
     monkeypatch.setattr(graphs, "in_eval_mode", lambda model: looked.append(model) or in_eval_mode(model))
     model, batches = network(), [(images(),), (images(),), (images(5),), (images(),)]
     for count in (1, 2):
-        for out, (x,) in zip(graphs.answer(model, batches, is_small), batches, strict=True):
+        for (out, _), (x,) in zip(graphs.answer(model, batches, is_small), batches, strict=True):
             assert_close(out, model(x))
         assert looked == [model] * count
     list(graphs.answer(model, batches[:2], is_small))
     assert looked == [model] * 2
+
+
+@torch.no_grad()
+def test_what_is_known_of_a_network_lasts_until_it_changes_other_than_in_its_numbers(made):
+    model, x = network(), images()
+
+    def known(batch=x):
+        ((_, found),) = graphs.answer(model, [(batch,)], is_small)
+        return found
+
+    for _ in range(2):
+        known()["n"] = 1  # nothing was replayed that had been captured before
+    known()["n"] = 2
+    change_in_place(model)
+    assert known() == {"n": 2}
+    replace_a_buffer(model)
+    assert known(images(5)) == {}  # too many to be replayed, so it was not looked at
+    assert [known() for _ in range(4)] == [{}] * 4
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -57,18 +56,16 @@ def predict(
     slots.check(n, model.capacity)
     checks.positive(passes_at_once=passes_at_once)
     images = prepare_images(model, images)
-    parts = ((part,) for part in torch.split(slots.group(images, n), passes_at_once))
-    aside = beside_later_work(images.device)
+    groups = slots.group(images, n)
+    parts = torch.split(groups, passes_at_once) if len(groups) > passes_at_once else (groups,)
     logits: list[Tensor] = []
-    for out in graphs.answer(model, parts, lambda part: len(part) <= REPLAYED_PASSES):
+    for out, known in graphs.answer(model, zip(parts, strict=True), lambda part: len(part) <= REPLAYED_PASSES):
+        if not logits and not has_statistics_for(model, n, known):
+            raise RuntimeError(
+                f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for "
+                f"n = {n}: estimate them on training images with recalibrate(model, batches, n={n})"
+            )
         logits.append(out)
-        if len(logits) == 1:
-            with aside:  # now, while a GPU is busy with the logits
-                if not has_statistics_for(model, n):
-                    raise RuntimeError(
-                        f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for "
-                        f"n = {n}: estimate them on training images with recalibrate(model, batches, n={n})"
-                    )
     return slots.ungroup(logits[0] if len(logits) == 1 else torch.cat(logits), len(images))
 
 
@@ -168,20 +165,21 @@ def network_config(model: torch.nn.Module) -> NetworkConfig | None:
     return config if isinstance(config, NetworkConfig) else None
 
 
-def beside_later_work(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which work on a GPU waits for what has been started before this call, but not for what is later."""
-    if device.type != "cuda":
-        return nullcontext()
-    stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    return torch.cuda.stream(stream)
+def has_statistics_for(model: torch.nn.Module, n: int, known: dict[int, tuple[list[Tensor], list[int]]]) -> bool:
+    """Tell whether no BatchNorm layer was trained without n images per pass; a GPU is waited for once, not for each layer.
 
-
-def has_statistics_for(model: torch.nn.Module, n: int) -> bool:
-    """Tell whether no BatchNorm layer was trained without n images per pass; a GPU is waited for once, not for each layer."""
-    batches = [counts for norm in norms_per_n(model) if (counts := norm._buffers.get("num_batches_tracked")) is not None]
-    rows = torch.stack(batches).tolist() if batches else []
-    return not any(any(counts) and not counts[n - 1] for counts in rows)
+    An answer that lasts is kept in `known`: yes, while the layers' counters of batches keep their versions. Training steps that
+    are replayed do not change these, but only raise counts; a counter that nothing was written to, in a capture either, is 0.
+    """
+    counters, versions = known.get(n, ([], None))
+    if versions == [counts._version for counts in counters]:
+        return True
+    counters = [counts for norm in norms_per_n(model) if (counts := norm._buffers.get("num_batches_tracked")) is not None]
+    versions = None if any(map(Tensor.is_inference, counters)) else [counts._version for counts in counters]
+    rows = torch.stack(counters).tolist() if counters else []
+    if versions is not None and all(row[n - 1] or not (version or any(row)) for row, version in zip(rows, versions, strict=True)):
+        known[n] = counters, versions
+    return not any(any(row) and not row[n - 1] for row in rows)
 
 
 def norms_per_n(model: torch.nn.Module) -> list[Any]:

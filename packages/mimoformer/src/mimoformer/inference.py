@@ -65,7 +65,9 @@ def predict(
     parts = torch.split(groups, at_once)
     masks = [None] * len(parts) if mask is None else torch.split(group_in_grids(mask, grid), at_once)
     fits = tokens.shape[-1] <= model.config.max_length  # Python checks longer ones
-    logits = list(graphs.answer(model, zip(parts, masks, strict=True), lambda part, _: fits and part.numel() <= REPLAYED_TOKENS))
+    batches = zip(parts, masks, strict=True)
+    answers = graphs.answer(model, batches, lambda part, _: fits and part.numel() <= REPLAYED_TOKENS)
+    logits = [out for out, _ in answers]
     return slots.ungroup((logits[0] if len(logits) == 1 else torch.cat(logits)).flatten(1, 2), len(tokens))
 
 

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from itertools import chain, product
-from operator import attrgetter, is_, methodcaller
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.backends import cuda
 from torch.nn.modules.module import _has_any_global_hook
@@ -81,8 +83,12 @@ def forget(model: nn.Module) -> None:
         REFUSED.discard(model)
 
 
-def answer(model: nn.Module, batches: Iterable[Inputs], is_small: Callable[..., bool]) -> Iterator[Tensor]:
-    """Yield what a model in eval mode, else a copy in eval mode, computes for each batch; `replay` runs those that are small."""
+def answer(model: nn.Module, batches: Iterable[Inputs], is_small: Callable[..., bool]) -> Iterator[tuple[Tensor, dict[Any, Any]]]:
+    """Yield what a model in eval mode, else a copy in eval mode, computes for each batch; `replay` runs those that are small.
+
+    With it comes a dict for what the caller finds out about the model. After a replay that needed no new graph it is the same
+    one until anything but the numbers in the model's tensors changes, otherwise an empty one. Gradients must be off.
+    """
     answering = None
     for inputs in batches:
         small = is_small(*inputs)
@@ -91,7 +97,10 @@ def answer(model: nn.Module, batches: Iterable[Inputs], is_small: Callable[..., 
             answering = in_eval_mode(model) if answering is None else answering
             replayed = small and answering is model  # graphs of a copy would be dropped with it
             out = replay(model, *inputs) if replayed else answering(*inputs)
-        yield out
+            passes = None
+        else:
+            passes = PASSES.get(model)
+        yield out, passes.known if passes else {}
 
 
 @torch.no_grad()
@@ -116,10 +125,13 @@ def replay(model: nn.Module, *inputs: Tensor | None) -> Tensor:
 
 
 def replay_known(model: nn.Module, *inputs: Tensor | None, in_eval: bool = True) -> Tensor | None:
-    """Return what `replay` would if it needs no new graph, else None; with `in_eval` only if all layers are in eval mode."""
+    """Return what `replay` would if it needs no new graph, else None; with `in_eval` only if all layers are in eval mode.
+
+    Call it where gradients are off: turning them off takes time.
+    """
     if not can_replay(inputs):
         return None
-    with LOCK, torch.inference_mode(False), torch.no_grad():
+    with LOCK:
         passes = PASSES.get(model)
         graph = passes.graphs.get(kind_of_pass(inputs)) if passes else None
         if passes is None or graph is None or (in_eval and passes.built_in.training):
@@ -215,7 +227,7 @@ def kind_of_pass(inputs: Inputs) -> Kind:
 class BuiltIn:
     """What a graph of a model builds in, of which no hooks run at every pass.
 
-    Whether it still fits is told by comparisons of whole lists, which are fast where they hold the same objects.
+    Whether it still fits is told by comparisons of whole lists and arrays, which are fast where they hold the same objects.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -226,7 +238,7 @@ class BuiltIn:
         parts = list(product(range(len(own)), PARTS))
         self.empty = [own[layer][name] for layer, name in parts if not own[layer][name]]
         self.filled = [(layer, name) for layer, name in parts if own[layer][name]]
-        self.entries = self.find_entries(own)
+        self.names, self.entries = self.find_entries(own)
         self.tensors = [entry for entry in self.entries if isinstance(entry, Tensor)]
         self.layouts = layouts(self.tensors)
         self.training = any(layer.training for layer in layers)
@@ -236,22 +248,25 @@ class BuiltIn:
         layers = [model, *self.inner]
         own = list(map(vars, layers))
         same = same_objects(values_of(own), self.attributes) and list(map(type, layers)) == self.classes and not any(self.empty)
-        return same and same_objects(self.find_entries(own), self.entries) and layouts(self.tensors) == self.layouts
+        if not same:
+            return False
+        names, entries = self.find_entries(own)
+        return names == self.names and same_objects(entries, self.entries) and layouts(self.tensors) == self.layouts
 
-    def find_entries(self, own: list[dict[str, Any]]) -> list[Any]:
-        """Return the names and values in all parts that were not empty, given the attributes of all layers."""
+    def find_entries(self, own: list[dict[str, Any]]) -> tuple[list[Any], NDArray[np.object_]]:
+        """Return the names and the values in all parts that were not empty, given the attributes of all layers."""
         parts = [own[layer][name] for layer, name in self.filled]
-        return [*chain.from_iterable(parts), *values_of(parts)]
+        return list(chain.from_iterable(parts)), values_of(parts)
 
 
-def values_of(dicts: list[dict[str, Any]]) -> list[Any]:
+def values_of(dicts: list[dict[str, Any]]) -> NDArray[np.object_]:
     """Return the values in all dicts."""
-    return list(chain.from_iterable(map(methodcaller("values"), dicts)))
+    return np.fromiter(chain.from_iterable(map(dict.values, dicts)), object)
 
 
-def same_objects(old: list[Any], new: list[Any]) -> bool:
-    """Tell whether two lists hold the same objects, not only equal ones."""
-    return len(old) == len(new) and all(map(is_, old, new))
+def same_objects(old: NDArray[np.object_], new: NDArray[np.object_]) -> bool:
+    """Tell whether two arrays hold the same objects, not only equal ones: their bytes are the addresses of the objects."""
+    return old.tobytes() == new.tobytes()
 
 
 def layouts(tensors: list[Tensor]) -> list[list[Any]]:
@@ -265,6 +280,7 @@ class Passes:
     def __init__(self, model: nn.Module) -> None:
         self.built_in = BuiltIn(model)
         self.graphs: dict[Kind, Graph | None] = {}
+        self.known: dict[Any, Any] = {}
 
     def graph(self, model: nn.Module, kind: Kind, inputs: Inputs) -> "Graph | None":
         """Return the graph of this kind of pass, captured now if it comes for the second time; None for the first time."""

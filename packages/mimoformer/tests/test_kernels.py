@@ -255,7 +255,6 @@ class Gpu:
         (80, 166912, torch.float16, 128, (2, 1)),
         (89, 101376, torch.bfloat16, 128, (4, 4)),
         (89, 101376, torch.float32, 64, (2, 2)),
-        (90, 232448, torch.float32, 128, (2, 2)),
     ],
 )
 def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtype, dim, grid, monkeypatch):

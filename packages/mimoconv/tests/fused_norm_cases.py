@@ -24,7 +24,7 @@ def small_tiles(monkeypatch):
     """Tiles of which these images have several in a slice, as large images have of those that are shipped."""
     from mimoconv import norm_kernels
 
-    small = norm_kernels.Setting(rows=2, columns=8, warps=1, programs=15)
+    small = norm_kernels.Setting(rows=4, columns=8, warps=1, programs=15)
     monkeypatch.setattr(norm_kernels, "SETTINGS", dict.fromkeys(norm_kernels.SETTINGS, small))
     monkeypatch.setattr(norm_kernels, "COMBINED_PIECES", 4)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled_kernels import Gpu, compile_only
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import grad, vmap
@@ -21,10 +22,11 @@ class Own(nn.BatchNorm2d):
     """A class of its own."""
 
 
-def make(activation="prelu"):
+def make(activation="prelu", channels=8):
     """Layers, and images, that fit the kernels."""
-    layers = nn.ModuleDict({"norm": nn.BatchNorm2d(8), "act": {"prelu": nn.PReLU(8), "relu": nn.ReLU()}[activation]})
-    return layers, torch.randn(2, 8, 3, 3).to(memory_format=torch.channels_last)
+    acts = {"prelu": nn.PReLU(channels), "relu": nn.ReLU()}
+    layers = nn.ModuleDict({"norm": nn.BatchNorm2d(channels), "act": acts[activation]})
+    return layers, torch.randn(2, channels, 3, 3).to(memory_format=torch.channels_last)
 
 
 def fits(layers, x):
@@ -56,6 +58,28 @@ def test_the_kernels_in_tritons_interpreter():
         env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_kernels_compile_and_fit_the_memory_of_gpus(dtype, monkeypatch):
+    """Shared memory of a program, in bytes, as the GPUs of GeForce and of workstations have since 2020, the least of all."""
+    pytest.importorskip("triton")
+    from mimoconv import norm_kernels
+
+    kernels = [norm_kernels.statistics_kernel, norm_kernels.normalize_kernel]
+    kernels += [norm_kernels.sums_kernel, norm_kernels.backward_kernel]
+    used = compile_only(kernels, Gpu(89), monkeypatch)
+    layers, x = make(channels=64)
+    x = x.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        for training in (False, True):
+            layers.train(training)
+            out, total = fused_norm.fused(layers["norm"], layers["act"], x, x.detach(), skip=True)
+            (out + total).sum().backward()
+    assert len(used) == len(kernels)
+    assert 0 < max(used.values()) <= 101376, used
 
 
 def test_the_package_does_not_import_triton():

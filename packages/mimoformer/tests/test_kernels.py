@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from compiled_kernels import Gpu, compile_only
 from torch import nn
 
 from mimoformer import dispatch
@@ -228,24 +228,6 @@ def test_a_scale_multiplies_queries_and_keys():
         torch.testing.assert_close(found, favor_s(q / 2, k / 2, v, keys, phi, causal=causal))
 
 
-class Gpu:
-    """What Triton asks of a GPU in order to compile for it."""
-
-    def __init__(self, capability):
-        self.capability = capability
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(
@@ -275,28 +257,6 @@ def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtyp
         operator.differentiate._init_fn(out, [x], [out, *saved], *options)
     assert len(used) == len(kernels)
     assert max(used.values()) <= memory, used
-
-
-def compile_only(kernels, gpu, monkeypatch):
-    """Let kernels be compiled for a GPU instead of started; returns the most shared memory of each, as it is filled in."""
-    from triton.runtime import driver
-
-    used = {}
-
-    def compiled(kernel, run):
-        name = f"{kernel.fn.__module__}.{kernel.__name__}"
-
-        def call(*arguments, grid, warmup, **options):
-            found = run(*arguments, grid=grid, warmup=True, **options)
-            used[name] = max(used.get(name, 0), found.metadata.shared)
-
-        return call
-
-    for kernel in kernels:
-        monkeypatch.setattr(kernel, "run", compiled(kernel, kernel.run))
-    monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
-    monkeypatch.setattr(driver, "_active", gpu)
-    return used
 
 
 @pytest.mark.once

@@ -22,7 +22,8 @@ __all__ = ["SETTINGS", "Batch", "Setting", "backward", "gradient_sums", "normali
 class Setting:
     """How a kernel cuts its matrix: rows and columns of a tile, warps per program, and about how many programs there are.
 
-    With more than one stage, tiles are fetched into shared memory while earlier ones are computed.
+    With more than one stage, tiles are fetched into shared memory while earlier ones are computed. Tiles of float32 have half as
+    many rows, so that they take no more of it.
     """
 
     rows: int
@@ -52,11 +53,12 @@ def pieces_at_once(pieces: int) -> int:
 
 @dataclass(frozen=True)
 class Grid:
-    """A matrix cut into slices: its rows and columns as the kernel sees them, and the rows of a slice."""
+    """A matrix cut into slices: its rows and columns as the kernel sees them, the rows of a slice, and the size of a tile."""
 
     rows: int
     columns: int
     slice_rows: int
+    tile_rows: int
     tile_columns: int
 
     @classmethod
@@ -68,8 +70,9 @@ class Grid:
         if rows % merged:
             merged, columns = 1, min(columns, triton.next_power_of_2(channels))
         rows, width = rows // merged, channels * merged
-        tiles, slices = triton.cdiv(rows, setting.rows), max(1, setting.programs // triton.cdiv(width, columns))
-        return cls(rows, width, triton.cdiv(tiles, slices) * setting.rows, columns)
+        tile_rows = max(1, setting.rows * 2 // x.element_size())
+        tiles, slices = triton.cdiv(rows, tile_rows), max(1, setting.programs // triton.cdiv(width, columns))
+        return cls(rows, width, triton.cdiv(tiles, slices) * tile_rows, tile_rows, columns)
 
     @property
     def slices(self) -> int:
@@ -127,7 +130,7 @@ def slice_statistics(
             grid.rows,
             grid.columns,
             grid.slice_rows,
-            setting.rows,
+            grid.tile_rows,
             grid.tile_columns,
             setting.stages,
             num_warps=setting.warps,
@@ -160,7 +163,7 @@ def normalize(
     with torch.cuda.device_of(x):
         normalize_kernel[grid.programs](
             x, branch, total, out, mean, var, weight, bias, slope, eps, grid.rows, grid.columns, grid.slice_rows, x.shape[1],
-            *batch, activation, setting.rows, grid.tile_columns, setting.stages, pieces_at_once(batch.pieces),
+            *batch, activation, grid.tile_rows, grid.tile_columns, setting.stages, pieces_at_once(batch.pieces),
             num_warps=setting.warps,
         )  # fmt: skip
     return out
@@ -185,7 +188,7 @@ def gradient_sums(
     with torch.cuda.device_of(x):
         sums_kernel[grid.programs](
             x, gradient, parts, mean, var, weight, bias, slope, eps, grid.rows, grid.columns, grid.slice_rows, channels,
-            activation, setting.rows, grid.tile_columns, setting.stages, num_warps=setting.warps,
+            activation, grid.tile_rows, grid.tile_columns, setting.stages, num_warps=setting.warps,
         )  # fmt: skip
     return parts
 
@@ -215,7 +218,7 @@ def backward(
     with torch.cuda.device_of(x):
         backward_kernel[grid.programs](
             x, gradient, skip, out, parts, sums, mean, var, weight, bias, slope, eps, 1 / prod((x.shape[0], *x.shape[2:])),
-            grid.rows, grid.columns, grid.slice_rows, x.shape[1], pieces, activation, setting.rows, grid.tile_columns,
+            grid.rows, grid.columns, grid.slice_rows, x.shape[1], pieces, activation, grid.tile_rows, grid.tile_columns,
             setting.stages, pieces_at_once(pieces), num_warps=setting.warps,
         )  # fmt: skip
     return out, sums

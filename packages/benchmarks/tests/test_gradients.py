@@ -174,6 +174,18 @@ def test_reductions_that_compile_wrong_gradients_are_off(monkeypatch):
     assert config.triton.mix_order_reduction is False
 
 
+@pytest.mark.unchecked
+@pytest.mark.once
+def test_dropout_of_a_compiled_network_draws_what_it_draws_uncompiled():
+    network, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.ReLU(), nn.Dropout(0.1)).train(), torch.randn(16, 8)
+    found = []
+    for run in (network, compiled(network)):
+        torch.manual_seed(0)
+        out = run(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), list(network.parameters())), torch.get_rng_state()))
+    assert_close(*found)
+
+
 def test_penalties_are_of_trained_weights_and_come_once_per_step():
     """Their gradients are those of factor times penalty, whatever the parts; an expanded one becomes a tensor of its own."""
     settings = replace(RUNS["accumulated"], optim=replace(OPTIM, accumulate=2, isometry=3.0))

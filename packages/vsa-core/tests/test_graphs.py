@@ -3,6 +3,7 @@
 import gc
 import warnings
 import weakref
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from unittest.mock import MagicMock
@@ -201,6 +202,17 @@ def test_layers_are_followed_where_a_dict_was_replaced(made):
     model._modules = dict(model._modules)
     replay_thrice(model, x)
     reorder_layers(model)
+    replay_thrice(model, x)
+
+
+def test_a_layer_that_moves_to_the_next_group_is_noticed(made):
+    """Names and layers are the same, and so is their order."""
+    first = nn.Sequential(OrderedDict(one=nn.Linear(4, 4), two=nn.Linear(4, 4)))
+    last = nn.Sequential(OrderedDict(three=nn.Linear(4, 4)))
+    model, x = nn.Sequential(first, nn.ReLU(), last).eval(), torch.randn(2, 4)
+    replay_thrice(model, x)
+    two, three = first._modules.pop("two"), last._modules.pop("three")
+    last.two, last.three = two, three
     replay_thrice(model, x)
 
 

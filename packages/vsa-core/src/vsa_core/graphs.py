@@ -254,9 +254,9 @@ class BuiltIn:
         return names == self.names and same_objects(entries, self.entries) and layouts(self.tensors) == self.layouts
 
     def find_entries(self, own: list[dict[str, Any]]) -> tuple[list[Any], NDArray[np.object_]]:
-        """Return the names and the values in all parts that were not empty, given the attributes of all layers."""
+        """Return sizes and names, and the values, of all parts that were not empty, given the attributes of all layers."""
         parts = [own[layer][name] for layer, name in self.filled]
-        return list(chain.from_iterable(parts)), values_of(parts)
+        return [*map(len, parts), *chain.from_iterable(parts)], values_of(parts)
 
 
 def values_of(dicts: list[dict[str, Any]]) -> NDArray[np.object_]:

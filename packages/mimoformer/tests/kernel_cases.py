@@ -17,6 +17,8 @@ FORMS = {"grid": favor_s, "shared": favor_s_shared, "blurry": favor_s_blurry}
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 DTYPES = [torch.float32] if INTERPRETED else list(TOLERANCES)  # the interpreter multiplies all in float32
 GRIDS = [(2, 2, dtype) for dtype in DTYPES] + [(*grid, DTYPES[-1]) for grid in ((1, 1), (3, 1), (1, 2), (4, 3))]
+if not INTERPRETED:
+    GRIDS += [(*grid, torch.bfloat16) for grid in ((1, 4), (4, 1), (2, 4), (4, 4), (6, 1), (1, 16))]
 SHORT = [(length, DTYPES[0], masked) for length in (1, 63, 64, 65) for masked in (False, True)]
 LONG = [(4095, torch.bfloat16, True), (4095, torch.float32, False), (65536, torch.bfloat16, False), (65536, torch.float32, False)]
 LENGTHS = SHORT if INTERPRETED else SHORT + LONG
@@ -81,6 +83,14 @@ def test_any_size_of_a_head(d, features, dtype, causal):
     )
 
 
+@pytest.mark.skipif(INTERPRETED, reason="how a GPU multiplies depends on the sizes of matrices, and the interpreter takes long")
+@pytest.mark.parametrize(("d", "features"), [(32, 256), (128, 256), (64, 16), (16, 16)])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 4), (4, 1), (4, 4)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_any_size_of_a_head_on_any_grid(m, n, d, features, causal):
+    compare("grid", *operands((1, m, n, 2, 200), torch.bfloat16, True, d, features), causal=causal)
+
+
 @pytest.mark.parametrize("part", range(3))
 def test_a_token_that_is_not_finite_changes_no_earlier_tile(part):
     x, keys, phi, _ = operands((1, 1, 2, 1, 200), torch.float32)
@@ -88,6 +98,13 @@ def test_a_token_that_is_not_finite_changes_no_earlier_tile(part):
     out = favor_s(*x, keys, phi, causal=True, implementation="triton")
     assert out[..., :64, :].isfinite().all()
     assert not out[..., 150:, :].isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_chunk_has_a_token(form):
+    x, keys, phi, _ = operands((1, 1, 2, 1, 3), torch.float32)
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        FORMS[form](*x, keys, phi, causal=True, chunk=0, implementation="triton")
 
 
 @pytest.mark.parametrize("layer", [SuperposedAttention, SharedAttention, BlurryAttention])

@@ -18,7 +18,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 FORMS = {"grid": favor_s_step, "shared": favor_s_shared_step, "blurry": favor_s_blurry_step}
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-GRIDS = [(1, 1), (2, 2), (1, 3)] if INTERPRETED else [(1, 1), (2, 2), (3, 1), (1, 2), (4, 3), (4, 4), (1, 16)]
+GRIDS = [(1, 1), (2, 2), (1, 3), (6, 1)]
+if not INTERPRETED:
+    GRIDS += [(3, 1), (1, 2), (4, 3), (4, 4), (1, 16), (2, 7), (1, 12)]
 SIZES = {} if INTERPRETED else {"d": 64, "features": 256, "length": 20, "h": 8}
 """Of the tests that a GPU can do with more."""
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -71,6 +72,14 @@ class Own(ReLUFeatures):
     """A class of its own."""
 
 
+class LinearFeatures(nn.Module):
+    """Features whose projection is a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Linear(8, 16)
+
+
 def test_plain_attention_takes_everything_else(offered):
     q, k, v, keys, phi = operands()
     hooked, trained = ReLUFeatures(8, 16), ReLUFeatures(8, 16)
@@ -88,7 +97,10 @@ def test_plain_attention_takes_everything_else(offered):
         "projection": why_plain(q, k, v, keys.detach(), trained),
         "dimensions": why_plain(*operands(d=129)),
         "grid": why_plain(*operands(17, 1)),
-        "no sequences": why_plain(q[:0], k[:0], v[:0], keys.detach(), phi),
+        "take vectors of 16": why_plain(q, k, v, keys, ReLUFeatures(16, 16)),
+        "features are Linear": why_plain(q, k, v, keys, LinearFeatures()),
+        "no tokens": why_plain(q[:0], k[:0], v[:0], keys.detach(), phi),
+        "are no tokens": why_plain(q[..., :0, :], k[..., :0, :], v[..., :0, :], keys.detach(), phi),
         "transformed": reason_under_vmap(q, k, v, keys.detach(), phi),
         "heads": why_plain(*(x.expand(70_000, *x.shape[1:]) for x in (q[:1], k[:1], v[:1])), keys.detach(), phi),
         "2**31": why_plain(
@@ -141,6 +153,8 @@ def test_all_other_steps_are_plain(offered):
         "a gradient": why_plain_step(q, k, v, keys, phi, (state[0].clone().requires_grad_(), *state[1:])),
         "dimensions": why_plain_step(*one_token(d=129)),
         "grid": why_plain_step(*one_token(17, 1)),
+        "take vectors of 16": why_plain_step(q, k, v, keys, ReLUFeatures(16, 16)),
+        "features are Linear": why_plain_step(q, k, v, keys, LinearFeatures()),
         "no sequences": why_plain_step(q[:0], k[:0], v[:0], keys, phi),
         "not of these tokens": why_plain_step(q[:1], k[:1], v[:1], keys, phi, state),
         "not in float32": why_plain_step(q, k, v, keys, phi, tuple(part.double() for part in state)),
@@ -288,3 +302,25 @@ def test_the_kernel_of_a_step_compiles_and_fits_the_memory_of_gpus(
     step.compute(x, x, x, *options, state, form)
     step.constants.cache_clear()
     assert 0 < used["mimoformer.kernels.step.step_kernel"] <= memory, used
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_the_kernel_of_a_step_compiles_for_keys_and_features_in_float64(monkeypatch):
+    pytest.importorskip("triton")
+    from mimoformer.kernels import step
+
+    used = compile_only([step.step_kernel], Gpu(90), monkeypatch)
+    x, keys, projection = torch.empty(1, 2, 1, 2, 1, 16), torch.ones(2, 1, 16).double(), torch.empty(32, 16).double()
+    step.compute(x, x, x, keys, projection, 1.0, 1e-3, None, (), "grid")
+    assert used
+
+
+def test_blocks_of_a_step_are_powers_of_two_for_any_grid():
+    pytest.importorskip("triton")
+    from mimoformer.kernels import step
+
+    grids = [(m, n) for m in range(1, 17) for n in range(1, 17) if m * n <= 16]
+    for many, (m, n), d in product((False, True), grids, (1, 5, 64, 128)):
+        block = step.constants(many, m, n, 1, 256, d, "grid", torch.device("cpu"))["BLOCK_R"]
+        assert block.bit_count() == 1, (m, n, d)

@@ -87,7 +87,7 @@ def favor_s(
     """
     check_operands(q, k, v, keys, mask)
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "grid", causal)
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "grid", causal, chunk)
     if causal:
         return favor_s_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale, implementation="plain")[0]
     dtype = v.dtype
@@ -112,10 +112,13 @@ def attend_by_kernels(
     scale: float,
     form: Form,
     causal: bool,
+    chunk: int = 64,
 ) -> Float[Tensor, "b *slots h l d"]:
     """Attend by Triton kernels, which take the parts of `mimoformer.kernels.operator.favor`; features are `ReLUFeatures`."""
     from mimoformer.kernels.operator import favor
 
+    if causal:
+        checks.positive(chunk=chunk)
     phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
     return favor(parts, keys, phi.projection, scale * keys.shape[-1] ** -0.25, mask, phi.eps, form, causal).transpose(-3, -2)
 
@@ -140,7 +143,7 @@ def favor_s_shared(
     """
     check_operands(q, k, v, keys, mask)
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "shared", causal)
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "shared", causal, chunk)
     if causal:
         return favor_s_shared_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale, implementation="plain")[0]
     dtype = v.dtype
@@ -178,7 +181,7 @@ def favor_s_blurry(
     """
     check_operands(q, k, v, keys, mask)
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
-        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "blurry", causal)
+        return attend_by_kernels([x.transpose(3, 4) for x in (q, k, v)], keys, feature_map, mask, scale, "blurry", causal, chunk)
     if causal:
         return favor_s_blurry_step(q, k, v, keys, feature_map, mask=mask, chunk=chunk, scale=scale, implementation="plain")[0]
     dtype = v.dtype

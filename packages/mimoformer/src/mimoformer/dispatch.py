@@ -33,18 +33,20 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
     'the tensors are on cpu, where no Triton kernels run'
     """
     phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
-    weights = getattr(phi, "projection", keys)
+    known = is_known(feature_map, phi)
+    weights = phi.projection if known else keys
     tensors, dtypes, slots = (q, k, v, keys, weights), {q.dtype, k.dtype, v.dtype}, q.shape[1] * q.shape[2]
     trained = torch.is_grad_enabled() and (keys.requires_grad or weights.requires_grad)
     reasons = {
         f"the tensors are on {q.device}, where no Triton kernels run": not kernels_run(q.device),
-        f"the features are {type(phi).__name__}; the kernels have ReLUFeatures without hooks": not is_known(feature_map, phi),
+        f"the features are {type(phi).__name__}; the kernels have ReLUFeatures without hooks": not known,
         f"the dtypes are {dtypes}; the kernels take one of {DTYPES}": not (len(dtypes) == 1 and q.dtype in DTYPES),
         "binding keys or the projection need a gradient": trained,
         f"a head has {q.shape[-1]} dimensions; the kernels take up to {LARGEST_DIM}": q.shape[-1] > LARGEST_DIM,
+        f"the features take vectors of {weights.shape[-1]} dimensions": weights.shape[-1] != q.shape[-1],
         f"the grid has {slots} slots; the kernels take up to {LARGEST_GRID}": slots > LARGEST_GRID,
         "a tile of causal attention takes more shared memory than the GPU has": causal and not tile_fits(q),
-        "there are no sequences": q.shape[0] == 0,
+        "there are no tokens": 0 in q.shape,
         f"there are more than {MOST_HEADS} heads in all groups": q.shape[0] * q.shape[3] > MOST_HEADS,
         "a group has more than 2**31 numbers": any(extent(x) >= 2**31 for x in (q, k, v)),
         "the tensors are on several devices": any(x.device != q.device for x in tensors),
@@ -83,17 +85,19 @@ def why_plain_step(
     'there are 3 new tokens; the kernel takes one'
     """
     phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
-    weights = getattr(phi, "projection", keys)
+    known = is_known(feature_map, phi)
+    weights = phi.projection if known else keys
     (b, m, n, h, length, d), r = q.shape, weights.shape[0]
     tensors = (q, k, v, keys, weights, *state) if mask is None else (q, k, v, keys, weights, *state, mask)
     shapes = [(b, h, r, d), (b, m, n, h, r), (b, h, r), (b, h)]
     reasons = {
         f"there are {length} new tokens; the kernel takes one": length != 1,
         f"the tensors are on {q.device}, where no Triton kernels run": not kernels_run(q.device),
-        f"the features are {type(phi).__name__}; the kernel has ReLUFeatures without hooks": not is_known(feature_map, phi),
+        f"the features are {type(phi).__name__}; the kernel has ReLUFeatures without hooks": not known,
         f"q, k and v are not all in one of {DTYPES}": not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES),
         "a gradient is needed": torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
         f"a head has {d} dimensions; the kernel takes up to {LARGEST_DIM}": d > LARGEST_DIM,
+        f"the features take vectors of {weights.shape[-1]} dimensions": weights.shape[-1] != d,
         f"the grid has {m * n} slots; the kernel takes up to {LARGEST_GRID}": m * n > LARGEST_GRID,
         "there are no sequences": b == 0,
         "the state is not of these tokens, or not in float32": bool(state)

@@ -248,7 +248,7 @@ def bundled(
         value = tl.load(
             x + slot * stride_s + row[:, None] * stride_l + dim[None, :], real[:, None] & (dim < DIM)[None, :], other=0.0
         )
-        total += value.to(tl.float32) * key[None, :]
+        total += value.to(tl.float32) * key.to(tl.float32)[None, :]
     return total
 
 

@@ -92,7 +92,7 @@ def compute(
 def constants(many: bool, m: int, n: int, heads: int, r: int, dim: int, form: str, device: torch.device) -> dict[str, int | bool]:
     """Return what the kernel has to know as constants; blocks are smaller where a grid has many bundles."""
     setting, d, (of_keys, of_queries) = MANY if many else FEW, padded(dim), (1, 1) if form == "blurry" else (m, n)
-    block = min(max(1, setting.numbers // d // max(1, max(of_keys, of_queries) // 2)), padded(r))
+    block = min(max(1, setting.numbers // d // padded(max(1, max(of_keys, of_queries) // 2))), padded(r))
     return {
         "HEADS": heads, "SLOTS": m * n, "KEYS": of_keys, "QUERIES": of_queries, "ROWS": padded(m * n + of_queries), "R": r,
         "BLOCK_R": block, "DIM": dim, "D": d, "SHARED": form == "shared", "EVEN": r % block == 0 and dim == d,

@@ -1,5 +1,6 @@
 """Triton kernels compiled for a GPU that is not there."""
 
+from collections import defaultdict
 from contextlib import nullcontext
 
 import torch
@@ -39,6 +40,7 @@ def compile_only(kernels, gpu, monkeypatch):
         return call
 
     for kernel in kernels:
+        monkeypatch.setattr(kernel, "device_caches", defaultdict(kernel.create_binder))  # they keep the GPU of before
         monkeypatch.setattr(kernel, "run", compiled(kernel, kernel.run))
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
     monkeypatch.setattr(driver, "_active", gpu)

@@ -32,7 +32,7 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
     >>> why_plain(q, k, v, torch.ones(1, 1, 64), ReLUFeatures(64))
     'the tensors are on cpu, where no Triton kernels run'
     """
-    phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
+    phi: Any = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
     known = is_known(feature_map, phi)
     weights = phi.projection if known else keys
     tensors, dtypes, slots = (q, k, v, keys, weights), {q.dtype, k.dtype, v.dtype}, q.shape[1] * q.shape[2]
@@ -84,7 +84,7 @@ def why_plain_step(
     >>> why_plain_step(q, k, v, torch.ones(1, 1, 64), ReLUFeatures(64))
     'there are 3 new tokens; the kernel takes one'
     """
-    phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
+    phi: Any = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
     known = is_known(feature_map, phi)
     weights = phi.projection if known else keys
     (b, m, n, h, length, d), r = q.shape, weights.shape[0]
@@ -140,7 +140,7 @@ def tile_of(dtype: torch.dtype, bundles: int) -> int:
 
 def tile_fits(q: Tensor) -> bool:
     """Tell whether a GPU has shared memory for the tiles of causal attention; float32 is multiplied in two parts."""
-    side, dim = (2 ** (size - 1).bit_length() for size in (max(q.shape[1:3]), q.shape[-1]))
+    side, dim = (2 ** (size - 1).bit_length() for size in (max(q.shape[1:3]), max(16, q.shape[-1])))
     size = {torch.bfloat16: 2, torch.float16: 4}.get(q.dtype, 8)
     return q.device.type != "cuda" or 6 * tile_of(q.dtype, side) * side * dim * size <= shared_memory(q.device)
 

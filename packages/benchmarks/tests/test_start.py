@@ -12,8 +12,10 @@ from mimo_benchmarks import __version__
 from mimo_benchmarks.cli import machine
 from mimo_benchmarks.cli import main as command
 from mimo_benchmarks.cli.machine import prepare_machine
-from mimo_benchmarks.environment import environment
+from mimo_benchmarks.cli.train import parse_settings
+from mimo_benchmarks.environment import environment, git_revision
 from mimo_benchmarks.errors import ConfigError
+from mimo_benchmarks.presets.find import PRESETS
 from mimo_benchmarks.settings import RunConfig
 
 HEAVY = {"torch", "accelerate", "datasets", "matplotlib", "pandas", "PIL", "pyarrow", "scipy", "sklearn", "torchvision", "triton"}
@@ -110,6 +112,51 @@ def test_the_users_own_number_of_threads_stays(monkeypatch):
 def test_a_run_says_its_command_as_a_shell_takes_it(arguments, expected, monkeypatch):
     monkeypatch.setattr(sys, "argv", arguments)
     assert environment(torch.device("cpu"))["command"] == expected
+
+
+def git(folder, *arguments):
+    name = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "core.quotePath=false")
+    return subprocess.run(["git", *name, *arguments], check=True, cwd=folder, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("inside", ["packages/benchmarks/src/mimo_benchmarks", ".venv/lib/site-packages/mimo_benchmarks"])
+def test_the_commit_is_that_of_our_own_checkout(inside, monkeypatch, tmp_path):
+    """Not that of a repository around an installed package; names that git prints in bytes are no obstacle."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("mimo_benchmarks.environment.__file__", str(tmp_path / inside / "environment.py"))
+    (tmp_path / inside).mkdir(parents=True)
+    assert git_revision() == "unknown"
+    git(tmp_path, "init", "-q")
+    assert git_revision() == "unknown"
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
+    git(tmp_path, "config", "core.quotePath", "false")
+    own = git(tmp_path, "rev-parse", "HEAD") if inside.startswith("packages") else "unknown"
+    assert git_revision() == own
+    (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    assert git_revision() == (own if own == "unknown" else f"{own}+")
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert git_revision() == "unknown"
+
+
+def test_a_home_folder_is_found_where_shells_leave_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    given = ["--out=~/runs", "--out", "~/runs", "--text=~", "a=~b", "--out=a~b", "--compare=~"]
+    wanted = ["--out=/home/ada/runs", *given[1:6], "--compare=/home/ada"]
+    assert [command.expand_home(each) for each in given] == wanted
+    monkeypatch.setattr("mimo_benchmarks.cli.train.execute_train", lambda flags, _: pytest.fail(flags[0]))
+    with pytest.raises(pytest.fail.Exception, match=r"^--resume=/home/ada$"):
+        command.execute_command(["--resume=~"])
+
+
+def test_without_docstrings_it_trains_too(monkeypatch):
+    """As `python -OO` leaves them out."""
+    for preset in PRESETS.values():
+        monkeypatch.setattr(preset, "__doc__", None)
+    assert parse_settings([])[0] == "quickstart"
 
 
 def test_what_is_missing_can_be_installed_by_the_line_that_is_given(monkeypatch):

@@ -47,8 +47,18 @@ def test_data_folder_is_the_flag_then_the_variable_then_the_cache(tmp_path, monk
     assert data_folder() == tmp_path / "named"
     monkeypatch.setenv("MIMO_DATA", "~/named")
     assert data_folder() == Path.home() / "named"
+    monkeypatch.setenv("MIMO_DATA", "~nobody-of-this-name/data")
+    assert data_folder() == Path("~nobody-of-this-name/data")
     monkeypatch.delenv("MIMO_DATA")
     assert data_folder().name == "mimo-benchmarks"
+
+
+def test_without_a_home_folder_data_are_in_the_current_one(monkeypatch):
+    """A container may give its program a number for a user, and no HOME."""
+    for name in ("MIMO_DATA", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert data_folder() == Path("mimo-benchmarks")
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "mnist20", "cifar10", "cifar100"])

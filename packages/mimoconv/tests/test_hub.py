@@ -353,6 +353,15 @@ def test_card(tmp_path):
     assert "predict(model, images, n=4)  # uint8 (count, 2, 8, 8)\n" in text
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 here")
+def test_names_that_are_not_utf_8(tmp_path):
+    """Those of a folder, which the card shows, and in the command that trained the network."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    small().save_pretrained(folder, command=f"run {folder}")
+    assert "caf?" in (folder / "README.md").read_text(encoding="utf-8")
+    assert isinstance(MIMOConv.from_pretrained(folder), MIMOConv)
+
+
 def test_card_of_a_plain_network_without_accuracy_and_command():
     text = model_card(WideResNet(WideResNetConfig(**WRN)), "ada/net", None, None)
     assert "# ada/net\n\nA plain wide ResNet with one image per pass, the control beside MIMOConv in" in text

@@ -4,20 +4,20 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mimo_benchmarks.streams import lasting_streams
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program: exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
-    try:
-        from mimo_benchmarks.cli.main import execute_command
+    with lasting_streams():
+        try:
+            from mimo_benchmarks.cli.main import execute_command
 
-        execute_command(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # several processes print only one line
-            print("\nInterrupted.", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of the output closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+            execute_command(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            if os.environ.get("RANK", "0") == "0":  # several processes print only one line
+                print("\nInterrupted.", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -62,18 +62,21 @@ def installed_version(name: str) -> str:
 
 
 def git_revision() -> str:
-    """Return the commit of this source tree, followed by "+" if files have changed since; "unknown" outside a checkout.
+    """Return the commit of this checkout, followed by "+" if files have changed since; "unknown" outside one.
 
-    Changes of uv.lock do not count, because uv itself fills in addresses.
+    A repository around an installed package is not its checkout. Changes of uv.lock do not count, because uv itself fills in
+    addresses.
     """
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    folder = Path(__file__).resolve().parent
+    git = ["git", "-C", str(folder)]
+    try:  # bytes, because git can print names as they are
+        found = subprocess.run([*git, "rev-parse", "HEAD", "--show-prefix"], check=True, capture_output=True).stdout
         status = [*git, "status", "--porcelain", "--", ":/", ":(top,exclude)uv.lock"]
-        changed = subprocess.run(status, check=True, capture_output=True, text=True).stdout.strip()
+        changed = subprocess.run(status, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return revision + ("+" if changed else "")
+    revision, _, place = found.decode(errors="replace").strip().partition("\n")
+    return revision + ("+" if changed else "") if place == "packages/benchmarks/src/mimo_benchmarks/" else "unknown"
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -53,8 +53,16 @@ def import_torch() -> None:
             gc.enable()
 
 
+def expand_home(argument: str) -> str:
+    """Expand ~ at the start of a flag's value, as in --out=~/runs, where shells leave it; --text is no path."""
+    flag, _, value = argument.partition("=")
+    path = flag.startswith("--") and flag != "--text" and value.startswith("~")
+    return f"{flag}={os.path.expanduser(value)}" if path else argument
+
+
 def execute_command(arguments: Sequence[str]) -> None:
     """Run the program: exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
+    arguments = [expand_home(argument) for argument in arguments]
     first, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if first == "--version":
         print(f"mimonets {__version__}")

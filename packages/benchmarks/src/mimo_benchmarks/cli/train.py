@@ -62,7 +62,7 @@ def parse_settings(arguments: Sequence[str], other: Sequence[str] = ()) -> tuple
     else:
         of, default = read_settings(Path(run))
         name, default = name or of, replace(default, out=None)
-    presets = "\n".join(f"  {preset}: {(PRESETS[preset].__doc__ or '').splitlines()[0]}" for preset in FIRST)
+    presets = "\n".join(f"  {preset}: {(PRESETS[preset].__doc__ or ' ').splitlines()[0]}" for preset in FIRST)
     description = (
         "Train a network in superposition, and with --controls plain networks of equal cost on the same inputs; "
         "then compare accuracy and throughput."

@@ -95,7 +95,7 @@ class Library(Generic[Network]):
         settings["sha256"] = digest(settings, data)
         contents = {
             WEIGHTS: data,
-            CARD: self.card(model, name, accuracy, command).encode(),
+            CARD: self.card(model, name, accuracy, command).encode(errors="replace"),  # a folder's name need not be UTF-8
             CONFIG: (json.dumps(settings, indent=2) + "\n").encode(),
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ class Library(Generic[Network]):
         with TemporaryDirectory() as folder:
             self.save(model, folder, accuracy=accuracy, command=command)  # refuses before a repository is created
             repository = api.create_repo(repo_id, private=private, exist_ok=True)
-            Path(folder, CARD).write_text(self.card(model, repository.repo_id, accuracy, command), encoding="utf-8")
+            Path(folder, CARD).write_bytes(self.card(model, repository.repo_id, accuracy, command).encode(errors="replace"))
             message = f"{type(model).__name__}, {self.name} {self.version}"
             api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message=message)
         return str(repository)

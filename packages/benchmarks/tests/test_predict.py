@@ -1,16 +1,18 @@
 """`mimonets predict` on images and texts that the tests make, with untrained networks that save_pretrained wrote."""
 
 import csv
+import os
 import re
 from dataclasses import replace
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from zlib import compress, crc32
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 import mimoconv
@@ -100,7 +102,8 @@ def test_images_are_read_in_parts(capsys):
     names = [f"{place}.png" for place in range(7)]
     for name in names:
         save(name, 8, 8)
-    assert [len(images) for images, _ in image_batches(describe(GREY), names, 4)] == [4, 3]
+    files = [(name, False) for name in names]
+    assert [len(images) for _, images, _ in image_batches(describe(GREY), files, 4)] == [4, 3]
     in_parts, at_once = predicted(capsys, *names, "--passes", 2), predicted(capsys, *names)
     assert [name for name, *_ in in_parts[0]] == names
     assert in_parts[0][:6] == at_once[0][:6]  # the last fills its pass with another image of its part
@@ -171,20 +174,24 @@ def test_other_sizes_are_resized_and_that_is_told(capsys):
     large, _ = save("large.png", 20, 30, 3), save("right.png", 8, 8, 3)
     _, said = predicted(capsys, "large.png", "right.png")
     assert said == "resized to 8 x 8 pixels: 1 of 2 images\n"
-    found, resized = read_image(Path("large.png"), 3, 8)
+    found, changes = read_image(Path("large.png"), 3, 8)
     wanted = F.interpolate(large[None].double(), (8, 8), mode="bilinear", antialias=True)[0]
-    assert resized
+    assert changes == ["resized to 8 x 8 pixels"]
     assert (found - wanted).abs().max() < 1.01  # Pillow rounds after each axis
     assert wanted.std() > 10
 
 
-def test_images_are_turned_upright(tmp_path):
+@pytest.mark.parametrize("orientation", range(9))
+def test_images_are_turned_upright(orientation, tmp_path):
+    """As Pillow itself turns them."""
     stored = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter to the left
-    stored.save(tmp_path / "a.png", exif=exif)
-    found, _ = read_image(tmp_path / "a.png", 1, 8)
-    assert torch.equal(found[0], torch.arange(64, dtype=torch.uint8).reshape(8, 8).rot90(-1))
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.tiff", exif=exif)
+    found, _ = read_image(tmp_path / "a.tiff", 1, 8)
+    with Image.open(tmp_path / "a.tiff") as image:
+        wanted = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(found[0], wanted)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
@@ -198,15 +205,95 @@ def test_images_of_other_modes_are_converted(mode, channels, kind, tmp_path):
     assert np.array_equal(found.permute(1, 2, 0), wanted)
 
 
-def test_transparency_is_left_out(tmp_path):
-    """Also that of palettes, of which Pillow warns."""
+def test_what_is_transparent_is_put_on_white_and_that_is_told(capsys, tmp_path):
+    saved(COLOUR)
     levels = torch.randint(256, (8, 8, 4), dtype=torch.uint8).numpy()
     Image.fromarray(levels).save(tmp_path / "a.png")
+    _, said = predicted(capsys, "a.png", "--n", 1)
+    assert said == "put on white for their transparency: 1 of 1 images\n"
     found, _ = read_image(tmp_path / "a.png", 3, 8)
-    assert np.array_equal(found.permute(1, 2, 0).numpy(), levels[..., :3])
-    Image.fromarray(levels[..., :3]).convert("P").save(tmp_path / "p.png", transparency=bytes(range(256)))
-    found, _ = read_image(tmp_path / "p.png", 3, 8)
-    assert found.shape == (3, 8, 8)
+    share = levels[..., 3:] / 255
+    assert np.abs(found.permute(1, 2, 0).numpy() - (share * levels[..., :3] + (1 - share) * 255)).max() < 1
+    found, changes = read_image(save_palette(levels[..., :3], transparency=bytes(range(256))), 3, 8)
+    assert (found.shape, len(changes)) == ((3, 8, 8), 1)
+    assert read_image(save_palette(levels[..., :3], transparency=bytes([255] * 256)), 3, 8)[1] == []
+
+
+def save_palette(levels, **options):
+    Image.fromarray(levels).convert("P").save("p.png", **options)
+    return Path("p.png")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_shape_in_transparency_alone_is_seen_or_refused(mode, tmp_path):
+    """Black on nothing is black on white; white on nothing would be blank, and get a class all the same."""
+    alpha = np.zeros((8, 8), np.uint8)
+    alpha[2:6, 3] = 255
+    for level in (0, 255):
+        picture = Image.new(mode, (8, 8), (level,) * (len(mode) - 1) + (0,))
+        picture.putalpha(Image.fromarray(alpha))
+        picture.save(tmp_path / f"{level}.png")
+    found, _ = read_image(tmp_path / "0.png", 1, 8)
+    assert np.array_equal(found[0], 255 - alpha)
+    with pytest.raises(ConfigError, match=r"255.png is blank on white: put it on another background"):
+        read_image(tmp_path / "255.png", 1, 8)
+
+
+def chunk(kind, content):
+    """A chunk of a PNG file."""
+    return len(content).to_bytes(4) + kind + content + crc32(kind + content).to_bytes(4)
+
+
+LARGE = compress(bytes(2**21))
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        chunk(b"zTXt", b"note\0\0" + LARGE),
+        chunk(b"iTXt", b"note\0\1\0\0\0" + LARGE),
+        chunk(b"iCCP", b"note\0\0" + LARGE),
+        chunk(b"tEXt", b"note\0right")[:-1] + b"?",  # with a wrong checksum
+        chunk(b"eXIf", b"II*\0damaged"),
+        chunk(b"eXIf", b"no Exif at all"),
+    ],
+    ids=["text", "international text", "profile", "checksum", "Exif", "not Exif"],
+)
+def test_good_pictures_are_not_refused_for_their_notes(note, tmp_path):
+    image = save("a.png", 8, 8)
+    content = Path("a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(content[:33] + note + content[33:])  # after the first chunk
+    assert torch.equal(read_image(tmp_path / "b.png", 1, 8)[0], image)
+    (tmp_path / "b.png").write_bytes(content[:33] + note + content[33:-30])
+    with pytest.raises(ConfigError, match=r"b.png is not an image that can be read"):
+        read_image(tmp_path / "b.png", 1, 8)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pipes with names")
+def test_what_is_not_an_image_is_skipped_in_a_folder_and_named(capsys, tmp_path):
+    network = saved(GREY)
+    folder = tmp_path / "folder"
+    (folder / "3 folder.png").mkdir(parents=True)
+    one, two, three = (save(folder / name, 8, 8) for name in ("1.png", "5.png", "7.png"))
+    os.mkfifo(folder / "2 pipe.png")
+    (folder / "4 link.png").symlink_to("nowhere")
+    (folder / "._1.png").write_bytes(b"\0\5\x16\7")
+    (folder / "6 broken.png").write_bytes((folder / "1.png").read_bytes()[:-40])
+    rows, said = predicted(capsys, "folder", "--passes", 1)
+    agree(rows, expected(network, [f"folder/{name}.png" for name in (1, 5, 7)], [(one, two), (three, three)]))
+    *skipped, broken = said.splitlines()
+    assert skipped == [
+        "skipped: folder/._1.png is a note of macOS",
+        *(f"skipped: folder/{name}.png is not a file" for name in ("2 pipe", "3 folder", "4 link")),
+    ]
+    assert broken.startswith("skipped: folder/6 broken.png is not an image that can be read (")
+    for name in ("2 pipe", "4 link", "6 broken"):
+        with pytest.raises(ConfigError, match=rf"^folder/{name}.png is not "):
+            predicted(capsys, f"folder/{name}.png")
+    for name in ("1", "5", "7"):
+        (folder / f"{name}.png").unlink()
+    with pytest.raises(ConfigError, match=r"^none of the images can be read: name others"):
+        predicted(capsys, "folder")
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"", b"P5 8 8 255\n" + bytes(64), None])
@@ -243,7 +330,8 @@ def test_more_than_8_bits_are_refused(kind, capsys):
     [
         (["a.png", "--n", "3"], "n = 3, but run was evaluated with n = 1, 2: choose one of these"),  # though there is room for 3
         (["a.png", "--n", "0"], "n = 0, but"),
-        (["missing.png"], "missing.png is not an image that can be read"),
+        (["missing.png"], "missing.png is not there: name an image"),
+        (["x" * 300], "xx cannot be read .*: name another folder, or its files"),
         (["empty"], r"the folder empty has no files with names that end in .bmp, .gif, .jpg"),
         (["a.png", "--text", "a"], "run takes images, and --text gives texts: name image files instead"),
         (["a.png", "--passes", "0"], r"passes must be from 1 to 2\^31 - 1, got 0"),
@@ -314,7 +402,7 @@ def of_texts(network, texts, n=1):
 def test_texts_come_from_flags_files_folders_and_standard_input(capsys, monkeypatch, tmp_path):
     network = saved(BYTES, accuracy={(1, 1): 0.9, (2, 2): 0.8})
     (tmp_path / "folder").mkdir()
-    for name, content in (("b.txt", b"two\n"), ("a.txt", b"one\r\n"), ("c.md", b"x")):
+    for name, content in (("b.txt", b"two\n"), ("a.txt", b"one\r\n"), ("c.md", b"x"), ("._b.txt", b"\0\5")):
         (tmp_path / "folder" / name).write_bytes(content)
     Path("single").write_bytes(b"three")
     monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"four\nfive\n")))
@@ -322,7 +410,7 @@ def test_texts_come_from_flags_files_folders_and_standard_input(capsys, monkeypa
     names = ["six", "folder/a.txt", "folder/b.txt", "single", "four", "five"]
     rows, said = predicted(capsys, "folder", "single", "-", "--text", "six", "--n", 1)
     agree(rows, [(name, *row[1:]) for name, row in zip(names, of_texts(network, texts), strict=True)])
-    assert said == ""
+    assert said == "skipped: folder/._b.txt is a note of macOS\n"
     in_passes = predicted(capsys, "--text", *texts)[0]  # four share a pass of 2 x 2
     agree(in_passes, of_texts(network, texts, 2))
     agree(predicted(capsys, "--text", *texts[:4], "--passes", 1)[0], of_texts(network, texts[:4], 2))

@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -45,9 +45,10 @@ def predict(
 ) -> None:
     """Print what a finished network answers, as CSV: each input, its class, and the probability that the network gives it.
 
-    A network of images takes image files. Each is turned upright, converted to grey or RGB without transparency, and stretched
-    to the network's size; of an animation the first frame counts. A network of texts takes text files or `--text`; one that
-    judges pairs takes two texts per answer. A network that predicts tokens answers with the next token.
+    A network of images takes image files. Each is turned upright, put on white where it is transparent, converted to grey or
+    RGB, and stretched to the network's size; of an animation the first frame counts. Files of a folder that cannot be read are
+    skipped, and named on stderr. A network of texts takes text files or `--text`; one that judges pairs takes two texts per
+    answer. A network that predicts tokens answers with the next token.
 
     Args:
         network: a run directory, a folder that save_pretrained wrote, or the id of a repository on the Hugging Face Hub.
@@ -63,22 +64,22 @@ def predict(
         known, module = load_finished(network, device)
     n = choose_n(known, module.accuracy, n, network)
     size = passes * known.inputs_per_pass(n)
-    batches: Iterator[tuple[Tensor, Tensor | None]]
     if known.takes_texts:
         texts = collect_texts(inputs, text)
-        names, batches = [name for name, _ in texts], text_batches(known, texts, size)
-        if known.takes_pairs:
-            require(len(texts) % 2 == 0, f"{network} judges pairs of texts, and there are {len(texts)}: give an even number")
-            names = [f"{first}, {second}" for first, second in zip(names[::2], names[1::2], strict=True)]
+        pairs = not known.takes_pairs or len(texts) % 2 == 0
+        require(pairs, f"{network} judges pairs of texts, and there are {len(texts)}: give an even number")
+        count, batches = len(texts) // (1 + known.takes_pairs), text_batches(known, texts, size)
     else:
         require(not text, f"{network} takes images, and --text gives texts: name image files instead")
-        names = collect_images(inputs)
-        batches = image_batches(known, names, size)
+        files = collect_images(inputs)
+        count, batches = len(files), image_batches(known, files, size)
+    names: list[str] = []
     answers: list[Answer] = []
     smaller = "give a smaller --passes" if passes > 1 else "give a smaller --n, or take a smaller network"
     enough = memory_for(f"{passes} passes of {known.inputs_per_pass(n)} inputs", smaller)
-    with progress_bar("answering", len(names), unit=" inputs", brief=True) as bar, enough:
-        for batch, mask in batches:
+    with progress_bar("answering", count, unit=" inputs", brief=True) as bar, enough:
+        for part, batch, mask in batches:
+            names += part
             answers += answer_batch(known, module, batch.to(device), mask, n)
             bar.update(len(batch))
     if len(names) < known.inputs_per_pass(n):

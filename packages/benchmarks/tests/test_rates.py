@@ -1,5 +1,7 @@
 """Speed is computed from durations; these tests bring their own, and no clock."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -199,3 +201,14 @@ def test_passes_that_do_not_fit_are_refused(error, refused, monkeypatch):
     told = "not enough memory for 9 passes with n = 2: give fewer --passes" if refused is NotEnoughMemory else "another"
     with pytest.raises(refused, match=told):
         rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 9, peak=1)
+
+
+def test_other_devices_have_a_budget_and_are_waited_for(monkeypatch):
+    """Such as MPS, whose calls return before it is done."""
+    device, events = torch.device("mps"), []
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(synchronize=lambda: events.append("wait")))
+    assert len(list(rates.durations(lambda: events.append("call"), device, 2, 0))) == 2
+    assert events == ["wait", "call", "wait"] * 2
+    network = SimpleNamespace(inputs_per_pass=int, count_macs=lambda *_: 1e9, example=lambda count, _: count)
+    monkeypatch.setattr(rates, "inputs_per_second", lambda _, inputs: inputs)
+    assert rates.measure_throughput([(network, None, 2)], device) == 20

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import stdev
@@ -386,6 +387,13 @@ class Page(HTMLParser):
 
 
 NASTY = """<script>x()</script>"'&|`*a*[b](c) _d_ \n# e\x1b[31m\ud800\u202e"""
+
+
+def test_a_command_whose_names_are_not_utf_8_can_be_written(tmp_path):
+    """That of a run in this process, which no result.json has passed through."""
+    (run,), _ = find_runs([make_run(tmp_path / "run")])
+    facts = replace(run, result=replace(run.result, command="mimonets --out caf\udce9/1")).facts()
+    assert facts["command"] == "mimonets --out caf /1"
 
 
 def test_page_needs_no_other_file_and_takes_nothing_for_markup(tmp_path):

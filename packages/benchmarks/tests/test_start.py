@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +158,29 @@ def test_without_docstrings_it_trains_too(monkeypatch):
     for preset in PRESETS.values():
         monkeypatch.setattr(preset, "__doc__", None)
     assert parse_settings([])[0] == "quickstart"
+
+
+def no_accelerator(**_):
+    raise ValueError("bf16 mixed precision requires a supported device.\nmore")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "told"),
+    [(no_accelerator, r"bf16 mixed .* device\."), (lambda **_: SimpleNamespace(device=torch.device("meta")), ".*meta.*")],
+    ids=["accelerate", "torch"],
+)
+def test_a_device_that_does_not_work_is_told_in_one_line(accelerator, told, monkeypatch):
+    """Such as one that the variable ACCELERATE_TORCH_DEVICE names, which is not in this build of torch."""
+    monkeypatch.setattr(machine, "Accelerator", accelerator)
+    wanted = rf"^the device or the processes cannot be used \({told}\): give --device cpu, or other flags to the launcher$"
+    with pytest.raises(ConfigError, match=wanted):
+        prepare_machine(RunConfig())
+
+
+def test_a_launcher_s_precision_is_one_of_ours(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ConfigError, match="ACCELERATE_MIXED_PRECISION = fp8, expected no, bf16, fp16: give --precision no"):
+        prepare_machine(RunConfig())
 
 
 def test_what_is_missing_can_be_installed_by_the_line_that_is_given(monkeypatch):

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mimoformer.attention import favor_s, favor_s_shared, linear_attention, softmax_attention
 from mimoformer.features import DPFPFeatures, PositiveFeatures, RandomFeatures, ReLUFeatures, orthogonal_projection
-from vsa_core import hadamard
+from vsa_core import float64, hadamard
 
 
 @pytest.mark.parametrize(("features", "dim"), [(256, 64), (10, 4), (3, 8), (8, 8), (1, 1)])
@@ -178,3 +178,18 @@ def test_queries_and_keys_are_divided_by_their_own_largest_features():
 def test_what_cannot_be_drawn(make, error, named):
     with pytest.raises(error, match=named):
         make()
+
+
+def test_a_projection_is_drawn_where_float64_is(monkeypatch):
+    """On the CPU for a device without it, such as MPS, for which meta stands in."""
+    draw, places = torch.randn, []
+
+    def noted(*shape, **options):
+        places.append(str(options["device"]))
+        return draw(*shape, **options)
+
+    monkeypatch.setattr(float64, "DEVICES", ("cpu",))
+    monkeypatch.setattr(torch, "randn", noted)
+    with torch.device("meta"):
+        assert orthogonal_projection(6, 4).is_meta
+    assert places == ["cpu", "cpu"]

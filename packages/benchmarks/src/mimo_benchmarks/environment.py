@@ -41,7 +41,7 @@ def device_name(device: torch.device) -> str:
 def cpu_model() -> str:
     """Return the name of the CPU's model, or of its architecture where the system does not tell the model."""
     try:
-        found = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
     except OSError:  # not Linux
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine() or "cpu"

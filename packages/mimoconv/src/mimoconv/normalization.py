@@ -39,7 +39,7 @@ def normalization_gain_offset(
 
     They are computed in float64, rounded to float32 once and cached; do not change them in place.
     """
-    deviation = torch.tensor(std, dtype=torch.float64)
+    deviation = torch.tensor(std, dtype=torch.float64, device="cpu")  # other devices may have no float64
     # The mean is rounded to float32 first, as in all runs so far, whose results would move otherwise.
-    gain, offset = 1 / (scale * deviation), -torch.tensor(mean, dtype=torch.float32) / deviation
+    gain, offset = 1 / (scale * deviation), -torch.tensor(mean, dtype=torch.float32, device="cpu") / deviation
     return gain.float()[:, None, None].to(device), offset.float()[:, None, None].to(device)

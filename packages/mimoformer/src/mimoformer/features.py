@@ -6,7 +6,7 @@ their vectors by d^(-1/4), so that products are divided by sqrt(d).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vsa_core import checks, mbat
+from vsa_core.float64 import float64_device
 
 __all__ = [
     "AnyFeatureMap",
@@ -103,11 +104,12 @@ def orthogonal_projection(features: int, dim: int, *, generator: torch.Generator
         TypeError: `features` or `dim` is not a whole number.
     """
     checks.positive(features=features, dim=dim)
-    device = None if generator is None else generator.device
-    blocks = mbat.random_keys(-(-features // dim), dim, generator=generator, device=device, dtype=torch.float64)
-    length = torch.randn(features, dim, generator=generator, device=device, dtype=torch.float64).norm(dim=-1, keepdim=True)
+    device = torch.get_default_device() if generator is None else generator.device
+    options: dict[str, Any] = {"generator": generator, "device": float64_device(device), "dtype": torch.float64}
+    blocks = mbat.random_keys(-(-features // dim), dim, **options)
+    length = torch.randn(features, dim, **options).norm(dim=-1, keepdim=True)
     projection: Tensor = blocks.flatten(0, 1)[:features] * length
-    return projection.to(torch.get_default_dtype())
+    return projection.to(device, torch.get_default_dtype())
 
 
 class RandomFeatures(nn.Module):

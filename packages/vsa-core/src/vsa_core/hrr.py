@@ -14,6 +14,7 @@ from torch.fft import irfft, rfft
 from torch.nn import functional as F
 
 from vsa_core import checks, mbat
+from vsa_core.float64 import float64_device, rounded
 
 __all__ = ["bind", "circulant", "involution", "orthogonal_keys", "random_keys", "unbind", "unitary_keys"]
 
@@ -121,8 +122,8 @@ def random_keys(
         TypeError: `n` or `dim` is not a whole number, or `dtype` is not a floating-point type of 16 bits or more.
     """
     checks.positive(n=n, dim=dim)
-    draw = torch.randn(n, dim, generator=generator, device=device, dtype=torch.float64)
-    return F.normalize(draw, dim=-1).to(checks.key_dtype(dtype))
+    draw = torch.randn(n, dim, generator=generator, device=float64_device(device), dtype=torch.float64)
+    return rounded(F.normalize(draw, dim=-1), device, dtype)
 
 
 def unitary_keys(
@@ -140,9 +141,9 @@ def unitary_keys(
         TypeError: `n` or `dim` is not a whole number, or `dtype` is not a floating-point type of 16 bits or more.
     """
     checks.positive(n=n, dim=dim)
-    spectrum = rfft(torch.randn(n, dim, generator=generator, device=device, dtype=torch.float64))
+    spectrum = rfft(torch.randn(n, dim, generator=generator, device=float64_device(device), dtype=torch.float64))
     keys: Tensor = irfft(spectrum / spectrum.abs(), n=dim)
-    return keys.to(checks.key_dtype(dtype))
+    return rounded(keys, device, dtype)
 
 
 def orthogonal_keys(
@@ -162,9 +163,9 @@ def orthogonal_keys(
     checks.positive(n=n, dim=dim)
     if n > dim:
         raise ValueError(f"{n} orthogonal keys of dim {dim} do not exist, only up to {dim}: raise dim, or use random_keys")
-    (basis,) = mbat.random_keys(1, dim, generator=generator, device=device, dtype=torch.float64)
+    (basis,) = mbat.random_keys(1, dim, generator=generator, device=float64_device(device), dtype=torch.float64)
     keys: Tensor = basis[:n]
-    return keys.to(checks.key_dtype(dtype))
+    return rounded(keys, device, dtype)
 
 
 def _circulant_pays(x: Tensor, key: Tensor) -> bool:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vsa_core import checks
+from vsa_core.float64 import to_float64
 
 __all__ = ["ScoreBounds", "attention_score_bounds", "crosstalk", "retrieval_noise", "retrieval_snr"]
 
@@ -42,7 +43,7 @@ def crosstalk(outputs: Float[Tensor, "b d"] | Float[Tensor, "redraws b d"], refe
         )
     if reference.shape[0] < 2:
         raise ValueError(f"got {reference.shape[0]} inputs; a variance needs at least 2")
-    outputs, reference = outputs.double().reshape(-1, *reference.shape), reference.double()
+    outputs, reference = to_float64(outputs).reshape(-1, *reference.shape), to_float64(reference)
     within = (outputs - reference).square().sum(-1).mean() / 2
     total = (outputs.var(1).sum(-1).mean() + reference.var(0).sum()) / 2
     if total == 0:
@@ -69,7 +70,7 @@ def retrieval_snr(outputs: Float[Tensor, "*shape"], reference: Float[Tensor, "*s
         raise ValueError(
             f"outputs has shape {tuple(outputs.shape)} and reference {tuple(reference.shape)}; expected equal shapes"
         )
-    outputs, reference = outputs.double(), reference.double()
+    outputs, reference = to_float64(outputs), to_float64(reference)
     signal = reference.square().sum()
     if signal == 0:
         raise ValueError("the reference is zero everywhere, so it holds no signal")

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vsa_core import checks
+from vsa_core.float64 import float64_device, rounded
 
 __all__ = ["bind", "random_keys", "unbind"]
 
@@ -56,6 +57,7 @@ def random_keys(
         TypeError: `n` or `dim` is not a whole number, or `dtype` is not a floating-point type of 16 bits or more.
     """
     checks.positive(n=n, dim=dim)
-    q, r = torch.linalg.qr(torch.randn(n, dim, dim, generator=generator, device=device, dtype=torch.float64))
+    draw = torch.randn(n, dim, dim, generator=generator, device=float64_device(device), dtype=torch.float64)
+    q, r = torch.linalg.qr(draw)
     keys: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
-    return keys.to(checks.key_dtype(dtype))
+    return rounded(keys, device, dtype)

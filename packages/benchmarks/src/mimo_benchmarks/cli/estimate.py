@@ -1,14 +1,13 @@
 """Estimate how long an experiment trains on this device, for `mimonets list --estimate`."""
 
-import time
 from collections import Counter
 from dataclasses import replace
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mimo_benchmarks.errors import NotEnoughMemory
+from mimo_benchmarks.evaluation.rates import now
 from mimo_benchmarks.experiment.memory_need import training_bytes
 from mimo_benchmarks.memory import free_memory, gigabytes, memory_for
 from mimo_benchmarks.networks.registry import build, describe
@@ -74,21 +73,14 @@ def seconds_of_steps(config: RunConfig) -> float:
         task = TASKS[config.task].kind.random(describe(config.model), ITEMS).to(accelerator.device)
         training = Training(build(config.model), kinds[0][0], accelerator)
         for kind, count in kinds:
-            gradients, times = Gradients(training, Feed(task, kind), accelerator), [now(accelerator)]
+            gradients, times = Gradients(training, Feed(task, kind), accelerator), [now(accelerator.device)]
             for step in range(1, WARMUP + STEPS + 1):
                 take_step(training, gradients, step)
                 bar.update()
                 if step in (WARMUP, WARMUP + STEPS):
-                    times.append(now(accelerator))
+                    times.append(now(accelerator.device))
             start, warm, end = times
             each = (end - warm) / STEPS
             seconds += count * each + max(0.0, warm - start - WARMUP * each)
     accelerator.free_memory()
     return seconds
-
-
-def now(accelerator: Accelerator) -> float:
-    """Return the time in seconds, after all that a GPU still computes."""
-    if accelerator.device.type == "cuda":
-        torch.cuda.synchronize(accelerator.device)
-    return time.perf_counter()

@@ -8,7 +8,9 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from mimo_benchmarks.data.storage.files import cores
-from mimo_benchmarks.errors import suggestion
+from mimo_benchmarks.errors import ConfigError, first_line, suggestion
+from mimo_benchmarks.evaluation.rates import DTYPES
+from mimo_benchmarks.memory import ran_out_of_memory
 from mimo_benchmarks.settings import RunConfig, require
 
 
@@ -20,7 +22,8 @@ def prepare_machine(config: RunConfig) -> Accelerator:
     """
     gpu = torch.cuda.is_available()
     require(config.device != "cuda" or gpu, "device = cuda, but there is no GPU that torch can use: leave out --device")
-    precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    require(precision in DTYPES, f"ACCELERATE_MIXED_PRECISION = {precision}, expected {', '.join(DTYPES)}: give --precision no")
     on_cpu = config.device == "cpu" or not gpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     require(not (precision == "fp16" and on_cpu), "precision = fp16 is for GPUs: take bf16 or no on a CPU")
     known = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
@@ -32,7 +35,14 @@ def prepare_machine(config: RunConfig) -> Accelerator:
         )
         require(tracker in there, missing)
     require(not (config.resume and config.out), "a resumed run keeps its own directory: leave out --out")
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+    try:
+        accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+        torch.ones(()).to(accelerator.device).item()
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if ran_out_of_memory(error):
+            raise
+        wrong = f"the device or the processes cannot be used ({first_line(error)})"
+        raise ConfigError(f"{wrong}: give --device cpu, or other flags to the launcher") from error
     if config.threads is not None:
         available = cores()
         require(config.threads <= available, f"threads = {config.threads}, but this process may use {available} cores")

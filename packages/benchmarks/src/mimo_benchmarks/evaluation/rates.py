@@ -25,7 +25,7 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INPUTS = 960
 """Most inputs on which throughput is measured; a multiple of every n up to 6."""
 BUDGET = {"cpu": 2e10, "cuda": 2e13}
-"""Multiply-adds per timing round, about one second; large networks get fewer inputs."""
+"""Multiply-adds per timing round, about one second; large networks get fewer inputs. Other devices get as many as a CPU."""
 Candidate = tuple[Network, nn.Module, int]
 """A network, its module in eval mode, and its n."""
 WARMUP = 5
@@ -72,8 +72,14 @@ def in_passes(network: Network, inputs: Shaped[Tensor, "count *item"], n: int) -
     return group(inputs, network.inputs_per_pass(n)).unflatten(1, network.axes(n))
 
 
+def now(device: torch.device) -> float:
+    """Return the time in seconds, after all that the device still computes."""
+    torch.get_device_module(device).synchronize()
+    return time.perf_counter()
+
+
 def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup: int) -> Iterator[float]:
-    """Yield the seconds of each of `rounds` calls after `warmup` others: by CUDA events on a GPU, by the clock on a CPU."""
+    """Yield the seconds of each of `rounds` calls after `warmup` others: by CUDA events on a GPU, else by the clock."""
     call = torch.inference_mode()(call)
     for _ in range(warmup):
         call()
@@ -87,9 +93,9 @@ def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup
             end.synchronize()
             yield start.elapsed_time(end) / 1000
         else:
-            before = time.perf_counter()
+            before = now(device)
             call()
-            yield time.perf_counter() - before
+            yield now(device) - before
 
 
 def kernel_seconds(call: Callable[[], Any], calls: int) -> dict[str, list[float]]:
@@ -132,7 +138,7 @@ def measure_throughput(candidates: Sequence[Candidate], device: torch.device) ->
     """Return the throughput of each candidate, measured in turn on the same random inputs; fewer if memory runs out."""
     whole = math.lcm(*(network.inputs_per_pass(n) for network, _, n in candidates))
     macs = max(network.count_macs(module, n) for network, module, n in candidates)
-    count = whole * max(1, min(INPUTS, int(BUDGET[device.type] / macs)) // whole)
+    count = whole * max(1, min(INPUTS, int(BUDGET.get(device.type, BUDGET["cpu"]) / macs)) // whole)
     while True:
         try:
             return inputs_per_second(candidates, candidates[0][0].example(count, device))

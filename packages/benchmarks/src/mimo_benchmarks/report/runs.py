@@ -46,7 +46,7 @@ class Run:
         """Return how the run went, as text for people to read; unknown facts are left out."""
         result = self.result
         known = {
-            "command": result.command,
+            "command": one_line(result.command),
             "git revision": result.git_revision,
             "device": result.device,
             "seed": f"{result.seed:,}",

@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 from dataclasses import fields, replace
 
@@ -8,9 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.networks.datamux_conv import DataMUXConv, DataMUXConvConfig
 from mimo_benchmarks.networks.datamux_transformer import DataMUX, DataMUXConfig
 from mimo_benchmarks.networks.registry import describe, load_finished
+from vsa_core.hub.library import digest
 
 SMALL = DataMUXConfig(
     capacity=3, vocab_size=7, max_length=9, layers=2, embed_dim=8, heads=2, mlp_dim=12, activation="gelu", num_classes=4
@@ -307,6 +310,31 @@ def test_a_finished_network_comes_back_as_it_was(config, tmp_path):
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"from mimo_benchmarks.networks.datamux import {type(network).__name__}" in card
     assert "mimonets mnist_datamux_n2" in card
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value", "words"),
+    [
+        (SMALL, "layers", 10**9, r"far more than the \d+ tensors"),
+        (SMALL, "heads", 2.0, r"config\.heads is 2\.0; expected a whole number"),
+        (SMALL, "head", "pair", r'config\.head is "pair"; expected one of classes, tokens'),
+        (SMALL, "words", [3], r"config\.words\[0\] is 3; expected text"),
+        (DataMUXConvConfig(), "capacity", True, r"config\.capacity is true; expected a whole number"),
+        (DataMUXConvConfig(), "mean", "0.5", r'config\.mean is "0\.5"; expected a list \(each entry a number\) or null'),
+        (DataMUXConvConfig(), "std", [0.5], r"mean is None and std is \(0\.5,\): give both or neither"),
+        (DataMUXConvConfig(), "class_names", ["a"], "class_names has 1 names, but num_classes is 10"),
+    ],
+)
+def test_a_configuration_of_another_program_is_refused(config, field, value, words, tmp_path):
+    """Every field is held against its type, and nothing large is built."""
+    describe(config).build().save_pretrained(tmp_path)
+    entries = json.loads((tmp_path / "config.json").read_text())
+    entries["config"][field] = value
+    del entries["sha256"]
+    entries["sha256"] = digest(entries, (tmp_path / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    with pytest.raises(ConfigError, match=f"no network can be read from {re.escape(str(tmp_path))} .*{words}"):
+        load_finished(tmp_path, torch.device("cpu"))
 
 
 def test_uint8_images_are_normalised_by_the_configuration():

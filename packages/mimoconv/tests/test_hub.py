@@ -214,22 +214,36 @@ def test_an_edited_configuration_is_refused(copy, field, value):
     [
         ("class", "Sequential", "class must be one of MIMOConv, WideResNet, Superposed, got 'Sequential'"),
         ("class", ["MIMOConv"], r"class must be one of MIMOConv, WideResNet, Superposed, got \['MIMOConv'\]"),
-        ("class", "WideResNet", "unexpected keyword argument 'capacity'"),
+        ("class", "WideResNet", "config.capacity is unknown; expected num_classes, depth, "),
         ("dtype", "int8", "dtype must be one of float16, bfloat16, float32, float64, got 'int8'"),
         ("dtype", "float32", r"stem\.conv\.weight has shape .* dtype torch\.float64, expected .* torch\.float32"),
-        ("slots", 4, r"mimoconv 9\.9, read by .*unexpected keyword argument 'slots'"),
+        ("slots", 4, r"mimoconv 9\.9, read by .*config\.slots is unknown; expected num_classes, "),
         ("depth", 12, r"depth must be 6k \+ 4 .* got 12"),
-        ("depth", "10", r"depth must be a whole number, got '10'"),
-        ("width", "1", "width must be a number, got '1'"),
+        ("depth", "10", r'config\.depth is "10"; expected a whole number'),
+        ("depth", True, r"config\.depth is true; expected a whole number"),
+        ("depth", 6 * 10**8 + 4, r"describes a network of far more than the \d+ tensors in model\.safetensors"),
+        ("width", "1", r'config\.width is "1"; expected a number'),
+        ("width", 10**400, r"config\.width is 10+\.\.\.; expected a number"),
+        ("stem", "none", r'config\.stem is "none"; expected one of conv, conv-norm, conv-norm-relu'),
+        ("init", 3, r"config\.init is 3; expected one of kaiming, orthogonal, delta"),
+        ("class_names", ["a", 2], r"config\.class_names\[1\] is 2; expected text"),
+        ("unbinding_relu", "a", r'config\.unbinding_relu is "a"; expected true or false'),
         ("width", 1e300, r"does not hold a network that fits"),
-        ("mean", 0.5, "mean is 0.5 and std is None"),
+        ("mean", 0.5, r"config\.mean is 0\.5; expected a list \(each entry a number\) or null"),
+        ("mean", [0.5, 0.5], r"mean is \(0\.5, 0\.5\) and std is None"),
+        ("config", [], r"config is \[\]; expected fields of MIMOConvConfig"),
+        ("accuracy", {"4": 0.5}, r'accuracy is \{"4": 0\.5\}; expected a list'),
+        ("accuracy", [[4, "high"]], r'accuracy\[0\]\[1\] is "high"; expected a number'),
+        ("accuracy", [[4, 1.5]], r"accuracy is 1\.5; expected shares from 0 to 1"),
         ("capacity", 2, r"binding\.keys has shape \(4, 8\) .*, expected \(2, 8\)"),
         ("unbinding_relu", False, r"missing \[\], unknown \['unbinding\.bias'\]"),
     ],
 )
 def test_configurations_of_other_programs(copy, entry, value, named):
     settings = {"mimoconv_version": "9.9"}
-    settings |= {entry: value} if entry in ("class", "dtype") else {"config": config_in(copy) | {entry: value}}
+    settings |= (
+        {entry: value} if entry in ("class", "dtype", "config", "accuracy") else {"config": config_in(copy) | {entry: value}}
+    )
     signed(copy, settings)
     with pytest.raises(ValueError, match=named) as refusal:
         hub.from_pretrained(copy)
@@ -601,6 +615,34 @@ def test_weights_that_do_not_fit_a_network_put_together_by_hand(change, named, t
     Superposed(*parts(), 2, 8).save_pretrained(tmp_path)
     signed(tmp_path, weights=change(weights_in(tmp_path)))
     with pytest.raises(ValueError, match=named):
+        Superposed.from_pretrained(tmp_path, *parts())
+
+
+@unchecked
+@pytest.mark.parametrize(
+    ("field", "size", "named"),
+    [
+        ("capacity", 10**9, r"binding\.keys has shape \(2, 8\), expected \(1000000000, 8\)"),
+        ("dim", 10**9, r"binding\.keys has shape \(2, 8\), expected \(2, 1000000000\)"),
+        ("features", 10**5, r"unbinding\.weight has shape \(2, 5, 5\), expected \(2, 100000, 100000\)"),
+        ("features", 5.0, r"config\.features is 5\.0; expected a whole number"),
+    ],
+)
+def test_sizes_are_compared_before_a_network_is_put_together(field, size, named, tmp_path, monkeypatch):
+    Superposed(*parts(), 2, 8).save_pretrained(tmp_path)
+    signed(tmp_path, {"config": config_in(tmp_path) | {field: size}})
+    monkeypatch.setattr(Superposed, "__init__", lambda *_, **__: pytest.fail("it was put together"))
+    with pytest.raises(ValueError, match=named):
+        Superposed.from_pretrained(tmp_path, *parts())
+
+
+@unchecked
+def test_a_field_without_a_default_must_be_there(tmp_path):
+    Superposed(*parts(), 2, 8).save_pretrained(tmp_path)
+    config = config_in(tmp_path)
+    del config["features"]
+    signed(tmp_path, {"config": config})
+    with pytest.raises(ValueError, match=r"config\.features is missing; expected a whole number"):
         Superposed.from_pretrained(tmp_path, *parts())
 
 

@@ -125,7 +125,12 @@ def test_damaged_files_are_refused(saved, name):
     [
         ({"class": "MIMOConv"}, "class must be one of MIMOFormer, got 'MIMOConv'"),
         ({"m": 3}, r"has shape \(2, 2, \d+\) .*expected \(3, 2, "),
-        ({"slots": 4}, "unexpected keyword argument 'slots'"),
+        ({"slots": 4}, r"config\.slots is unknown; expected m, n, "),
+        ({"layers": 10**9}, r"describes a network of far more than the \d+ tensors in model\.safetensors"),
+        ({"tied": "no"}, r'config\.tied is "no"; expected true or false'),
+        ({"variant": "mlp"}, r'config\.variant is "mlp"; expected one of att, att\+mlp, blurry'),
+        ({"dropout": False}, r"config\.dropout is false; expected a number"),
+        ({"words": "ab"}, r'config\.words is "ab"; expected a list \(each entry text\) or null'),
         ({"attention": "softmax"}, "softmax attention .* needs m = n = 1"),
         ({"attention": "dpfp"}, r"missing \[\], unknown \[.*projection"),
     ],

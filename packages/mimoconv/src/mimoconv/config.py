@@ -8,11 +8,41 @@ from typing import Any, ClassVar, Literal, get_args
 
 from vsa_core import checks
 
-__all__ = ["Activation", "Init", "MIMOConvConfig", "NetworkConfig", "Stem", "SuperposedConfig", "WideResNetConfig"]
+__all__ = [
+    "Activation",
+    "Init",
+    "MIMOConvConfig",
+    "NetworkConfig",
+    "Stem",
+    "SuperposedConfig",
+    "WideResNetConfig",
+    "check_task_fields",
+]
 
 Stem = Literal["conv", "conv-norm", "conv-norm-relu"]
 Activation = Literal["relu", "prelu"]
 Init = Literal["kaiming", "orthogonal", "delta"]
+
+
+def check_task_fields(config: Any) -> None:
+    """Raise unless mean and std of each channel and the names of the classes are right or None; make them tuples."""
+    if (config.mean is None) != (config.std is None):
+        raise ValueError(f"mean is {config.mean} and std is {config.std}: give both or neither")
+    if config.mean is not None:
+        for name in ("mean", "std"):  # any sequence of numbers
+            object.__setattr__(config, name, tuple(map(float, getattr(config, name))))
+        mean, std = config.mean, config.std
+        if not len(mean) == len(std) == config.in_channels:
+            raise ValueError(f"mean {mean} and std {std} must have {config.in_channels} entries, one per channel")
+        if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+            raise ValueError(f"mean {mean} must be from 0 to 1, and std {std} above 0 and at most 1")
+    names = config.class_names
+    if names is not None:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class_names must be a sequence of strings, got {names!r}")
+        if len(names) != config.num_classes:
+            raise ValueError(f"class_names has {len(names)} names, but num_classes is {config.num_classes}: give one per class")
+        object.__setattr__(config, "class_names", tuple(names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +97,7 @@ class NetworkConfig:
         for name, choices in (("stem", Stem), ("activation", Activation), ("init", Init)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
-        self._check_statistics()
-        self._check_class_names()
-
-    def _check_statistics(self) -> None:
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(f"mean is {self.mean} and std is {self.std}: give both or neither")
-        if self.mean is not None and self.std is not None:
-            for name in ("mean", "std"):  # any sequence of numbers
-                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-            if not len(self.mean) == len(self.std) == self.in_channels:
-                raise ValueError(f"mean {self.mean} and std {self.std} must have {self.in_channels} entries, one per channel")
-            if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
-                raise ValueError(f"mean {self.mean} must be from 0 to 1, and std {self.std} above 0 and at most 1")
-
-    def _check_class_names(self) -> None:
-        names: Any = self.class_names
-        if names is None:
-            return
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise TypeError(f"class_names must be a sequence of strings, got {names!r}")
-        if len(names) != self.num_classes:
-            raise ValueError(f"class_names has {len(names)} names, but num_classes is {self.num_classes}: give one per class")
-        object.__setattr__(self, "class_names", tuple(names))
+        check_task_fields(self)
 
     @property
     def stages(self) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 import copy
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -120,13 +121,19 @@ class Superposed(Pretrained):
         Raises:
             ValueError: the modules are not like the saved ones, or `source` is damaged or holds a network of another class.
         """
-        model: Superposed = library_of(cls).load(
-            source,
-            kind=cls,
-            build=lambda config: cls(*copy.deepcopy((stem, body, head)), **asdict(config)),
-            revision=revision,
-            device=device,
-        )
+
+        def build(config: SuperposedConfig, weights: Mapping[str, Tensor]) -> Superposed:
+            sizes = {
+                "binding.keys": (config.capacity, config.dim),
+                "unbinding.weight": (config.capacity, config.features, config.features),
+            }
+            for name, size in sizes.items():  # before any of them is allocated
+                if name not in weights or tuple(weights[name].shape) != size:
+                    found = f"has shape {tuple(weights[name].shape)}" if name in weights else "is missing"
+                    raise ValueError(f"{name} {found}, expected {size}")
+            return cls(*copy.deepcopy((stem, body, head)), **asdict(config))
+
+        model: Superposed = library_of(cls).load(source, kind=cls, build=build, revision=revision, device=device)
         return model
 
     def forward(self, x: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n classes"]:

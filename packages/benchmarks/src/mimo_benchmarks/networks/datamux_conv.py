@@ -6,6 +6,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mimoconv.config import check_task_fields
 from vsa_core import checks
 from vsa_core.hub import Pretrained
 
@@ -39,6 +40,7 @@ class DataMUXConvConfig:
             raise ValueError(
                 f"image_size must be at least 20, so that the last convolution sees 3 x 3 pixels, got {self.image_size}"
             )
+        check_task_fields(self)
 
     @property
     def label(self) -> str:

@@ -18,14 +18,34 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vsa_core.hub.pretrained import Pretrained
+from vsa_core.hub.typed import as_dataclass, as_type
 
 __all__ = ["Library", "class_name", "load_strict", "resolve"]
 
 Network = TypeVar("Network", bound=Pretrained)
 WEIGHTS, CARD, CONFIG = "model.safetensors", "README.md", "config.json"
+Accuracies = tuple[tuple[int | tuple[int, ...], float], ...]
+"""What config.json holds as accuracy: a share for each n, which is a number or a grid."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+class AtMost(TorchFunctionMode):
+    """Ends, by a ValueError, the making of a network that needs far more tensors than are stored, such as one of depth 10^6."""
+
+    def __init__(self, stored: int) -> None:
+        super().__init__()
+        self.stored, self.made = stored, 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.made += func is torch.empty  # as torch's layers make their parameters
+        if self.made > 100 + 10 * self.stored:  # a constructor may make some that it does not keep
+            raise ValueError(f"config describes a network of far more than the {self.stored} tensors in {WEIGHTS}")
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +60,7 @@ class Library(Generic[Network]):
     """Name of the package, as pip knows it."""
     version: str
     """Version of the package; config.json records it, and errors name it."""
-    models: Mapping[type[Network], Callable[..., Any]]
+    models: Mapping[type[Network], type[Any]]
     """Configuration class (a dataclass) of each class of network."""
     card: Callable[[Network, str, Mapping[Any, float] | None, str | None], str]
     """Writes a model card from network, name, accuracy and command; raises ValueError for an accuracy that cannot be."""
@@ -89,8 +109,8 @@ class Library(Generic[Network]):
             "accuracy": list((accuracy or {}).items()),
         }
         settings = json.loads(json.dumps(entries, default=lambda number: number.item()))  # NumPy's numbers become Python's
-        build = (lambda _: copy.deepcopy(model).to("meta")) if type(model) in self.assembled else None
-        load_strict(self.build_network(settings, build), weights)  # what would not load is not written
+        build = (lambda *_: copy.deepcopy(model).to("meta")) if type(model) in self.assembled else None
+        load_strict(self.build_network(settings, weights, build), weights)  # what would not load is not written
         data = safetensors.save(weights, metadata={"format": "pt"})
         settings["sha256"] = digest(settings, data)
         contents = {
@@ -110,7 +130,7 @@ class Library(Generic[Network]):
         source: str | os.PathLike[str],
         *,
         kind: type[Network] | None = None,
-        build: Callable[[Any], Network] | None = None,
+        build: Callable[[Any, Mapping[str, Tensor]], Network] | None = None,
         revision: str | None = None,
         device: str | torch.device = "cpu",
     ) -> Network:
@@ -121,14 +141,15 @@ class Library(Generic[Network]):
         Args:
             source: a folder, a run directory or a repository id, as `resolve` takes it.
             kind: the only class of network to accept; any class of this library unless given.
-            build: makes the network from its configuration, for networks made of the caller's modules (`assembled`).
+            build: makes the network from its configuration, for networks made of the caller's modules (`assembled`); it is
+                given the weights too, to compare sizes with before it allocates any.
             revision: branch, tag or commit of a repository.
             device: where the weights go.
 
         Raises:
             ValueError: a file is damaged or from another save; the network is of another class or library; config.json has an
-                unknown entry; a weight is missing, unknown, of another shape or dtype, or not finite; or a folder is given a
-                revision.
+                unknown field or one of another type; a weight is missing, unknown, of another shape or dtype, or not finite; or
+                a folder is given a revision.
             FileNotFoundError: there is no such folder, or a file is missing from it.
             ImportError: safetensors, or for a repository huggingface_hub, is not installed.
             Exception: huggingface_hub cannot download the repository or its revision.
@@ -144,9 +165,12 @@ class Library(Generic[Network]):
         if kind and found != kind.__name__ and found in (known.__name__ for known in self.models):
             raise ValueError(f"{source} holds a {found}, expected a {kind.__name__}: load it with {found}.from_pretrained")
         try:
-            model = self.build_network(settings, build)
-            load_strict(model, safetensors.load(data))
-            model.accuracy = {tuple(n) if isinstance(n, list) else n: share for n, share in settings.get("accuracy", [])}
+            weights = safetensors.load(data)
+            model = self.build_network(settings, weights, build)
+            load_strict(model, weights)
+            model.accuracy = dict(as_type(Accuracies, settings.get("accuracy", []), "accuracy"))
+            if wrong := [share for share in model.accuracy.values() if not 0 <= share <= 1]:
+                raise ValueError(f"accuracy is {wrong[0]}; expected shares from 0 to 1")
         except Exception as error:
             writers = [f"{entry.removesuffix('_version')} {settings[entry]}" for entry in settings if entry.endswith("_version")]
             versions = f"written by {', '.join(writers) or 'an unknown program'}, read by {self.name} {self.version}"
@@ -200,21 +224,25 @@ class Library(Generic[Network]):
         names = " or a ".join(kind.__name__ for kind in self.models)
         raise TypeError(f"model is a {type(model).__name__}; only a {names} has a configuration to save")
 
-    def build_network(self, settings: Mapping[str, Any], build: Callable[[Any], Network] | None) -> Network:
+    def build_network(
+        self,
+        settings: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        build: Callable[[Any, Mapping[str, Tensor]], Network] | None,
+    ) -> Network:
         """Make the network that config.json describes, on the meta device (without memory or random draws) or by `build`."""
         kinds = {kind.__name__: kind for kind in self.models}
         for entry, choices in (("class", list(kinds)), ("dtype", list(DTYPES))):
             if settings[entry] not in choices:
                 raise ValueError(f"{entry} must be one of {', '.join(choices)}, got {settings[entry]!r}")
         kind, dtype = kinds[settings["class"]], DTYPES[settings["dtype"]]
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["config"].items()}
-        config = self.models[kind](**fields)
+        config = as_dataclass(self.models[kind], settings["config"], "config")
         if build is not None:
-            return build(config).to(dtype)
+            return build(config, weights).to(dtype)
         if kind in self.assembled:
             raise ValueError(f"a {kind.__name__} is made of modules of yours: give them to {kind.__name__}.from_pretrained")
         make: Callable[[Any], Network] = kind
-        with torch.device("meta"):
+        with AtMost(len(weights)), torch.device("meta"):
             return make(config).to(dtype)
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from mimo_benchmarks.training.checkpoint import (
     flatten_optimizer,
     load_checkpoint,
     manifest_text,
+    newest_state,
     restore_optimizer,
     save_checkpoint,
 )
@@ -139,6 +141,23 @@ def test_optimizer_state_that_is_no_tensor_comes_back():
     back = restore_optimizer(tensors, json.loads(json.dumps(groups)))
     assert back["param_groups"] == given["param_groups"]
     assert {index: {**values} for index, values in back["state"].items()} == state
+
+
+def test_the_state_is_read_without_tensors(tmp_path):
+    """Of the newest checkpoint whose state is whole; what is damaged, missing or a pipe is passed over."""
+    assert newest_state(tmp_path) is newest_state(tmp_path / "nowhere") is None
+    paths = [save_checkpoint(tmp_path, step, *content(step), keep=5) for step in range(1, 6)]
+    whole = [json.loads((path / "state.json").read_text()) for path in paths]
+    (paths[4] / "model.safetensors").unlink()
+    assert newest_state(tmp_path) == (paths[4], whole[4])
+    (paths[4] / "state.json").write_text("{}")
+    (paths[3] / MANIFEST).write_text("[]")
+    (paths[2] / "state.json").unlink()
+    os.mkfifo(paths[2] / "state.json")
+    (paths[1] / MANIFEST).unlink()
+    assert newest_state(tmp_path) == (paths[0], whole[0])
+    shutil.rmtree(paths[0])
+    assert newest_state(tmp_path) is None
 
 
 def test_there_is_none(tmp_path):

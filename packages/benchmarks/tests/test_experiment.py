@@ -17,12 +17,13 @@ from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluation import rates
 from mimo_benchmarks.evaluation.answers import classify
 from mimo_benchmarks.experiment import experiment
+from mimo_benchmarks.experiment.compatibility import RUN
 from mimo_benchmarks.experiment.experiment import run_experiment
 from mimo_benchmarks.networks.convolutional import MIMOConvNetwork, WideResNetNetwork
 from mimo_benchmarks.networks.datamux_conv import DataMUXConv, DataMUXConvConfig
 from mimo_benchmarks.networks.registry import build, describe, load_finished
 from mimo_benchmarks.report import composition
-from mimo_benchmarks.run_directory import RunDirectory, read_result
+from mimo_benchmarks.run_directory import RunDirectory, read_result, run_as_json
 from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks import registry as tasks
 from mimo_benchmarks.tasks.image_task import ImageTask
@@ -171,6 +172,43 @@ def test_a_checkpoint_of_another_network(tmp_path):
     save_checkpoint(out / "checkpoints", 1, *other.state())
     with pytest.raises(CheckpointError, match="does not fit: it is of another network or optimizer"):
         run(replace(CONFIG, resume=out))
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_a_checkpoint_says_which_run_saved_it(tmp_path, monkeypatch, capsys):
+    """One of another seed, which has been put into the run or into a control, is refused; one that does not say it is named."""
+    config, out, swapped = replace(CONFIG, controls=True), tmp_path / "run", tmp_path / "other"
+    for seed, place in ((0, out), (3, swapped)):
+        with pytest.raises(Stopped):
+            run(replace(config, seed=seed, out=place), listen=signal_in_step(3))  # in the first step of a control
+    (control,) = (path.parent.name for path in out.glob("*/checkpoints"))
+    state = json.loads((out / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert json.loads(state[RUN]) == run_as_json("quickstart", replace(config, out=out))
+    kept = tmp_path / "kept"
+    (out / control / "checkpoints").rename(kept)
+    (swapped / control / "checkpoints").rename(out / control / "checkpoints")
+    with pytest.raises(ConfigError, match=rf"{control}/checkpoints/step-00000001 .* not of the same run \(seed was 3 and is 0\)"):
+        run(replace(config, resume=out))
+    (out / control / "checkpoints").rename(swapped / control / "checkpoints")
+    kept.rename(out / control / "checkpoints")
+    (out / "checkpoints").rename(kept)
+    (swapped / "checkpoints").rename(out / "checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "build", lambda config: pytest.fail("a network was built"))
+        with pytest.raises(ConfigError, match=r"run/checkpoints/step-00000002 .*seed was 3 and is 0"):
+            run(replace(config, resume=out))
+    capsys.readouterr()
+    checkpoint = load_checkpoint(kept)
+    del checkpoint.state[RUN]
+    save_checkpoint(kept, 2, checkpoint.tensors, checkpoint.state)
+    (out / "checkpoints").rename(swapped / "checkpoints")
+    kept.rename(out / "checkpoints")
+    run(replace(config, resume=out))
+    said = [line for line in capsys.readouterr().out.splitlines() if "earlier version" in line]
+    assert said == [
+        f"{out}/checkpoints/step-00000002 is of an earlier version and holds no settings to compare with those of the run"
+    ]
 
 
 def test_a_network_that_is_not_finished(tmp_path):

@@ -14,6 +14,7 @@ from mimo_benchmarks.report.composition import write_report
 from mimo_benchmarks.report.runs import find_runs
 from mimo_benchmarks.result import Spread
 from mimo_benchmarks.run_directory import learning_curves
+from vsa_core.hub.library import digest
 
 ROW = {"n": 1, "inputs": 1, "accuracy": 0.9, "accuracy_batch_statistics": None, "accuracy_per_slot": [0.9]}
 ROW |= {"changed_by_regrouping": None, "macs": 4e6}
@@ -566,6 +567,20 @@ def test_damaged_settings_are_refused(tmp_path, config):
     file.write_text(config)
     with pytest.raises(ConfigError, match=re.escape(str(file))):
         written(tmp_path / "out", tmp_path)
+
+
+def test_settings_that_were_changed_are_refused(tmp_path):
+    """A run of an earlier version has no checksum."""
+    run = make_run(tmp_path / "run")
+    content = json.loads((run / "config.json").read_text())
+    content["sha256"] = digest(content, b"")
+    for seed in (content["config"]["seed"], 5):
+        content["config"]["seed"] = seed
+        (run / "config.json").write_text(json.dumps(content))
+        if seed != 5:
+            assert len(find_runs([run])[0]) == 1
+    with pytest.raises(ConfigError, match=re.escape(f"{run / 'config.json'} was changed after it was written")):
+        find_runs([run])
 
 
 def test_lines_of_metrics_that_were_cut_off_are_left_out(tmp_path):

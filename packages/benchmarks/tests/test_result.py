@@ -178,5 +178,5 @@ def test_settings_that_are_missing_are_named(name, tmp_path):
     config = settings_as_json(RunConfig())
     del config[name]
     (tmp_path / "config.json").write_text(json.dumps({"preset": "x", "config": config}))
-    with pytest.raises(ConfigError, match=f"does not hold settings of this version \\('{name}' is missing or unknown\\)"):
+    with pytest.raises(ConfigError, match=f"does not hold settings of this version \\({name} is missing; expected "):
         read_settings(tmp_path)

@@ -12,12 +12,13 @@ import torch
 
 from mimo_benchmarks.environment import environment
 from mimo_benchmarks.errors import CheckpointError, ConfigError, OtherVersion
-from mimo_benchmarks.networks.registry import NETWORKS
 from mimo_benchmarks.result import Result, finite
-from mimo_benchmarks.settings import AugmentConfig, OptimConfig, RunConfig
+from mimo_benchmarks.settings import RunConfig
+from vsa_core.hub.library import digest
+from vsa_core.hub.typed import as_dataclass, as_type
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.json", "environment.json", "metrics.jsonl", "result.json"
-PATHS = ("data_dir", "out", "resume")
+CHECKPOINTS = "checkpoints"
 Curve = tuple[list[float], list[float]]
 """Steps and accuracies."""
 
@@ -58,7 +59,8 @@ class RunDirectory:
         Lines of metrics.jsonl that are damaged or come after `step`, from which the run resumes, are dropped.
         """
         if not (self.path / CONFIG).exists():
-            self.write(CONFIG, {"preset": preset, "config": settings_as_json(config)})
+            content = run_as_json(preset, config)
+            self.write(CONFIG, {**content, "sha256": digest(content, b"")})
         now, path = environment(device), self.path / ENVIRONMENT
         before = read_json(path, list) if path.exists() else []
         if not all(isinstance(start, dict) and start.keys() >= now.keys() for start in before):
@@ -143,6 +145,11 @@ def settings_as_json(config: RunConfig) -> dict[str, Any]:
     return values
 
 
+def run_as_json(preset: str, config: RunConfig) -> dict[str, Any]:
+    """Return what config.json says of a run, and each of its checkpoints too."""
+    return {"preset": preset, "config": settings_as_json(config)}
+
+
 def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings as a flat dict, by their names on the command line, such as optim.lr."""
     found: dict[str, Any] = {}
@@ -167,28 +174,29 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def read_settings(run: Path) -> tuple[str, RunConfig]:
-    """Return the name of the preset and the settings of a run.
+    """Return the name of the preset and the settings of a run; every value is of the type of its setting.
 
     Raises:
         ConfigError: config.json is missing or damaged, or has settings that this version does not know.
     """
-    found = read_json(run / CONFIG, dict)
+    return parse_run(read_json(run / CONFIG, dict), run / CONFIG)
+
+
+def parse_run(found: Any, path: Path) -> tuple[str, RunConfig]:
+    """Return preset and settings from what `run_as_json` made; ConfigError names the file at `path` and the wrong setting."""
     try:
-        values = dict(found["config"])
-        model = dict(values.pop("model"))
-        kind = {network.settings.__name__: network.settings for network in NETWORKS}[model.pop("kind")]
-        nested: dict[str, Any] = {"model": kind(**with_tuples(model)), "optim": OptimConfig(**with_tuples(values.pop("optim")))}
-        nested["augment"] = AugmentConfig(**with_tuples(values.pop("augment")))
-        paths: dict[str, Any] = {name: Path(values.pop(name)) for name in PATHS if values.get(name) is not None}
-        return str(found["preset"]), RunConfig(**with_tuples(values), **nested, **paths)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{error} is missing or unknown" if isinstance(error, KeyError) else error
-        raise ConfigError(f"{run / CONFIG} does not hold settings of this version ({what}): start a new run") from error
+        return as_type(str, found.get("preset"), "preset"), as_dataclass(RunConfig, found.get("config"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} does not hold settings of this version ({error}): start a new run") from error
 
 
-def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values with JSON's lists turned back into tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def require_unchanged(run: Path) -> None:
+    """Raise ConfigError if config.json was changed after it was written; earlier versions wrote it without its SHA-256."""
+    found = read_json(run / CONFIG, dict)
+    expected = found.pop("sha256", None)
+    if expected is not None and (actual := digest(found, b"")) != expected:
+        changed = f"{run / CONFIG} was changed after it was written: its SHA-256 is {actual}, expected {expected}"
+        raise ConfigError(f"{changed}; undo that, and give settings as flags")
 
 
 def read_result(run: Path) -> Result:

@@ -1,5 +1,6 @@
 """Carry out one experiment: train a network and its controls, evaluate and time them side by side, write the report."""
 
+import json
 import shlex
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -19,7 +20,7 @@ from mimo_benchmarks.environment import peak_memory
 from mimo_benchmarks.errors import CheckpointError, ConfigError, NotEnoughMemory
 from mimo_benchmarks.evaluation.answers import classify
 from mimo_benchmarks.evaluation.rates import measure_throughput
-from mimo_benchmarks.experiment.compatibility import check_compatible, check_same_run
+from mimo_benchmarks.experiment.compatibility import RUN, check_compatible, check_same_run, check_saved_by
 from mimo_benchmarks.experiment.findings import Trained, crosstalk_of, evaluate_network, write_result
 from mimo_benchmarks.experiment.memory_need import SMALLER_STEPS, check_memory
 from mimo_benchmarks.experiment.time_left import TimeLeft
@@ -28,7 +29,7 @@ from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.controls import controls
 from mimo_benchmarks.progress import progress_bar
 from mimo_benchmarks.result import Crosstalk, Row
-from mimo_benchmarks.run_directory import RunDirectory, make_run_directory, settings_as_json
+from mimo_benchmarks.run_directory import CHECKPOINTS, RunDirectory, make_run_directory, run_as_json, settings_as_json
 from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.tasks import registry as tasks
 from mimo_benchmarks.tasks.protocol import Task
@@ -67,6 +68,8 @@ def run_experiment(
         Stopped: a signal came, and the run was saved.
     """
     start = time.perf_counter()
+    if config.resume:  # before anything of these sizes is built
+        check_same_run(config.resume, preset, config)
     task = tasks.load(config.task, data_folder(config.data_dir))
     check_compatible(config, task, accelerator)
     longest = None if (lengths := task.lengths(task.train)) is None else int(lengths.max())
@@ -142,15 +145,19 @@ def train_and_evaluate(
     with memory_for("measuring crosstalk", SMALLER_MODEL):
         before = crosstalk_of(config, network, task) if main else None
     with memory_for("the network, its gradients and its optimizer", SMALLER_MODEL):
-        training, saves = Training(network, config, accelerator), directory.path / "checkpoints"
-        skipped = restore_newest(training, saves, accelerator)
+        training, saves = Training(network, config, accelerator), directory.path / CHECKPOINTS
+        notes = restore_newest(training, saves, accelerator, name)
     start = training.progress.step
     time_left.note(feed, start, training.progress.seconds)
     if main:
         directory.begin(name, config, accelerator.device, start)
-        for reason in skipped:
-            print(f"skipped a checkpoint that is not valid: {reason}")
+        for note in notes:
+            print(note)
         print(f"{directory.path}: {name}, {time_left.place(feed)}from step {start} of {config.optim.steps}", flush=True)
+
+    def save(folder: Path) -> None:
+        tensors, state = training.state()
+        save_checkpoint(folder, training.progress.step, tensors, {**state, RUN: json.dumps(run_as_json(name, config))})
 
     def log(**values: Any) -> None:
         if main:
@@ -169,7 +176,7 @@ def train_and_evaluate(
         number = signal_to_stop(request, step, config, accelerator)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
             with progress_bar("saving a checkpoint"), memory_for("saving a checkpoint", SMALLER_MODEL):
-                save_checkpoint(saves, step, *training.state())
+                save(saves)
         if number:
             raise Stopped(number, f"stopped after step {step}")
 
@@ -181,7 +188,7 @@ def train_and_evaluate(
             train(training, feed, accelerator, name=name, log=log, after_step=after_step)
     except FloatingPointError:
         if main:
-            save_checkpoint(directory.path / "diagnostic", training.progress.step, *training.state())
+            save(directory.path / "diagnostic")
         raise
     peak = peak_memory(accelerator.device)
     module = training.evaluated_network(training.best or training.evaluated_weights())
@@ -211,21 +218,27 @@ def evaluate_and_save(
     return rows, after
 
 
-def restore_newest(training: Training, saves: Path, accelerator: Accelerator) -> Sequence[str]:
-    """Restore the newest valid checkpoint, if there is one; say which newer ones were skipped, and why.
+def restore_newest(training: Training, saves: Path, accelerator: Accelerator, name: str) -> Sequence[str]:
+    """Restore the newest valid checkpoint, if there is one; say which newer ones were skipped, and what could not be compared.
 
     Raises:
+        ConfigError: the checkpoint is of another run.
         CheckpointError: no checkpoint is valid, or the processes see different ones.
     """
     with progress_bar("looking for checkpoints", brief=True):
         kept = load_checkpoint(saves, accelerator.device)
+    notes = []
     if kept:
+        check_saved_by(kept.path, kept.state, name, training.config)
         with must_fit(kept.path):
             training.restore(kept)
+        notes = [f"skipped a checkpoint that is not valid: {reason}" for reason in kept.skipped]
+        if RUN not in kept.state:
+            notes.append(f"{kept.path} is of an earlier version and holds no settings to compare with those of the run")
     steps = accelerator.gather(torch.tensor([training.progress.step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise CheckpointError(f"{saves}: the processes would resume from steps {steps}; let all machines see one run directory")
-    return kept.skipped if kept else ()
+    return notes
 
 
 def describe_step(*, loss: float, accuracy: float, inputs_per_second: float, left: str, **_: Any) -> str:
@@ -292,8 +305,7 @@ def prepare_directory(config: RunConfig, preset: str, accelerator: Accelerator) 
     found: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            resumed = config.resume and check_same_run(config.resume, preset, config)
-            found = [resumed or make_run_directory(config.out, preset)]
+            found = [config.resume or make_run_directory(config.out, preset)]
             accelerator.log_with = filter_trackers(list(config.tracker), found[0])
         except ConfigError as error:
             found = [error]

@@ -17,6 +17,7 @@ from mimo_benchmarks.run_directory import (
     read_json,
     read_metrics,
     read_result,
+    require_unchanged,
 )
 from mimo_benchmarks.settings import SET_BY_TASK, UNRELATED_TO_LEARNING
 
@@ -130,6 +131,7 @@ def read_run(path: Path) -> Run:
     root = around if result.control is not None and (around / CONFIG).exists() else path.resolve()
     settings = [read_json(folder / CONFIG, dict).get("config") for folder in (path, root)]
     for folder, found in zip((path, root), settings, strict=True):
+        require_unchanged(folder)
         if not isinstance(found, dict):
             raise ConfigError(f"{folder / CONFIG} holds no settings: it is damaged, so leave this run out")
     return make_run(path, root, result, settings[0], settings[1], read_metrics(path))

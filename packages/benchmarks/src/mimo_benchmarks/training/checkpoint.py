@@ -135,6 +135,20 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     return None
 
 
+def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return path and state of the newest checkpoint whose state.json is whole, without reading its tensors; None without one."""
+    for path in list_checkpoints(folder) if folder.is_dir() else ():
+        try:
+            if not (path / STATE).is_file() or not (path / MANIFEST).is_file():
+                continue  # opening a pipe would wait for ever
+            content, listed = (path / STATE).read_bytes(), json.loads((path / MANIFEST).read_bytes())["files"]
+            if hashlib.sha256(content).hexdigest() == listed[STATE]["sha256"]:
+                return path, dict(json.loads(content))
+        except Exception:  # damaged bytes can raise anything; `load_checkpoint` says what is wrong
+            continue
+    return None
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """List all checkpoints, valid or not, the newest first; one that was being replaced follows its replacement."""
     if not folder.exists():

@@ -1,6 +1,7 @@
 """`mimonets throughput` with durations of our own, so that what it tells is known."""
 
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -276,7 +277,11 @@ def test_compare_refuses_what_is_no_such_file(content, tmp_path):
 def test_compare_refuses_damaged_rows(tmp_path):
     run("small", "--n", 1, "--out", "old.json")
     whole = json.loads((tmp_path / "old.json").read_text())
-    for rows in (5, [5], [{"n": 1}], [{"n": 1, "latency": {"median": None}, "batch": {"median": 1}}]):
+    good = {"n": 1, "latency": {"median": 1.0}, "batch": {"median": 1.0}}
+    wrong = [{"n": n} for n in (1.5, True, "1", math.inf)] + [
+        {"batch": {"median": each}} for each in (None, "1", math.nan, 0, -1.0)
+    ]
+    for rows in (5, [5], [{"n": 1}], *([good | each] for each in wrong)):
         (tmp_path / "old.json").write_text(json.dumps({**whole, "rows": rows}))
         with pytest.raises(ConfigError, match=r"old.json is not a file of"):
             run("small", "--compare", "old.json")

@@ -19,6 +19,7 @@ from mimo_benchmarks.evaluation.rates import DTYPES, Measurement, Timing, device
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.find import find_preset
 from mimo_benchmarks.progress import progress_bar
+from mimo_benchmarks.result import finite, whole
 from mimo_benchmarks.run_directory import flatten_settings, settings_as_json
 from mimo_benchmarks.settings import require
 from vsa_core import graphs
@@ -176,8 +177,10 @@ def read_earlier(path: Path, settings: Settings, wanted: Sequence[int]) -> Earli
             flatten_settings({name: content[name] for name in settings} | {"network": dict(content["network"])}),
             flatten_settings(settings),
         )
-        rows = {int(row["n"]): {name: float(row[name]["median"]) for name in ("latency", "batch")} for row in content["rows"]}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        rows = {whole(row["n"]): {name: finite(row[name]["median"]) for name in ("latency", "batch")} for row in content["rows"]}
+        if wrong := [seconds for medians in rows.values() for seconds in medians.values() if seconds <= 0]:
+            raise ValueError(f"a median is {wrong[0]}, not above 0")
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{path} is not a file of `mimonets throughput` ({error}): name one that it wrote") from error
     for name in [*new, *old]:
         there, here = old.get(name), new.get(name)

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from mimo_benchmarks.tasks.registry import load
 from mimo_benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from mimo_benchmarks.training.feed import Feed
 from mimo_benchmarks.training.gradients import batch_accuracy, objective
-from mimo_benchmarks.training.loop import PATIENCE, accept_update, train
+from mimo_benchmarks.training.loop import PATIENCE, accept_update, are_finite, train
 from mimo_benchmarks.training.state import Training
 from mimoconv import MIMOConvConfig, WideResNetConfig, isometry_penalty
 from mimoformer import MIMOFormerConfig
@@ -227,6 +228,75 @@ def test_an_update_that_is_not_finite_is_left_out(digits, optimizer, value):
     tensors, state = training.state()
     assert all(tensor.isfinite().all() for group in tensors.values() for tensor in group.values())
     json.dumps(state, allow_nan=False)
+
+
+def refuses_only_the_third(training, digits):
+    """Take six steps; the third is as if it had not been, and nothing that a checkpoint holds is infinite or NaN."""
+    lines, kept = [], {}
+    run(training, digits, lambda step: kept.update({step: weights(training)}), lambda **line: lines.append(line))
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 1, 1, 1]
+    assert same(kept[3], kept[2])
+    assert not same(kept[4], kept[3])
+    return lines, [tensor for group in training.state()[0].values() for tensor in group.values()]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e30])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_one_pixel_does_not_spoil_the_statistics(digits, optimizer, value):
+    """With 1e30 the loss and the gradient are ordinary, and only BatchNorm's variance overflows."""
+    training = started(config(6, optimizer=optimizer, lr=0.01))
+
+    def poison(_, inputs):
+        if training.progress.step == 2:
+            inputs[0][0, 0, 0, 0, 0] = value
+
+    training.network.register_forward_pre_hook(poison)
+    lines, tensors = refuses_only_the_third(training, digits)
+    assert all(tensor.isfinite().all() for tensor in tensors)
+    assert value != 1e30 or (lines[2]["loss"] < 10 and lines[2]["grad_norm"] < 1000)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_buffers_of_all_kinds_stay_finite(digits, value):
+    """A mask of minus infinity, which no step changes, may stay as it is."""
+    network = build(SMALL)
+    network.register_buffer("mask", torch.full((3,), -torch.inf))
+    network.register_buffer("empty", torch.zeros(0, dtype=torch.float16))
+    network.register_buffer("seen", torch.zeros(2, dtype=torch.float64))
+    training = Training(network, config(6), Accelerator(cpu=True))
+
+    def count(*_):
+        network.seen[1] += value if training.progress.step == 2 else 1
+
+    network.register_forward_hook(count)
+    _, tensors = refuses_only_the_third(training, digits)
+    assert network.seen.tolist() == [0, 5]
+    assert sum(int((~tensor.isfinite()).sum()) for tensor in tensors) == len(network.mask)
+
+
+def test_an_infinite_loss_is_left_out(digits):
+    """Though its gradient is finite."""
+    training = started(config(6, loss="squared", label_smoothing=0.0))
+
+    def enlarge(_, inputs, logits):
+        if training.progress.step != 2:
+            return logits
+        logits.register_hook(lambda gradient: 1e-20 * gradient)
+        return logits + 1e20
+
+    training.network.register_forward_hook(enlarge)
+    lines, _ = refuses_only_the_third(training, digits)
+    assert lines[2]["loss"] == float("inf")
+    assert lines[2]["grad_norm"] < 1000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_processes_decide_alike(value):
+    """What one of them alone finds, all refuse."""
+    there = torch.tensor(value).isfinite().float()
+    two = SimpleNamespace(num_processes=2, reduce=lambda here, how: {"mean": (here + there) / 2}[how])
+    for here in (1.0, float("nan")):
+        assert are_finite([torch.tensor(2.0), torch.tensor(here)], two) == (value == 0 and here == 1)
 
 
 def test_time_counts_up_to_every_step(digits):

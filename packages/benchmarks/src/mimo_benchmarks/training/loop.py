@@ -12,11 +12,11 @@ from torch import Tensor
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training import optimizers
 from mimo_benchmarks.training.feed import Feed
-from mimo_benchmarks.training.gradients import Gradients
+from mimo_benchmarks.training.gradients import Gradients, average_over_processes
 from mimo_benchmarks.training.state import Training
 
 PATIENCE = 20
-"""Training ends after this many updates in a row whose gradient is not finite."""
+"""Training ends after this many updates in a row that are not finite: see `take_step`."""
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
         after_step: called with the number of each finished step, to save, to evaluate, or to stop by an exception.
 
     Raises:
-        FloatingPointError: the gradients of `PATIENCE` steps in a row, or the last loss, were not finite.
+        FloatingPointError: `PATIENCE` updates in a row, or the last loss, were not finite.
     """
     config, optim, progress = training.config, training.config.optim, training.progress
     gradients = Gradients(training, feed, accelerator)
@@ -75,12 +75,19 @@ def train(
 
 
 def take_step(training: Training, gradients: Gradients, step: int) -> tuple[Float[Tensor, "2"], Float[Tensor, ""]]:
-    """Take a training step, without waiting for a GPU; return loss and accuracy, and the norm of the gradient."""
+    """Take a training step, without waiting for a GPU; return loss and accuracy, and the norm of the gradient.
+
+    The update is refused unless the gradient and, in every process, the loss and each number of a buffer that the step has
+    changed are finite.
+    """
     optim, optimizer = training.config.optim, training.optimizer
     before = [buffer.clone() for buffer in training.buffers]
     measured = gradients(step)
     norm = gradients.accelerator.clip_grad_norm_(gradients.parameters, optim.max_grad_norm)
-    ok = accept_update(norm, training.progress.counts, optim, new_epoch=step % gradients.feed.epoch == 0)
+    changes = zip(training.buffers, before, strict=True)
+    infinite = [sum_of_infinite(new, old) for new, old in changes if new.is_floating_point() or new.is_complex()]
+    accepted = norm.where(are_finite([measured[0], *infinite], gradients.accelerator), torch.inf)
+    ok = accept_update(accepted, training.progress.counts, optim, new_epoch=step % gradients.feed.epoch == 0)
     optimizers.step_if(ok, optimizer, training.buffers, before)
     training.schedule.step()
     optimizer.zero_grad()
@@ -88,6 +95,18 @@ def take_step(training: Training, gradients: Gradients, step: int) -> tuple[Floa
         training.average.update_parameters(training.network)
     training.progress.step = step
     return measured, norm
+
+
+def sum_of_infinite(new: Tensor, old: Tensor) -> Tensor:
+    """Return NaN if a number has changed and is not finite, otherwise 0; a mask may hold infinity from the start."""
+    return (0 * torch.where(new == old, 0, new)).sum()
+
+
+def are_finite(values: list[Tensor], accelerator: Accelerator) -> Bool[Tensor, ""]:
+    """Tell, on the device, whether numbers are finite in every process."""
+    finite = torch.stack(values).isfinite().all().float()
+    average_over_processes([finite], accelerator)
+    return finite == 1
 
 
 def accept_update(norm: Float[Tensor, ""], counts: dict[str, Tensor], optim: OptimConfig, *, new_epoch: bool) -> Bool[Tensor, ""]:

@@ -245,7 +245,7 @@ class RunConfig:
             for n in getattr(self, name):
                 require(n >= 1, f"{name} must be at least 1, got {n}")
                 room = f"{name} = {n}, but the model has room for {network.largest_n}: {name} is from 1 to that"
-                require(network.plain or n <= network.largest_n, room)
+                require(network.any_n or n <= network.largest_n, room)
         odds = self.n_odds
         require(len(odds) == len(self.n), f"n_odds must hold one number for each of n = {self.n}, got {odds}")
         require(all(0 <= odd < inf for odd in odds), f"n_odds must be finite and not negative, got {odds}")

@@ -67,6 +67,11 @@ class MIMOConvNetwork(WideResNetNetwork):
     settings = MIMOConvConfig
 
     @property
+    def any_n(self) -> bool:
+        """Return False: no control is a MIMOConv, and one of capacity 1 has room for n = 1 alone."""
+        return False
+
+    @property
     def penalties(self) -> Mapping[str, Callable[[Any], Float[Tensor, ""]]]:
         """Return the penalties on the distance of convolutions from isometries, and of trained keys from orthonormal ones."""
         keys = {"key_penalty": lambda module: key_orthonormality(module.binding.keys)} if self.config.trainable_keys else {}

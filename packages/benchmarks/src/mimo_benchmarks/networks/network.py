@@ -75,6 +75,11 @@ class Network:
         """Return the largest n that a superposed network has room for."""
         return self.capacity
 
+    @property
+    def any_n(self) -> bool:
+        """Return whether it can be trained with any n, as controls are: a plain network takes as many inputs one by one."""
+        return self.plain
+
     def axes(self, n: int) -> tuple[int, ...]:
         """Return the axes of the inputs that share a pass; all 1 for a plain network."""
         return (1 if self.plain else n,)

@@ -26,6 +26,15 @@ def test_crosstalk_along_the_network(n):
         assert (n - 1) / n - 0.1 < share < (1.1 if n > 1 else 1e-9)
 
 
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_crosstalk_is_unknown_where_features_do_not_vary(value):
+    """Or where they are not finite."""
+    about, model = network()
+    torch.nn.init.constant_(model.head.weight, value)
+    shares = crosstalk_by_depth(about, model, torch.randn(20, 1, 8, 8), 4, torch.Generator().manual_seed(0))
+    assert [name for name, share in shares.items() if share is None] == ["logits"]
+
+
 def test_crosstalk_is_that_of_the_slot_alone():
     """A network that ignores all slots but the first has none, and one that ignores the first has nothing else."""
     (about, alone), (_, others) = network(), network()

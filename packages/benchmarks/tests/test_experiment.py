@@ -293,3 +293,15 @@ def test_the_report_is_made_from_results_in_memory(monkeypatch, tmp_path, capsys
     assert SMALL.label in (tmp_path / "run" / "report.md").read_text()
     assert SMALL.label in capsys.readouterr().out
     assert (one.result.model, sum(len(steps) for steps, _ in one.train_curves.values())) == (SMALL.label, 2)
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+def test_a_network_whose_features_do_not_vary_is_a_result(monkeypatch, tmp_path):
+    """Its crosstalk is unknown, in the report too."""
+    task = ImageTask.random(describe(SMALL), 64)
+    offer(monkeypatch, task, test=replace(task.test, images=torch.zeros_like(task.test.images)))
+    run(replace(CONFIG, out=tmp_path / "run"))
+    found = read_result(tmp_path / "run").crosstalk
+    assert {share for shares in found["after"].values() for share in shares.values()} == {None}
+    assert "crosstalk along the network, unknown where features do not vary" in (tmp_path / "run" / "report.md").read_text()

@@ -446,6 +446,17 @@ def test_page_explains_the_words_that_it_uses(tmp_path):
     assert re.findall("<dt>(.*?)</dt>", terms) == ["n", "multiply-adds"]
 
 
+def test_crosstalk_that_no_seed_knows_is_unknown(tmp_path):
+    """And the mean is over the seeds that know it."""
+    shares = [(None, 0.5, 0.25), (None, None, 0.75)]
+    for seed, after in enumerate(shares):
+        places = dict(zip(("superposed", "unbound", "logits"), after, strict=True))
+        make_run(tmp_path / str(seed), seed=seed, crosstalk={"before": {"4": dict.fromkeys(places)}, "after": {"4": places}})
+    written(tmp_path / "out", tmp_path)
+    assert "unknown where features do not vary" in (tmp_path / "out" / "report.md").read_text()
+    assert "n = 4: superposed unknown, unbound 0.50, logits 0.50" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_pictures_can_be_enlarged_and_have_words_for_those_who_do_not_see_them(tmp_path):
     """By the keyboard too: a summary is a button. The page itself holds the picture once."""
     crosstalk = {"before": {"4": {"logits": 0.6}}, "after": {"4": {"superposed": 0.3, "logits": 0.1}}}

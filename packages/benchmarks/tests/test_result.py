@@ -65,6 +65,11 @@ def test_a_result_comes_back_from_json(result):
     assert Result.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False))) == result
 
 
+def test_crosstalk_may_be_unknown():
+    found = Result.from_json(changed(("crosstalk", "after", "2", "logits"), None))
+    assert found.crosstalk["after"] == {"2": {"logits": None}}
+
+
 def places(value, path=()):
     """Every place in a result's JSON, from the whole inwards."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -133,6 +133,8 @@ def test_scalars(algebra):
             "got 1 inputs; a variance needs at least 2",
         ),
         (lambda: interference.crosstalk(torch.ones(3, 2), torch.ones(3, 2)), ValueError, "do not vary"),
+        (lambda: interference.crosstalk(torch.eye(2) * math.nan, torch.eye(2)), ValueError, "are not finite"),
+        (lambda: interference.crosstalk(torch.eye(2), torch.eye(2) * math.inf), ValueError, "are not finite"),
         (lambda: interference.crosstalk(torch.ones(3, 2).long(), torch.ones(3, 2)), TypeError, "outputs has dtype torch.int64"),
         (
             lambda: interference.crosstalk(torch.ones(0, 3, 2), torch.ones(3, 2)),

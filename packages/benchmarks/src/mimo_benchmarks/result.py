@@ -8,8 +8,9 @@ from typing import Any
 from mimo_benchmarks.errors import OtherVersion
 from mimo_benchmarks.presets.paper import Reported
 
-Crosstalk = Mapping[str, Mapping[str, float]]
-"""Share of the variance that the other inputs cause, for each n (as text) and each place in the network."""
+Crosstalk = Mapping[str, Mapping[str, float | None]]
+"""Share of the variance that the other inputs cause, for each n (as text) and each place in the network; None where features do
+not vary, or are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +191,6 @@ def mapping(found: Mapping[str, Any], check: Callable[[Any], Any]) -> dict[str, 
     return {one_line(name): check(value) for name, value in found.items()}
 
 
-def shares(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return a mapping whose values are all finite numbers."""
-    return mapping(found, finite)
+def shares(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a mapping whose values are all finite numbers or None."""
+    return mapping(found, optional)

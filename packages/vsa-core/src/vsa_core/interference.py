@@ -26,7 +26,8 @@ def crosstalk(outputs: Float[Tensor, "b d"] | Float[Tensor, "redraws b d"], refe
 
     Raises:
         TypeError: a tensor is not real floating point.
-        ValueError: the shapes do not fit, there are no redraws or fewer than two inputs, or the features do not vary at all.
+        ValueError: the shapes do not fit, there are no redraws or fewer than two inputs, or the features do not vary at
+            all, or are not finite.
 
     >>> import torch
     >>> own, others = torch.randn(2, 1000, 8).unbind()
@@ -46,8 +47,8 @@ def crosstalk(outputs: Float[Tensor, "b d"] | Float[Tensor, "redraws b d"], refe
     outputs, reference = to_float64(outputs).reshape(-1, *reference.shape), to_float64(reference)
     within = (outputs - reference).square().sum(-1).mean() / 2
     total = (outputs.var(1).sum(-1).mean() + reference.var(0).sum()) / 2
-    if total == 0:
-        raise ValueError("the features do not vary, so no share of their variance can be computed")
+    if not 0 < total < math.inf:
+        raise ValueError("the features do not vary, or are not finite, so no share of their variance can be computed")
     return within / total
 
 

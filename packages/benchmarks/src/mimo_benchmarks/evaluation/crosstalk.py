@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mimo_benchmarks.networks.network import Network
@@ -35,12 +35,13 @@ def crosstalk_by_depth(
     n: int,
     generator: torch.Generator,
     redraws: int = 4,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return `interference.crosstalk` of the first slot along the network: its items held fixed, the others' drawn again.
 
     The first half of `items` goes into the first slot, the others' come from the second half. Places before unbinding hold all
     slots at once, so there the share is (n - 1) / n where slots add up, and above it where they interact; "unbound" and "logits"
-    are the first slot's own. All shares are 0 with one input per pass.
+    are the first slot's own. All shares are 0 with one input per pass. Where features do not vary, as of a network that has
+    diverged, or are not finite, the share is None.
 
     Args:
         network: what the program knows of the network, and where to look.
@@ -75,4 +76,12 @@ def crosstalk_by_depth(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: interference.crosstalk(torch.stack(outputs), reference).item() for name, (reference, *outputs) in seen.items()}
+    return {name: share_of_others(torch.stack(outputs), reference) for name, (reference, *outputs) in seen.items()}
+
+
+def share_of_others(outputs: Float[Tensor, "redraws b d"], reference: Float[Tensor, "b d"]) -> float | None:
+    """Return `interference.crosstalk`, or None where it is not defined."""
+    try:
+        return interference.crosstalk(outputs, reference).item()
+    except ValueError:
+        return None

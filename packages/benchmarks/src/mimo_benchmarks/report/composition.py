@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from math import hypot
+from math import hypot, isnan, nan
 from pathlib import Path
 from statistics import fmean
 
@@ -140,8 +140,11 @@ def task_figures(lines: Sequence[TableLine], task: str) -> list[tuple[str, str, 
     for each in (own[0].group for own in networks):
         if known := [run.result.crosstalk for run in each.runs if run.result.crosstalk]:
             before, after = (mean_crosstalk([both[when] for both in known]) for when in ("before", "after"))
-            caption = f"{each.preset}: crosstalk along the network"
-            stages = [f"n = {n}: {', '.join(f'{stage} {share:.2f}' for stage, share in own.items())}" for n, own in after.items()]
+            unknown = any(isnan(share) for stages in after.values() for share in stages.values())
+            caption = f"{each.preset}: crosstalk along the network{', unknown where features do not vary' * unknown}"
+            stages = [
+                f"n = {n}: {', '.join(f'{stage} {in_words(share)}' for stage, share in own.items())}" for n, own in after.items()
+            ]
             draw = partial(plots.draw_crosstalk, before, after)
             found.append(("crosstalk", caption, "; ".join([f"{caption} after training", *stages]), draw))
     return found
@@ -169,9 +172,19 @@ def network_series(lines: Sequence[TableLine], prefix: str) -> plots.Series:
     )
 
 
-def mean_crosstalk(found: Sequence[Crosstalk]) -> Crosstalk:
-    """Return the mean crosstalk over the seeds, for each n and place of the network."""
-    return {n: {s: fmean(each[n][s] for each in found if s in each.get(n, {})) for s in found[0][n]} for n in found[0]}
+def mean_crosstalk(found: Sequence[Crosstalk]) -> dict[str, plots.Stages]:
+    """Return the mean crosstalk over the seeds, for each n and place of the network; NaN where no seed knows it."""
+
+    def mean(n: str, place: str) -> float:
+        known = [share for each in found if (share := each.get(n, {}).get(place)) is not None]
+        return fmean(known) if known else nan
+
+    return {n: {place: mean(n, place) for place in places} for n, places in found[0].items()}
+
+
+def in_words(share: float) -> str:
+    """Write a share with two digits; NaN is unknown."""
+    return "unknown" if isnan(share) else f"{share:.2f}"
 
 
 def write_report(

@@ -34,7 +34,7 @@ DEV: dict[str, Any] = {"marker": "o", "markersize": 4, "markerfacecolor": "white
 NamedCurve = tuple[str, Sequence[float], Sequence[float]]
 """n, steps, and the share of right answers at each."""
 Stages = Mapping[str, float]
-"""Crosstalk at each place of the network, from its input on."""
+"""Crosstalk at each place of the network, from its input on; NaN where it is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -305,3 +305,11 @@ def test_a_network_whose_features_do_not_vary_is_a_result(monkeypatch, tmp_path)
     found = read_result(tmp_path / "run").crosstalk
     assert {share for shares in found["after"].values() for share in shares.values()} == {None}
     assert "crosstalk along the network, unknown where features do not vary" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_network_that_diverged_in_its_last_step_ends_with_a_remedy(images):
+    """Its statistics are no numbers, which comes out before its answers."""
+    network = build(SMALL)
+    torch.nn.init.constant_(network.body.module.stage1[0].conv1.weight, 1e38)
+    with pytest.raises(FloatingPointError, match=r"statistics for n = 1 are not finite.*a lower --optim.lr may help"):
+        experiment.recalibrate(CONFIG, network, images)

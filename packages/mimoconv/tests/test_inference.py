@@ -57,6 +57,33 @@ def test_statistics_that_were_broken_are_estimated_afresh():
     assert_close(predict(model, images, 1), expected)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e300])
+def test_statistics_that_would_not_be_finite_are_refused(value):
+    """Those of before stay."""
+    model, images = small(2), torch.randn(8, 2, 8, 8, dtype=torch.float64)
+    before = {name: buffer.clone() for name, buffer in model.state_dict().items()}
+    images[3, 0, 0, 0] = value
+    with pytest.raises(FloatingPointError, match="statistics for n = 2 are not finite"):
+        recalibrate(model, [images], 2)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.state_dict().items())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [0, 5])
+def test_an_image_that_is_not_finite_reaches_its_own_passes_alone(n, value, place):
+    """The first images are repeated to fill the last pass."""
+    model, images = small(4), torch.randn(10, 2, 8, 8, dtype=torch.float64)
+    expected = predict(model, images, n)
+    images[place, 1, 2, 3] = value
+    found = predict(model, images, n)
+    shared = torch.arange(10) // n == place // n
+    if place < -10 % n:
+        shared |= torch.arange(10) // n == 9 // n
+    assert found[shared].isnan().all()
+    assert torch.equal(found[~shared], expected[~shared])
+
+
 def test_a_layer_frozen_in_training_needs_no_statistics():
     model = small(2).train()
     model.body.module.stage1[0].norm1.eval()

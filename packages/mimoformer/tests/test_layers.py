@@ -46,6 +46,18 @@ def test_a_layer_is_its_projections_around_the_loops(kind, feature_map, causal, 
     assert_close(attention(x, mask), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_nan_reaches_its_own_pass_alone(causal):
+    """All sequences of it, and with causal attention all their tokens but the earlier ones."""
+    attention, x = layer(causal=causal), torch.randn(3, 2, 3, 5, 12, dtype=torch.float64)
+    expected = attention(x)
+    x[1, 0, 1, 2, 4] = torch.nan
+    found = attention(x)
+    assert found[1, :, :, 2 * causal :].isnan().all()
+    for place in (0, 2):
+        assert_close(found[place], expected[place])
+
+
 @pytest.mark.parametrize("side", [1, 2])
 @every_layer
 def test_relu_features_are_scaled_as_published(kind, side):

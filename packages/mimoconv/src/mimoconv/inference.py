@@ -35,8 +35,9 @@ def predict(
     """Compute the logits of a flat batch in eval mode, n images per pass in their order; no image is dropped.
 
     The last pass is filled by repeating images. The logits of an image depend a little on the images that share its pass, hence
-    on the order (docs/crosstalk.md has how much). The model does not change, so any number of threads may use it at once, each
-    with an n of its own, as long as none changes its mode.
+    on the order (docs/crosstalk.md has how much). An image with NaN or infinite values makes all logits of its pass NaN, and of
+    the last pass if it is repeated there, but of no other. The model does not change, so any number of threads may use it at
+    once, each with an n of its own, as long as none changes its mode.
 
     Args:
         model: the network, compiled or not; for several threads, compiled whole (`fullgraph=True`).
@@ -84,6 +85,7 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
     Raises:
         ValueError: n is not from 1 to capacity, the images do not fit the network, or there are none.
         TypeError: a batch is not a tensor of images that `predict` would take.
+        FloatingPointError: the new statistics are not finite.
     """
     slots.check(n, model.capacity)
     estimating = eval_copy(model)  # shares the statistics, not the modes
@@ -107,6 +109,10 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
                 estimating(groups)
         if not passes:
             raise ValueError("batches holds no images: statistics need training images")
+        if not all(buffer.isfinite().all() for _, buffer in buffers):
+            raise FloatingPointError(
+                f"the statistics for n = {n} are not finite: images or weights hold NaN, infinite or huge values"
+            )
     except BaseException:
         for (_, buffer), old in zip(buffers, before, strict=True):
             buffer.copy_(old)

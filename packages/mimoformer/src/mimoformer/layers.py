@@ -95,7 +95,8 @@ class SuperposedAttention(SoftmaxAttention):
 
     It takes the place of self-attention in a network that handles every sequence by itself, and maps embeddings (b m n l e) to
     embeddings (b m n l e). Any smaller grid runs as itself, with the first keys. Binding keys are bipolar, one per slot, shared
-    by all heads and by queries, keys and values; on a 1 x 1 grid the key is all ones.
+    by all heads and by queries, keys and values; on a 1 x 1 grid the key is all ones. A NaN in a real token of one sequence makes
+    the outputs of all sequences of its pass NaN, and of no other pass.
 
     Args:
         embed_dim: dimension of an embedding.

@@ -248,11 +248,18 @@ def describe_step(*, loss: float, accuracy: float, inputs_per_second: float, lef
 
 
 def recalibrate(config: RunConfig, module: nn.Module, task: Task) -> None:
-    """Estimate the BatchNorm statistics of a trained network on training items, for each n of its evaluation."""
+    """Estimate the BatchNorm statistics of a trained network on training items, for each n of its evaluation.
+
+    Raises:
+        FloatingPointError: they are not finite.
+    """
     network = describe(config.model)
     for n in network.evaluated_n(config.n):
         with closing(calibration_batches(task, n)) as batches:
-            network.recalibrate(module, batches, n)
+            try:
+                network.recalibrate(module, batches, n)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}: training diverged; a lower --optim.lr may help") from error
 
 
 def calibration_batches(task: Task, n: int) -> Generator[Tensor, None, None]:

@@ -166,12 +166,12 @@ def test_releases_of_torch_that_compile_wrong_gradients_are_refused(monkeypatch)
     compiled(nn.Sequential(nn.Conv2d(1, 1, 1)))
 
 
-def test_reductions_that_compile_wrong_gradients_are_off(monkeypatch):
+def test_reductions_that_compile_wrong_gradients_are_off():
     from torch._inductor import config
 
-    monkeypatch.setattr(config.triton, "mix_order_reduction", True)
-    compiled(nn.Identity())
-    assert config.triton.mix_order_reduction is False
+    with config.patch({"triton.mix_order_reduction": True}):
+        compiled(nn.Identity())
+        assert config.triton.mix_order_reduction is False
 
 
 @pytest.mark.unchecked

@@ -60,7 +60,8 @@ def test_the_kernels_take_what_they_were_made_for(offered):
         (101376, 2, 2, 128, torch.float32, False),
         (232448, 2, 2, 128, torch.float32, True),
         (232448, 4, 4, 128, torch.float32, False),
-        (232448, 1, 16, 16, torch.float32, False),
+        (232448, 1, 16, 16, torch.float32, True),
+        (101376, 1, 16, 16, torch.float32, False),
     ],
 )
 def test_causal_attention_needs_shared_memory_for_its_tiles(memory, m, n, d, dtype, fits, monkeypatch):

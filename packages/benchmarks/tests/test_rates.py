@@ -203,6 +203,7 @@ def test_passes_that_do_not_fit_are_refused(error, refused, monkeypatch):
         rates.measure(describe(CONV), MIMOConv(CONV).eval(), 2, 9, peak=1)
 
 
+@pytest.mark.unchecked
 def test_other_devices_have_a_budget_and_are_waited_for(monkeypatch):
     """Such as MPS, whose calls return before it is done."""
     device, events = torch.device("mps"), []

@@ -52,6 +52,7 @@ def test_the_kernels_take_what_they_were_made_for(offered):
     assert why_plain(*operands(), causal=True) is None
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("memory", "m", "n", "d", "dtype", "fits"),
     [

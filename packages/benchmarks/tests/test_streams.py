@@ -9,7 +9,7 @@ import pytest
 
 from mimo_benchmarks import __version__
 from mimo_benchmarks.__main__ import main
-from mimo_benchmarks.streams import Output, lasting_streams
+from mimo_benchmarks.cli.streams import Output, lasting_streams
 
 FULL = "standard output cannot be written ([Errno 28] No space left on device): make room, or send it elsewhere"
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mimo_benchmarks.streams import lasting_streams
+from mimo_benchmarks.cli.streams import lasting_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

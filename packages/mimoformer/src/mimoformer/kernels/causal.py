@@ -7,7 +7,7 @@ all pairs of tokens. Backward, phi of queries and the gradients are summed in th
 A tile holds the tokens of all bundles of queries, or of keys, one bundle below another: its rows.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,7 +18,6 @@ from mimoformer.dispatch import tile_of
 from mimoformer.kernels.favor import (
     Bundles,
     Inputs,
-    Setting,
     Sums,
     features,
     operand,
@@ -32,11 +31,19 @@ from mimoformer.kernels.favor import (
 __all__ = ["attend", "backward", "sum_tiles"]
 
 
+class Setting(NamedTuple):
+    """How a kernel cuts its work: features of a block, warps, blocks that are fetched ahead."""
+
+    features: int
+    warps: int
+    stages: int
+
+
 SETTINGS = {
-    "sum": Setting(64, 64, 4, 0, 1),
-    "attend": Setting(64, 64, 4, 0, 3),
-    "backward queries": Setting(64, 128, 4, 0, 1),
-    "backward keys": Setting(64, 32, 4, 0, 3),
+    "sum": Setting(64, 4, 1),
+    "attend": Setting(64, 4, 3),
+    "backward queries": Setting(128, 4, 1),
+    "backward keys": Setting(32, 4, 3),
 }
 """The setting of each kernel, for an H200; `tile_of` says how many tokens a tile has."""
 
@@ -52,7 +59,7 @@ def sizes(x: Tensor, inputs: Inputs, queries: Bundles, keys: Bundles, setting: S
         "DIM": x.shape[4], "D": d, "COLUMNS": max(16, columns), "TILE": tokens,
         "HALF": half, "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3",
         "SHARED": inputs.shared, "num_warps": min(8, setting.warps * (large if half else 1)),
-        "STAGES": stages_that_fit(setting, x, block * (kinds + 1) * d, inputs.weights.element_size()),
+        "STAGES": stages_that_fit(setting.stages, x, block * (kinds + 1) * d, inputs.weights.element_size()),
     }  # fmt: skip
 
 

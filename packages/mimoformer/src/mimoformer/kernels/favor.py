@@ -141,9 +141,9 @@ def sizes(x: Tensor, inputs: Inputs, bundles: Bundles, setting: Setting) -> dict
     }  # fmt: skip
 
 
-def stages_that_fit(setting: Setting, x: Tensor, numbers: int, size: int) -> int:
+def stages_that_fit(most: int, x: Tensor, numbers: int, size: int) -> int:
     """Return how many tiles may be fetched ahead, given the numbers of a tile and their size: what fills half of the memory."""
-    return max(1, min(setting.stages, shared_memory(x.device) // 2 // (numbers * size)))
+    return max(1, min(most, shared_memory(x.device) // 2 // (numbers * size)))
 
 
 def tile_of(x: Tensor, inputs: Inputs, setting: Setting) -> int:
@@ -173,7 +173,7 @@ def sum_tokens(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles
     options = sizes(x, inputs, bundles, setting)
     r, d, columns, blocks = options["R"], options["D"], options["COLUMNS"], options["R"] // options["BLOCK_R"]
     count, tokens = slices(x, inputs, bundles, setting, blocks)
-    stages = stages_that_fit(setting, x, 2 * bundles.items * options["BLOCK_L"] * d, x.element_size())
+    stages = stages_that_fit(setting.stages, x, 2 * bundles.items * options["BLOCK_L"] * d, x.element_size())
     contexts = torch.empty(b * heads, count, bundles.groups, r, d, device=x.device)
     owns = torch.empty(b * heads, count, bundles.groups, columns, r, device=x.device)
     up: Any = (y, None, None, None) if isinstance(y, Tensor) else y
@@ -198,7 +198,7 @@ def attend(q: Tensor, inputs: Inputs, bundles: Bundles, sums: Sums) -> tuple[Ten
     setting, (b, s, length, heads, dim) = SETTINGS["attend"], q.shape
     options = sizes(q, inputs, bundles, setting)
     tile = options["BLOCK_R"] * (2 * options["D"] + options["COLUMNS"])
-    stages = stages_that_fit(setting, q, tile, inputs.weights.element_size())
+    stages = stages_that_fit(setting.stages, q, tile, inputs.weights.element_size())
     ends = bundles.groups if inputs.shared else s
     out = q.new_empty(b, ends, length, heads, dim)
     reciprocals = torch.empty(b, heads, ends, length, device=q.device)
@@ -216,7 +216,7 @@ def backward(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles, 
     setting, (b, _, length, heads, _) = SETTINGS["backward keys" if of_keys else "backward queries"], x.shape
     options = sizes(x, inputs, bundles, setting)
     tile = options["BLOCK_R"] * ((1 + len(inputs.weights)) * options["D"] + options["COLUMNS"])
-    stages = stages_that_fit(setting, x, tile, inputs.weights.element_size())
+    stages = stages_that_fit(setting.stages, x, tile, inputs.weights.element_size())
     up: Any = (y, None, None) if isinstance(y, Tensor) else (y.gradient, y.reciprocals, y.losses)
     found_y = found[1] if of_keys else None
     with torch.cuda.device_of(x):

@@ -48,11 +48,13 @@ class Kernels(PathFinder):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what tests our own errors or compiles, where every call is checked."""
+    """Leave out what takes long, unless asked for; and, where every call is checked, what tests our own errors or compiles."""
+    left_out = set() if "torture" in config.getoption("markexpr") else {"torture"}
     if config.getoption("--shape-checks"):
-        kept = [item for item in items if not item.get_closest_marker("unchecked")]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+        left_out.add("unchecked")
+    if dropped := [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 
 from mimoformer.attention import favor_s, favor_s_blurry, favor_s_shared, linear_attention
 from mimoformer.dispatch import why_plain
-from mimoformer.features import ReLUFeatures
+from mimoformer.features import PositiveFeatures, ReLUFeatures
 from mimoformer.layers import BlurryAttention, SharedAttention, SuperposedAttention
 from vsa_core import hadamard
 
@@ -28,7 +28,7 @@ def distance(found, expected):
     return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
-def operands(shape, dtype, masked=False, d=64, features=64):
+def operands(shape, dtype, masked=False, d=64, features=64, kind=ReLUFeatures):
     """Queries, keys and values (3 b m n h l d), binding keys, features and a mask; padding is poisoned."""
     b, m, n, h, length = shape
     x = torch.randn(3, b, m, n, h, length, d, device=DEVICE).to(dtype)
@@ -40,7 +40,7 @@ def operands(shape, dtype, masked=False, d=64, features=64):
         mask[-1] &= b == 1  # a group without any, and tokens of which no slot is real
         mask[:, :, :, -1] = False
         x[:, ~mask[:, :, :, None].expand(b, m, n, h, length)] = torch.nan
-    return x.requires_grad_(), keys, ReLUFeatures(d, features).to(DEVICE), mask
+    return x.requires_grad_(), keys, kind(d, features).to(DEVICE), mask
 
 
 def compare(form, x, keys, phi, mask=None, scale=0.7, causal=False):
@@ -91,6 +91,46 @@ def test_any_size_of_a_head_on_any_grid(m, n, d, features, causal):
     compare("grid", *operands((1, m, n, 2, 200), torch.bfloat16, True, d, features), causal=causal)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_positive_features(form, masked, causal, dtype):
+    shape, d = ((2, 3, 2, 1, 40 if causal else 20), 16) if INTERPRETED else ((2, 3, 2, 2, 350), 64)
+    compare(form, *operands(shape, dtype, masked, d, 24, PositiveFeatures), causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("falling", [False, True])
+def test_positive_features_of_many_orders_of_magnitude(falling, causal):
+    """Of keys that grow or shrink from tile to tile and slice to slice, beyond the exponents that float32 has."""
+    x, keys, phi, _ = operands((1, 1, 2, 1, 96), torch.float32, d=16, features=24, kind=PositiveFeatures)
+    keys[..., 0], phi.projection[:, 0] = 1, 30
+    size = torch.tensor([-5.0, 0.0, 5.0], device=DEVICE).repeat_interleave(32)
+    x.data[1, ..., 0] = size.flip(0) if falling else size
+    largest = phi.exponent(0.7 * hadamard.bind(x[1], keys[:, :, None, None]).sum(2)).amax(-1)
+    assert largest.max() - largest.min() > 89
+    assert largest.max() > 89
+    compare("grid", x, keys, phi, causal=causal)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter takes long")
+@pytest.mark.parametrize(("d", "features"), [(32, 256), (64, 256), (128, 256), (5, 7)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_positive_features_of_any_size(d, features, causal):
+    compare("grid", *operands((1, 4, 3, 2, 200), torch.bfloat16, True, d, features, PositiveFeatures), causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_without_keys_give_zeros(causal):
+    x, keys, phi, _ = operands((1, 2, 1, 1, 20), torch.float32, d=16, features=24, kind=PositiveFeatures)
+    mask = torch.zeros(1, 2, 1, 20, dtype=torch.bool, device=DEVICE)
+    out = favor_s(*x, keys, phi, mask, causal=causal, implementation="triton")
+    out.sum().backward()
+    assert not out.any()
+    assert not x.grad.any()
+
+
 @pytest.mark.parametrize("part", range(3))
 def test_a_token_that_is_not_finite_changes_no_earlier_tile(part):
     x, keys, phi, _ = operands((1, 1, 2, 1, 200), torch.float32)
@@ -107,13 +147,17 @@ def test_a_chunk_has_a_token(form):
         FORMS[form](*x, keys, phi, causal=True, chunk=0, implementation="triton")
 
 
-@pytest.mark.parametrize("layer", [SuperposedAttention, SharedAttention, BlurryAttention])
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [(SuperposedAttention, "relu"), (SharedAttention, "relu"), (BlurryAttention, "relu"), (SuperposedAttention, "positive")],
+)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-def test_layers(layer, masked, causal):
+def test_layers(layer, kind, masked, causal):
     """Gradients of the weights too; queries, keys and values are not taken apart."""
-    ours = layer(32, 2, 3, 2, features=24, causal=causal, implementation="triton").to(DEVICE)
-    plain = layer(32, 2, 3, 2, features=24, causal=causal, implementation="plain").to(DEVICE)
+    options = {"feature_map": kind, "features": 24, "causal": causal}
+    ours = layer(32, 2, 3, 2, **options, implementation="triton").to(DEVICE)
+    plain = layer(32, 2, 3, 2, **options, implementation="plain").to(DEVICE)
     plain.load_state_dict(ours.state_dict())
     x, mask = torch.randn(1, 3, 2, 20, 32, device=DEVICE), None
     if masked:
@@ -154,9 +198,11 @@ def test_the_same_input_gives_the_same_numbers(causal):
         assert torch.equal(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered", "ignore:invalid value encountered")  # in the interpreter
+@pytest.mark.parametrize("kind", [ReLUFeatures, PositiveFeatures])
 @pytest.mark.parametrize("part", range(3))
-def test_numbers_that_are_not_finite_are_not_hidden(part):
-    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32)
+def test_numbers_that_are_not_finite_are_not_hidden(part, kind):
+    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32, kind=kind)
     x.data[part, 0, 0, 0, 0, 3] = torch.nan
     assert not favor_s(*x, keys, phi, implementation="triton").isfinite().all()
 
@@ -177,9 +223,11 @@ def test_a_slot_with_little_weight_beside_another():
     compare("shared", x, keys, phi, mask)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered", "ignore:invalid value encountered")  # in the interpreter
+@pytest.mark.parametrize("kind", [ReLUFeatures, PositiveFeatures])
 @pytest.mark.parametrize("part", range(2))
-def test_gradients_that_are_not_finite_are_not_hidden(part):
-    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32)
+def test_gradients_that_are_not_finite_are_not_hidden(part, kind):
+    x, keys, phi, _ = operands((1, 2, 2, 1, 20), torch.float32, kind=kind)
     x.data[part, 0, 0, 0, 0, 3] = torch.nan
     favor_s(*x, keys, phi, implementation="triton").sum().backward()
     assert not x.grad[part, 0, 0, 0, 0, 3].isfinite().all()
@@ -204,12 +252,12 @@ def test_gradients_are_not_differentiated_again():
         gradient.square().sum().backward()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "eps"), [*((form, 1e-3) for form in FORMS), ("shared", None)])
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_operator_is_registered_as_it_should_be(form, causal):
+def test_the_operator_is_registered_as_it_should_be(form, eps, causal):
     x, keys, phi, mask = operands((1, 2, 3, 1, 20), torch.float32, masked=True)
     parts = [part.transpose(3, 4).flatten(1, 2).detach().nan_to_num().requires_grad_() for part in x]
-    arguments = (parts, keys.flatten(0, 1), phi.projection, 0.5, mask.flatten(1, 2), 1e-3, [2, 3], form, causal)
+    arguments = (parts, keys.flatten(0, 1), phi.projection, 0.5, mask.flatten(1, 2), eps, [2, 3], form, causal)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.mimoformer.favor, arguments, test_utils=tests)
 

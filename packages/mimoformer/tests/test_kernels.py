@@ -16,7 +16,7 @@ from mimoformer import dispatch
 from mimoformer.attention import favor_s, favor_s_blurry, favor_s_blurry_step, favor_s_shared, favor_s_shared_step, favor_s_step
 from mimoformer.causal import tensors_of
 from mimoformer.dispatch import uses_triton, why_plain, why_plain_step
-from mimoformer.features import DPFPFeatures, ReLUFeatures
+from mimoformer.features import DPFPFeatures, PositiveFeatures, ReLUFeatures
 from mimoformer.layers import SuperposedAttention
 from vsa_core import hadamard
 
@@ -50,6 +50,7 @@ def test_the_kernels_take_what_they_were_made_for(offered):
         assert why_plain(*operands(dtype=dtype)) is None
     assert why_plain(*operands(4, 4, 128)) is None
     assert why_plain(*operands(), causal=True) is None
+    assert why_plain(*operands()[:4], PositiveFeatures(8, 16)) is None
 
 
 @pytest.mark.unchecked
@@ -85,7 +86,8 @@ class LinearFeatures(nn.Module):
 
 def test_plain_attention_takes_everything_else(offered):
     q, k, v, keys, phi = operands()
-    hooked, trained = ReLUFeatures(8, 16), ReLUFeatures(8, 16)
+    hooked, trained, changed = ReLUFeatures(8, 16), ReLUFeatures(8, 16), PositiveFeatures(8, 16)
+    changed.query = torch.relu
     hooked.register_forward_hook(lambda *_: None)
     trained.projection.requires_grad_()
     found = {
@@ -95,6 +97,7 @@ def test_plain_attention_takes_everything_else(offered):
         "builtin_function": why_plain(q, k, v, keys, torch.relu),
         "DPFP": why_plain(q, k, v, keys, DPFPFeatures()),
         "Own": why_plain(q, k, v, keys, Own(8, 16)),
+        "features are Positive": why_plain(q, k, v, keys, changed),
         "hooks": why_plain(q, k, v, keys, hooked),
         "binding keys": why_plain(q, k, v, keys.clone().requires_grad_(), phi),
         "projection": why_plain(q, k, v, keys.detach(), trained),
@@ -150,6 +153,7 @@ def test_all_other_steps_are_plain(offered):
         "are not all in one": why_plain_step(q, k, v.bfloat16(), keys, phi),
         "builtin_function": why_plain_step(q, k, v, keys, torch.relu),
         "DPFP": why_plain_step(q, k, v, keys, DPFPFeatures()),
+        "Positive": why_plain_step(q, k, v, keys, PositiveFeatures(8, 16)),
         "Own": why_plain_step(q, k, v, keys, Own(8, 16)),
         "hooks": why_plain_step(q, k, v, keys, hooked),
         "gradient": why_plain_step(q, k, v.clone().requires_grad_(), keys, phi),
@@ -248,16 +252,20 @@ def test_a_scale_multiplies_queries_and_keys():
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(
-    ("capability", "memory", "dtype", "dim", "grid"),
+    ("capability", "memory", "dtype", "dim", "grid", "eps"),
     [
-        (90, 232448, torch.bfloat16, 64, (2, 2)),
-        (80, 166912, torch.float16, 128, (2, 1)),
-        (89, 101376, torch.bfloat16, 128, (2, 1)),
-        (89, 101376, torch.float32, 64, (2, 2)),
+        (90, 232448, torch.bfloat16, 64, (2, 2), 1e-3),
+        (80, 166912, torch.float16, 128, (2, 1), 1e-3),
+        (89, 101376, torch.bfloat16, 128, (2, 1), 1e-3),
+        (89, 101376, torch.float32, 64, (2, 2), 1e-3),
+        (89, 101376, torch.bfloat16, 64, (2, 2), None),
     ],
 )
-def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtype, dim, grid, monkeypatch):
-    """Shared memory of a program, in bytes, as of H100 and H200, A100, and the GPUs of GeForce and of workstations since 2020."""
+def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtype, dim, grid, eps, monkeypatch):
+    """Shared memory of a program, in bytes, as of H100 and H200, A100, and the GPUs of GeForce and of workstations since 2020.
+
+    Features are ReLU's, or positive where there is no eps.
+    """
     pytest.importorskip("triton")
     from mimoformer.kernels import causal, favor, operator
 
@@ -269,7 +277,7 @@ def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtyp
     mask = torch.ones(1, slots, 100, dtype=torch.bool)
     x = torch.empty(1, slots, 100, 3, 8, dim, dtype=dtype)
     for is_causal in (False, True):
-        options = (torch.ones(slots, dim), torch.empty(256, dim), 1.0, mask, 1e-3, list(grid), "grid", is_causal)
+        options = (torch.ones(slots, dim), torch.empty(256, dim), 1.0, mask, eps, list(grid), "grid", is_causal)
         out, *saved = operator.compute._init_fn([x], *options)
         operator.differentiate._init_fn(out, [x], [out, *saved], *options)
     assert len(used) == len(kernels)

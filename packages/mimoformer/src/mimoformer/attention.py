@@ -29,7 +29,7 @@ from mimoformer.bundles import (
 )
 from mimoformer.causal import favor_s_blurry_step, favor_s_shared_step, favor_s_step
 from mimoformer.dispatch import Form, Implementation, uses_triton
-from mimoformer.features import AnyFeatureMap
+from mimoformer.features import AnyFeatureMap, ReLUFeatures
 from vsa_core import checks
 
 __all__ = [
@@ -114,13 +114,14 @@ def attend_by_kernels(
     causal: bool,
     chunk: int = 64,
 ) -> Float[Tensor, "b *slots h l d"]:
-    """Attend by Triton kernels, which take the parts of `mimoformer.kernels.operator.favor`; features are `ReLUFeatures`."""
+    """Attend by Triton kernels, which take the parts of `mimoformer.kernels.operator.favor` and features that they know."""
     from mimoformer.kernels.operator import favor
 
     if causal:
         checks.positive(chunk=chunk)
     phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
-    return favor(parts, keys, phi.projection, scale * keys.shape[-1] ** -0.25, mask, phi.eps, form, causal).transpose(-3, -2)
+    eps = phi.eps if isinstance(phi, ReLUFeatures) else None
+    return favor(parts, keys, phi.projection, scale * keys.shape[-1] ** -0.25, mask, eps, form, causal).transpose(-3, -2)
 
 
 def favor_s_shared(

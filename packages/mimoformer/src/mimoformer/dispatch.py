@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from mimoformer.features import AnyFeatureMap, ReLUFeatures
+from mimoformer.features import AnyFeatureMap, PositiveFeatures, RandomFeatures, ReLUFeatures
 from vsa_core.gpu import runs_triton
 from vsa_core.modules import is_plain_autograd
 
@@ -33,13 +33,13 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
     'the tensors are on cpu, where no Triton kernels run'
     """
     phi: Any = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
-    known = is_known(feature_map, phi)
+    known = is_known(feature_map, phi, (ReLUFeatures, PositiveFeatures))
     weights = phi.projection if known else keys
     tensors, dtypes, slots = (q, k, v, keys, weights), {q.dtype, k.dtype, v.dtype}, q.shape[1] * q.shape[2]
     trained = torch.is_grad_enabled() and (keys.requires_grad or weights.requires_grad)
     reasons = {
         f"the tensors are on {q.device}, where no Triton kernels run": not kernels_run(q.device),
-        f"the features are {type(phi).__name__}; the kernels have ReLUFeatures without hooks": not known,
+        f"the features are {type(phi).__name__}; the kernels have ReLUFeatures and PositiveFeatures, without hooks": not known,
         f"the dtypes are {dtypes}; the kernels take one of {DTYPES}": not (len(dtypes) == 1 and q.dtype in DTYPES),
         "binding keys or the projection need a gradient": trained,
         f"a head has {q.shape[-1]} dimensions; the kernels take up to {LARGEST_DIM}": q.shape[-1] > LARGEST_DIM,
@@ -85,7 +85,7 @@ def why_plain_step(
     'there are 3 new tokens; the kernel takes one'
     """
     phi: Any = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
-    known = is_known(feature_map, phi)
+    known = is_known(feature_map, phi, (ReLUFeatures,))
     weights = phi.projection if known else keys
     (b, m, n, h, length, d), r = q.shape, weights.shape[0]
     tensors = (q, k, v, keys, weights, *state) if mask is None else (q, k, v, keys, weights, *state, mask)
@@ -167,10 +167,10 @@ def kernels_run(device: torch.device) -> bool:
 kernels_run._dynamo_marked_constant = shared_memory._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def is_known(feature_map: Any, phi: Any) -> bool:
-    """Tell whether the kernels have these features, compiled or not, and no hooks want to see them."""
+def is_known(feature_map: Any, phi: Any, kinds: tuple[type[RandomFeatures], ...]) -> bool:
+    """Tell whether these are features that the kernels have, compiled or not, and no hooks want to see them."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    known = type(phi) is ReLUFeatures and "forward" not in vars(phi)
+    known = type(phi) in kinds and not {"forward", "query", "key", "running_key"} & vars(phi).keys()
     return known and not any(getattr(each, name) for each in (feature_map, phi) for name in hooks)
 
 

@@ -1,9 +1,12 @@
-"""Triton kernels of FAVOR+S with ReLU features, forward and backward; features never reach memory.
+"""Triton kernels of FAVOR+S with ReLU or positive features, forward and backward; features never reach memory.
 
 A grid has M N slots. Its queries are added up in bundles, and so are its keys and values in bundles of their own, each slot bound
 to its key: `Bundles` says which slots those are. Of a head, W k are the projected keys, phi = relu(W k) + eps their features,
 A (R, D) the sum over all tokens and bundles of phi v^T, and z (R) of a slot the sum of phi over its own real tokens, both divided
 by a number that cancels. A query has phi^T A for a numerator and phi^T z for the denominator of a slot.
+
+Positive features are exp(W k - |k|^2 / 2 - t), where t, of each feature, is the largest exponent of all keys of a head. A query
+has exp(W q + t - u), where u is the largest exponent of its own. Both cancel, and nothing overflows.
 
 Two kernels do the work of both directions. `sum_kernel` adds up phi v^T and phi over tokens: forward those of keys, backward
 those of queries, which give the gradients of A and z. `backward_kernel` takes gradients back through phi. Sums over tokens are
@@ -83,6 +86,8 @@ class Inputs(NamedTuple):
     """Added to every feature."""
     shared: bool
     """Whether all slots of a bundle of queries have one denominator, and one output, still bound."""
+    square: float
+    """What W was multiplied by, squared, if features are positive; 0 if they are ReLU's."""
 
 
 class Sums(NamedTuple):
@@ -92,6 +97,8 @@ class Sums(NamedTuple):
     """A (b h R D)."""
     own: Tensor
     """z (b h s+1 R) of each slot, and of everything."""
+    tops: Tensor
+    """t (b h R), the logarithm of what positive features of keys were divided by; empty if they are ReLU's."""
 
 
 class Upstream(NamedTuple):
@@ -103,6 +110,10 @@ class Upstream(NamedTuple):
     """The output."""
     reciprocals: Tensor
     """Of denominators (b h s l), 0 where they are lost."""
+    shifts: Tensor
+    """u (b h bundles l), the logarithm of what positive features of queries were divided by; empty if they are ReLU's."""
+    tops: Tensor
+    """t, as in `Sums`."""
     losses: Tensor
     """Gradients of denominators (b h s l), which `sum_tokens` writes and `backward` reads."""
 
@@ -138,6 +149,7 @@ def sizes(x: Tensor, inputs: Inputs, bundles: Bundles, setting: Setting) -> dict
         "R": r, "BLOCK_R": min(features, r), "DIM": x.shape[4], "D": d,
         "COLUMNS": max(16, triton.next_power_of_2(bundles.items + 1)), "BLOCK_L": tile_of(x, inputs, setting), "HALF": half,
         "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3", "SHARED": inputs.shared, "num_warps": setting.warps,
+        "POSITIVE": inputs.square > 0,
     }  # fmt: skip
 
 
@@ -176,38 +188,50 @@ def sum_tokens(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles
     stages = stages_that_fit(setting.stages, x, 2 * bundles.items * options["BLOCK_L"] * d, x.element_size())
     contexts = torch.empty(b * heads, count, bundles.groups, r, d, device=x.device)
     owns = torch.empty(b * heads, count, bundles.groups, columns, r, device=x.device)
-    up: Any = (y, None, None, None) if isinstance(y, Tensor) else y
-    dtype, block = precision_of(x.dtype), min(32, r)
+    dtype, block, positive = precision_of(x.dtype), min(32, r), inputs.square > 0
+    if isinstance(y, Tensor):
+        tops = torch.empty((b, heads, r) if positive else 0, device=x.device)
+        part_tops = torch.empty((b * heads, count, bundles.groups, r) if positive else 0, device=x.device)
+        up: Any = (y, None, None, None, part_tops, None)
+    else:
+        tops, part_tops, up = y.tops, None, y
     sums = Sums(
-        torch.empty(b, heads, r, d, dtype=dtype, device=x.device), torch.empty(b, heads, s + 1, r, dtype=dtype, device=x.device)
+        torch.empty(b, heads, r, d, dtype=dtype, device=x.device),
+        torch.empty(b, heads, s + 1, r, dtype=dtype, device=x.device),
+        tops,
     )
     with torch.cuda.device_of(x):
         sum_kernel[count * blocks, bundles.groups, b * heads](
             x, *up, inputs.keys, inputs.mask, inputs.weights, contexts, owns, *strides(x, up[0], x if of_keys else up[1]),
-            length, tokens, inputs.eps, OF_KEYS=of_keys, STAGES=stages, **options,
+            length, tokens, inputs.eps, inputs.square, OF_KEYS=of_keys, STAGES=stages, **options,
         )  # fmt: skip
         add_up_kernel[b * heads, r // block](
-            contexts, owns, *sums, count, bundles.groups, 1 / (length * s), s, *bundles[1:], inputs.features, r, d, columns,
-            block, num_warps=4,
+            contexts, owns, part_tops, *sums, count, bundles.groups, 1 / (length * s), s, *bundles[1:], inputs.features, r, d,
+            columns, block, of_keys and positive, num_warps=4,
         )  # fmt: skip
     return sums
 
 
-def attend(q: Tensor, inputs: Inputs, bundles: Bundles, sums: Sums) -> tuple[Tensor, Tensor]:
-    """Compute the output from queries (b s l h d), and the reciprocals of the denominators, 0 where they are lost."""
+def attend(q: Tensor, inputs: Inputs, bundles: Bundles, sums: Sums) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the output from queries (b s l h d), the reciprocals of denominators, 0 where they are lost, and u."""
     setting, (b, s, length, heads, dim) = SETTINGS["attend"], q.shape
     options = sizes(q, inputs, bundles, setting)
     tile = options["BLOCK_R"] * (2 * options["D"] + options["COLUMNS"])
     stages = stages_that_fit(setting.stages, q, tile, inputs.weights.element_size())
     ends = bundles.groups if inputs.shared else s
     out = q.new_empty(b, ends, length, heads, dim)
-    reciprocals = torch.empty(b, heads, ends, length, device=q.device)
+    reciprocals, shifts = torch.empty(b, heads, ends, length, device=q.device), new_shifts(q, inputs, bundles)
     with torch.cuda.device_of(q):
         attend_kernel[triton.cdiv(length, options["BLOCK_L"]), bundles.groups, b * heads](
-            q, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, *strides(q, out), length, inputs.eps,
+            q, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, shifts, *strides(q, out), length, inputs.eps,
             float(length * s), STAGES=stages, **options,
         )  # fmt: skip
-    return out, reciprocals
+    return out, reciprocals, shifts
+
+
+def new_shifts(q: Tensor, inputs: Inputs, bundles: Bundles) -> Tensor:
+    """Make room for u (b h bundles l) of queries (b s l h d); for nothing if features are ReLU's."""
+    return torch.empty((q.shape[0], q.shape[3], bundles.groups, q.shape[2]) if inputs.square > 0 else 0, device=q.device)
 
 
 def backward(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles, sums: Sums, *found: Tensor) -> None:
@@ -217,12 +241,12 @@ def backward(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles, 
     options = sizes(x, inputs, bundles, setting)
     tile = options["BLOCK_R"] * ((1 + len(inputs.weights)) * options["D"] + options["COLUMNS"])
     stages = stages_that_fit(setting.stages, x, tile, inputs.weights.element_size())
-    up: Any = (y, None, None) if isinstance(y, Tensor) else (y.gradient, y.reciprocals, y.losses)
+    up: Any = (y, None, None, None) if isinstance(y, Tensor) else (y.gradient, y.reciprocals, y.losses, y.shifts)
     found_y = found[1] if of_keys else None
     with torch.cuda.device_of(x):
         backward_kernel[triton.cdiv(length, options["BLOCK_L"]), bundles.groups, b * heads](
             x, *up, inputs.keys, inputs.mask, inputs.weights, *sums, found[0], found_y, *strides(x, up[0], found[0], found[-1]),
-            length, inputs.eps, OF_KEYS=of_keys, STAGES=stages, **options,
+            length, inputs.eps, inputs.square, OF_KEYS=of_keys, STAGES=stages, **options,
         )  # fmt: skip
 
 
@@ -309,6 +333,48 @@ def features(projected, eps, HALF: tl.constexpr):
     return operand(tl.where(projected <= 0, 0.0, projected) + eps, HALF)  # NaN stays NaN
 
 
+LOWEST = tl.constexpr(-8.5e37)
+"""t of a feature without keys: its exponential is 0, and differences are defined."""
+
+
+@triton.jit
+def positive(projected, top, offset, OF_KEYS: tl.constexpr):
+    """Positive features of keys, or of queries, given t and their `offsets`."""
+    exponent = tl.where(top > LOWEST, projected - top + offset, float("-inf")) if OF_KEYS else projected + top + offset
+    return tl.exp(exponent)
+
+
+@triton.jit
+def half_norm(vector, real, square):
+    """Return -|k|^2 / 2 of keys, scaled as W is, and minus infinity for those that are not real."""
+    return tl.where(real, -0.5 * square * tl.sum(vector * vector, 1), float("-inf"))
+
+
+@triton.jit
+def offsets(
+    vector, shifts, mask, bundle, bundles, head, row, last, length, square,
+    ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr, OF_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Return -|k|^2 / 2 of a bundle's keys, or -u of queries; minus infinity where none is real."""
+    if OF_KEYS:
+        real = row < last
+        if mask is not None:
+            found = tl.zeros((row.shape[0],), tl.uint8)
+            for item in tl.static_range(ITEMS):
+                found |= tl.load(mask + slot_of(bundle, item, STEP, ITEM_STEP) * length + row, real, other=0)
+            real = found != 0
+        return half_norm(vector, real, square)
+    else:
+        return -tl.load(shifts + (head.to(tl.int64) * bundles + bundle) * length + row, row < last, other=float("inf"))
+
+
+@triton.jit
+def raised(shift, projected, top):
+    """Return u with a block of features more, and what sums over the features before are multiplied by."""
+    found = tl.maximum(shift, tl.max(projected + top, 1))
+    return found, tl.exp(shift - found)[:, None]
+
+
 @triton.jit
 def upstream(
     gradient, reciprocals, losses, keys, bundle, row, last, dim, g_s, g_l, length,
@@ -350,12 +416,52 @@ def upstream_of(y, out, reciprocals, slot, row, last, dim, y_s, y_l, out_s, out_
 
 
 @triton.jit
+def sum_of_real(phi, mask, bundle, row, last, length, column, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr):
+    """Add up features (R l) over the real tokens of each item of a bundle, and in column ITEMS over those of any: (R columns)."""
+    own = tl.zeros((phi.shape[0], column.shape[0]), tl.float32)
+    if mask is None:
+        own += tl.sum(tl.where((row < last)[None, :], phi, 0.0), 1)[:, None]
+    else:
+        whole = tl.zeros((row.shape[0],), tl.float32)
+        for item in tl.static_range(ITEMS):
+            slot = slot_of(bundle, item, STEP, ITEM_STEP)
+            mark = tl.load(mask + slot * length + row, row < last, other=0).to(tl.float32)
+            whole = tl.maximum(whole, mark)
+            own += tl.where((column == item)[None, :], tl.sum(phi * mark[None, :], 1)[:, None], 0.0)
+        own += tl.where((column == ITEMS)[None, :], tl.sum(phi * whole[None, :], 1)[:, None], 0.0)
+    return own
+
+
+@triton.jit
+def sum_of_upstream(
+    phi, y, out, reciprocals, losses, keys, bundle, row, last, dim, column, y_s, y_l, out_s, out_l, length,
+    ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr, DIM: tl.constexpr, SHARED: tl.constexpr, writes,
+):  # fmt: skip
+    """Return the gradients of a bundle's numerators (l D), and features times those of denominators (R columns)."""
+    value = tl.zeros((row.shape[0], dim.shape[0]), tl.float32)
+    own = tl.zeros((phi.shape[0], column.shape[0]), tl.float32)
+    for item in tl.static_range(1 if SHARED else ITEMS):
+        slot = bundle if SHARED else slot_of(bundle, item, STEP, ITEM_STEP)
+        upper, loss = upstream_of(y, out, reciprocals, slot, row, last, dim, y_s, y_l, out_s, out_l, length, DIM)
+        tl.store(losses + slot * length + row, loss, (row < last) & writes)
+        if SHARED:
+            value += upper
+            own += tl.sum(phi * loss[None, :], 1)[:, None]
+        else:
+            key = tl.load(keys + slot * DIM + dim, dim < DIM, other=0.0)
+            value += upper * key[None, :]
+            own += tl.where((column == item)[None, :], tl.sum(phi * loss[None, :], 1)[:, None], 0.0)
+    return value, own
+
+
+@triton.jit
 def sum_kernel(
-    x, y, out, reciprocals, losses, keys, mask, weights, contexts, owns,
-    x_b, x_s, x_l, x_h, y_b, y_s, y_l, y_h, out_b, out_s, out_l, out_h, length, tokens, eps,
+    x, y, out, reciprocals, shifts, tops, losses, keys, mask, weights, contexts, owns,
+    x_b, x_s, x_l, x_h, y_b, y_s, y_l, y_h, out_b, out_s, out_l, out_h, length, tokens, eps, square,
     HEADS: tl.constexpr, SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
     R: tl.constexpr, BLOCK_R: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_L: tl.constexpr,
     HALF: tl.constexpr, PRECISION: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr, OF_KEYS: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):  # fmt: skip
     """Add up phi y^T and phi over a slice of a bundle, for a block of features."""
     blocks: tl.constexpr = R // BLOCK_R
@@ -374,63 +480,74 @@ def sum_kernel(
     w = tl.load(weights + feature[:, None] * D + dim[None, :])
     context = tl.zeros((BLOCK_R, D), tl.float32)
     own = tl.zeros((BLOCK_R, COLUMNS), tl.float32)
+    part = (head.to(tl.int64) * (tl.num_programs(0) // blocks) + piece) * tl.num_programs(1) + bundle
+    top = tl.full((BLOCK_R,), LOWEST, tl.float32)
+    if POSITIVE and not OF_KEYS:
+        top = tl.load(tops + head.to(tl.int64) * R + feature)
     first, last = piece * tokens, tl.minimum(piece * tokens + tokens, length)
     for start in tl.range(first, last, BLOCK_L, num_stages=STAGES):
         row = start + tl.arange(0, BLOCK_L)
         vector = bundled(x, keys, mask, bundle, row, last, dim, x_s, x_l, length, ITEMS, STEP, ITEM_STEP, DIM)
-        projected = tl.dot(w, tl.trans(vector.to(w.dtype)), input_precision="tf32x3")
-        phi = tl.where(projected <= 0, 0.0, projected) + eps  # NaN stays NaN
+        phi = tl.dot(w, tl.trans(vector.to(w.dtype)), input_precision="tf32x3")
+        if POSITIVE:
+            offset = offsets(
+                vector, shifts, mask, bundle, tl.num_programs(1), head, row, last, length, square, ITEMS, STEP, ITEM_STEP, OF_KEYS
+            )[None, :]
+            if OF_KEYS:
+                top, fade = raised(top, phi, offset)
+                context, own = context * fade, own * fade
+            phi = positive(phi, top[:, None], offset, OF_KEYS)
+        else:
+            phi = tl.where(phi <= 0, 0.0, phi) + eps  # NaN stays NaN
         if OF_KEYS:
             value = bundled(y, keys, mask, bundle, row, last, dim, y_s, y_l, length, ITEMS, STEP, ITEM_STEP, DIM)
-            if mask is None:
-                own += tl.sum(tl.where((row < last)[None, :], phi, 0.0), 1)[:, None]
-            else:
-                whole = tl.zeros((BLOCK_L,), tl.float32)
-                for item in tl.static_range(ITEMS):
-                    slot = slot_of(bundle, item, STEP, ITEM_STEP)
-                    mark = tl.load(mask + slot * length + row, row < last, other=0).to(tl.float32)
-                    whole = tl.maximum(whole, mark)
-                    own += tl.where((column == item)[None, :], tl.sum(phi * mark[None, :], 1)[:, None], 0.0)
-                own += tl.where((column == ITEMS)[None, :], tl.sum(phi * whole[None, :], 1)[:, None], 0.0)
+            own += sum_of_real(phi, mask, bundle, row, last, length, column, ITEMS, STEP, ITEM_STEP)
         else:
-            value = tl.zeros((BLOCK_L, D), tl.float32)
-            for item in tl.static_range(1 if SHARED else ITEMS):
-                slot = bundle if SHARED else slot_of(bundle, item, STEP, ITEM_STEP)
-                upper, loss = upstream_of(y, out, reciprocals, slot, row, last, dim, y_s, y_l, out_s, out_l, length, DIM)
-                if block == 0:
-                    tl.store(losses + slot * length + row, loss, row < last)
-                if SHARED:
-                    value += upper
-                    own += tl.sum(phi * loss[None, :], 1)[:, None]
-                else:
-                    key = tl.load(keys + slot * DIM + dim, dim < DIM, other=0.0)
-                    value += upper * key[None, :]
-                    own += tl.where((column == item)[None, :], tl.sum(phi * loss[None, :], 1)[:, None], 0.0)
+            value, losses_of_phi = sum_of_upstream(
+                phi, y, out, reciprocals, losses, keys, bundle, row, last, dim, column, y_s, y_l, out_s, out_l, length,
+                ITEMS, STEP, ITEM_STEP, DIM, SHARED, block == 0,
+            )  # fmt: skip
+            own += losses_of_phi
         context = tl.dot(operand(phi, HALF), operand(value, HALF), context, input_precision=PRECISION)
-    part = (head.to(tl.int64) * (tl.num_programs(0) // blocks) + piece) * tl.num_programs(1) + bundle
+    if POSITIVE and OF_KEYS:
+        tl.store(tops + part * R + feature, top)
     tl.store(contexts + part * R * D + feature[:, None] * D + dim[None, :], context)
     tl.store(owns + part * R * COLUMNS + column[None, :] * R + feature[:, None], own)
 
 
 @triton.jit(do_not_specialize=["slices", "bundles"])
 def add_up_kernel(
-    contexts, owns, context, own, slices, bundles, share,
+    contexts, owns, part_tops, context, own, tops, slices, bundles, share,
     SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
     FEATURES: tl.constexpr, R: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Add up slices in their order, and multiply by `share`; features beyond FEATURES are padding, and count 0."""
+    """Add up slices in their order, and multiply by `share`; features beyond FEATURES are padding, and count 0.
+
+    If they are SCALED, each slice was divided by its own exp(t), and all are now divided by the largest.
+    """
     head, feature = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     dim, column = tl.arange(0, D), tl.arange(0, COLUMNS)
     total = tl.zeros((BLOCK_R, D), tl.float32)
     whole = tl.zeros((BLOCK_R,), tl.float32)
     context += head * R * D
     own += head * (SLOTS + 1) * R
+    first, top = head * slices * bundles, tl.full((BLOCK_R,), LOWEST, tl.float32)
+    if SCALED:
+        for number in range(0, slices * bundles):
+            top = tl.maximum(top, tl.load(part_tops + (first + number) * R + feature))
+        tl.store(tops + head * R + feature, tl.where(feature < FEATURES, top, LOWEST))
     for bundle in range(0, bundles):
         marks = tl.zeros((COLUMNS, BLOCK_R), tl.float32)
         for piece in range(0, slices):
-            part = (head * slices + piece) * bundles + bundle
-            total += tl.load(contexts + part * R * D + feature[:, None] * D + dim[None, :])
-            marks += tl.load(owns + part * R * COLUMNS + column[:, None] * R + feature[None, :])
+            part = first + piece * bundles + bundle
+            found = tl.load(contexts + part * R * D + feature[:, None] * D + dim[None, :])
+            found_marks = tl.load(owns + part * R * COLUMNS + column[:, None] * R + feature[None, :])
+            if SCALED:
+                fade = tl.exp(tl.load(part_tops + part * R + feature) - top)
+                found, found_marks = found * fade[:, None], found_marks * fade[None, :]
+            total += found
+            marks += found_marks
         marks = tl.where((feature < FEATURES)[None, :], marks * share, 0.0)
         whole += tl.sum(tl.where((column == ITEMS)[:, None], marks, 0.0), 0)
         slot = slot_of(bundle, column, STEP, ITEM_STEP)
@@ -456,11 +573,11 @@ def reciprocal(denominator, whole):
 
 @triton.jit
 def attend_kernel(
-    q, keys, mask, weights, context, own, out, reciprocals,
+    q, keys, mask, weights, context, own, tops, out, reciprocals, shifts,
     q_b, q_s, q_l, q_h, out_b, out_s, out_l, out_h, length, eps, count,
     HEADS: tl.constexpr, SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
     R: tl.constexpr, BLOCK_R: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_L: tl.constexpr,
-    HALF: tl.constexpr, PRECISION: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr,
+    HALF: tl.constexpr, PRECISION: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr, POSITIVE: tl.constexpr,
 ):  # fmt: skip
     """Compute the output of a tile of tokens of a bundle of queries."""
     bundle, head = tl.program_id(1), tl.program_id(2)
@@ -476,16 +593,25 @@ def attend_kernel(
     dim = tl.arange(0, D)
     row = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     query = bundled(q, keys, mask, bundle, row, length, dim, q_s, q_l, length, ITEMS, STEP, ITEM_STEP, DIM)
-    numerator = tl.zeros((BLOCK_L, D), tl.float32)
-    denominators = tl.zeros((BLOCK_L, COLUMNS), tl.float32)
+    numerator, denominators = tl.zeros((BLOCK_L, D), tl.float32), tl.zeros((BLOCK_L, COLUMNS), tl.float32)
+    shift = tl.full((BLOCK_L,), float("-inf"), tl.float32)
     for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
         feature = block + tl.arange(0, BLOCK_R)
         w = tl.load(weights + feature[:, None] * D + dim[None, :])
         a = tl.load(context + feature[:, None] * D + dim[None, :])
         z = own_sums(own, bundle, feature, ITEMS, STEP, ITEM_STEP, SLOTS, COLUMNS, R)
-        phi = features(tl.dot(query.to(w.dtype), tl.trans(w), input_precision="tf32x3"), eps, HALF)
+        phi = tl.dot(query.to(w.dtype), tl.trans(w), input_precision="tf32x3")
+        if POSITIVE:
+            top = tl.load(tops + head.to(tl.int64) * R + feature)[None, :]
+            shift, fade = raised(shift, phi, top)
+            numerator, denominators = numerator * fade, denominators * fade
+            phi = operand(positive(phi, top, -shift[:, None], False), HALF)
+        else:
+            phi = features(phi, eps, HALF)
         numerator = tl.dot(phi, a, numerator, input_precision=PRECISION)
         denominators = tl.dot(phi, tl.trans(z), denominators, input_precision=PRECISION)
+    if POSITIVE:
+        tl.store(shifts + (head.to(tl.int64) * tl.num_programs(1) + bundle) * length + row, shift, row < length)
     inside = (row < length)[:, None] & (dim < DIM)[None, :]
     whole = column_of(denominators, ITEMS, COLUMNS) * count
     if SHARED:
@@ -525,11 +651,12 @@ def unbind(
 
 @triton.jit
 def backward_kernel(
-    x, y, reciprocals, losses, keys, mask, weights, context, own, found_x, found_y,
-    x_b, x_s, x_l, x_h, y_b, y_s, y_l, y_h, fx_b, fx_s, fx_l, fx_h, fy_b, fy_s, fy_l, fy_h, length, eps,
+    x, y, reciprocals, losses, shifts, keys, mask, weights, context, own, tops, found_x, found_y,
+    x_b, x_s, x_l, x_h, y_b, y_s, y_l, y_h, fx_b, fx_s, fx_l, fx_h, fy_b, fy_s, fy_l, fy_h, length, eps, square,
     HEADS: tl.constexpr, SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr,
     R: tl.constexpr, BLOCK_R: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_L: tl.constexpr,
     HALF: tl.constexpr, PRECISION: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr, OF_KEYS: tl.constexpr,
+    POSITIVE: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of a tile of tokens of a bundle of queries, or of keys and values."""
     bundle, head = tl.program_id(1), tl.program_id(2)
@@ -556,28 +683,33 @@ def backward_kernel(
         marks = tl.where((tl.arange(0, COLUMNS) < ITEMS)[None, :], marks, 0.0)
     else:
         value, marks = upstream(
-            y,
-            reciprocals,
-            losses,
-            keys,
-            bundle,
-            row,
-            length,
-            dim,
-            y_s,
-            y_l,
-            length,
-            ITEMS,
-            STEP,
-            ITEM_STEP,
-            DIM,
-            COLUMNS,
-            SHARED,
-        )
-    value, marks = operand(value, HALF), operand(marks, HALF)
+            y, reciprocals, losses, keys, bundle, row, length, dim, y_s, y_l, length, ITEMS, STEP, ITEM_STEP, DIM, COLUMNS, SHARED
+        )  # fmt: skip
+    offset = None
+    if POSITIVE:
+        offset = offsets(
+            vector, shifts, mask, bundle, tl.num_programs(1), head, row, length, length, square, ITEMS, STEP, ITEM_STEP, OF_KEYS
+        )[:, None]
+    result_x, result_y = through_features(
+        vector, operand(value, HALF), operand(marks, HALF), weights, context, own, tops + head.to(tl.int64) * R, offset, bundle,
+        dim, eps, square, SLOTS, ITEMS, STEP, ITEM_STEP, R, BLOCK_R, D, COLUMNS, HALF, PRECISION, OF_KEYS, POSITIVE, STAGES,
+    )  # fmt: skip
+    unbind(result_x, found_x, keys, mask, bundle, row, dim, fx_s, fx_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+    if OF_KEYS:
+        unbind(result_y, found_y, keys, mask, bundle, row, dim, fy_s, fy_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+
+
+@triton.jit
+def through_features(
+    vector, value, marks, weights, context, own, tops, offset, bundle, dim, eps, square,
+    SLOTS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr, ITEM_STEP: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr,
+    D: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, OF_KEYS: tl.constexpr,
+    POSITIVE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Return gradients of queries or keys; for keys also those of values."""
     rest = (vector - vector.to(tl.float16).to(tl.float32)).to(tl.float16)
-    result_x = tl.zeros((BLOCK_L, D), tl.float32)
-    result_y = tl.zeros((BLOCK_L, D), tl.float32)
+    result_x, result_y = tl.zeros((vector.shape[0], D), tl.float32), tl.zeros((vector.shape[0], D), tl.float32)
+    total = tl.zeros((vector.shape[0],), tl.float32)
     for block in tl.range(0, R, BLOCK_R, num_stages=STAGES):
         feature = block + tl.arange(0, BLOCK_R)
         place = weights + feature[:, None] * D + dim[None, :]
@@ -586,15 +718,21 @@ def backward_kernel(
         z = own_sums(own, bundle, feature, ITEMS, STEP, ITEM_STEP, SLOTS, COLUMNS, R)
         projected = tl.dot(vector.to(w.dtype), tl.trans(w), input_precision="tf32x3")
         if HALF:
-            projected = tl.dot(rest, tl.trans(w), projected)
-            projected = tl.dot(vector.to(w.dtype), tl.trans(tl.load(place + R * D)), projected)
+            if not POSITIVE:
+                projected = tl.dot(rest, tl.trans(w), projected)
+                projected = tl.dot(vector.to(w.dtype), tl.trans(tl.load(place + R * D)), projected)
             w = tl.load(place + 2 * R * D).to(tl.bfloat16, bitcast=True)
+        if POSITIVE:
+            projected = positive(projected, tl.load(tops + feature)[None, :], offset, OF_KEYS)
         if OF_KEYS:
-            result_y = tl.dot(features(projected, eps, HALF), a, result_y, input_precision=PRECISION)
+            phi = operand(projected, HALF) if POSITIVE else features(projected, eps, HALF)
+            result_y = tl.dot(phi, a, result_y, input_precision=PRECISION)
         inner = tl.dot(value, tl.trans(a), input_precision=PRECISION)
         inner = tl.dot(marks, z, inner, input_precision=PRECISION)
-        inner = operand(tl.where(projected <= 0, 0.0, inner), HALF)
-        result_x = tl.dot(inner, w, result_x, input_precision=PRECISION)
-    unbind(result_x, found_x, keys, mask, bundle, row, dim, fx_s, fx_l, length, ITEMS, STEP, ITEM_STEP, DIM)
-    if OF_KEYS:
-        unbind(result_y, found_y, keys, mask, bundle, row, dim, fy_s, fy_l, length, ITEMS, STEP, ITEM_STEP, DIM)
+        inner = inner * projected if POSITIVE else tl.where(projected <= 0, 0.0, inner)
+        if POSITIVE and OF_KEYS:
+            total += tl.sum(inner, 1)
+        result_x = tl.dot(operand(inner, HALF), w, result_x, input_precision=PRECISION)
+    if POSITIVE and OF_KEYS:
+        result_x -= square * total[:, None] * vector
+    return result_x, result_y

@@ -1,4 +1,4 @@
-"""FAVOR+S with ReLU features as one operator of torch with a gradient, computed by the kernels of `mimoformer.kernels.favor`."""
+"""FAVOR+S with ReLU or positive features as one operator of torch with a gradient, computed by `mimoformer.kernels.favor`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def favor(
     projection: Float[Tensor, "r d"],
     scale: float,
     mask: Bool[Tensor, "b m n l"] | None,
-    eps: float,
+    eps: float | None,
     form: Form,
     causal: bool = False,
 ) -> Float[Tensor, "b *slots l h d"]:
@@ -42,10 +42,10 @@ def favor(
         parts: queries, keys and values (b m n l h d); or one tensor (b m n l 3 h d) that holds them side by side, whose gradient
             then is one tensor too.
         keys: bipolar binding keys.
-        projection: W: phi(x) = ReLU(scale W x) + eps.
+        projection: W: phi(x) = ReLU(scale W x) + eps, or exp(scale W x - |scale x|^2 / 2) if eps is None.
         scale: what queries and keys are multiplied by, in all.
         mask: True where a token is real; all are real by default.
-        eps: added to every feature.
+        eps: added to every feature, of ReLU; None for positive features.
         form: which function is computed.
         causal: whether a token sees only itself and earlier tokens.
     """
@@ -71,21 +71,20 @@ def bundles_of(grid: Sequence[int], form: str) -> tuple[Bundles, Bundles]:
 
 
 def inputs_of(
-    parts: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float, mask: Tensor | None, eps: float, form: str
+    parts: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float, mask: Tensor | None, eps: float | None, form: str
 ) -> Inputs:
     """Collect what all kernels read."""
     weights = new_weights(projection.contiguous(), scale, parts[0].dtype)
-    return Inputs(
-        keys.contiguous(), projection.shape[0], weights, None if mask is None else mask.view(torch.uint8), eps, form == "shared"
-    )
+    real, square = None if mask is None else mask.view(torch.uint8), scale**2 if eps is None else 0.0
+    return Inputs(keys.contiguous(), projection.shape[0], weights, real, eps or 0.0, form == "shared", square)
 
 
 @torch.library.custom_op("mimoformer::favor", mutates_args=())
 def compute(
-    parts: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float, mask: Tensor | None, eps: float,
+    parts: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float, mask: Tensor | None, eps: float | None,
     grid: Sequence[int], form: str, causal: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the output (b s l h d), and what the backward pass needs: reciprocals of denominators, A and z."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the output (b s l h d), and what the backward pass needs: reciprocals of denominators, u, A, z and t."""
     (q, k, v), (of_queries, of_keys) = split(parts), bundles_of(grid, form)
     inputs = inputs_of(parts, keys, projection, scale, mask, eps, form)
     if causal:
@@ -98,20 +97,20 @@ def compute(
 @torch.library.custom_op("mimoformer::favor_backward", mutates_args=())
 def differentiate(
     gradient: Tensor, parts: Sequence[Tensor], saved: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float,
-    mask: Tensor | None, eps: float, grid: Sequence[int], form: str, causal: bool,
+    mask: Tensor | None, eps: float | None, grid: Sequence[int], form: str, causal: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients of the parts."""
     found = new_like(parts)
     (q, k, v), (found_q, found_k, found_v), (of_queries, of_keys) = split(parts), split(found), bundles_of(grid, form)
-    inputs, (out, reciprocals, *sums) = inputs_of(parts, keys, projection, scale, mask, eps, form), saved
+    inputs, (out, reciprocals, shifts, *sums) = inputs_of(parts, keys, projection, scale, mask, eps, form), saved
     gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
     if causal:
         options = ([q, k, v], inputs, of_queries, of_keys)
-        above = [gradient, out, reciprocals]
+        above = [gradient, out, reciprocals, shifts]
         tiles.backward(*options, Sums(*sums), above, found_q)
-        tiles.backward(*options, tiles.sum_tiles(*options, above), above, found_k, found_v)
+        tiles.backward(*options, tiles.sum_tiles(*options, above, sums[2]), above, found_k, found_v)
         return found
-    upstream = Upstream(gradient, out, reciprocals, torch.empty_like(reciprocals))
+    upstream = Upstream(gradient, out, reciprocals, shifts, sums[2], torch.empty_like(reciprocals))
     gradients = sum_tokens(q, upstream, inputs, of_queries)
     backward(q, upstream, inputs, of_queries, Sums(*sums), found_q)
     backward(k, v, inputs, of_keys, gradients, found_k, found_v)
@@ -125,19 +124,22 @@ def new_like(parts: Sequence[Tensor]) -> list[Tensor]:
 
 @compute.register_fake
 def _(
-    parts: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float, mask: Tensor | None, eps: float,
+    parts: Sequence[Tensor], keys: Tensor, projection: Tensor, scale: float, mask: Tensor | None, eps: float | None,
     grid: Sequence[int], form: str, causal: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     q = split(parts)[0]
     b, s, length, heads, dim = q.shape
     ends = grid[1] if form == "shared" else s
     (r, d), dtype = padded_sizes(projection), precision_of(q.dtype)
-    count = [-(-length // tile_of(q.dtype, 1 if form == "blurry" else max(grid)))] if causal else []
+    bundles = (1, 1) if form == "blurry" else grid
+    count = [-(-length // tile_of(q.dtype, max(bundles)))] if causal else []
     return (
         q.new_empty(b, ends, length, heads, dim),
         q.new_empty(b, heads, ends, length, dtype=torch.float32),
+        q.new_empty((b, heads, bundles[1], length) if eps is None else (0,), dtype=torch.float32),
         q.new_empty(b, heads, *count, r, d, dtype=dtype),
         q.new_empty(b, heads, *count, s + 1, r, dtype=dtype),
+        q.new_empty((b, heads, *count, r) if eps is None else (0,), dtype=torch.float32),
     )
 
 
@@ -160,7 +162,7 @@ def take_back(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if gradient is None:
         return [None] * ctx.count, *nothing
     saved = list(ctx.saved_tensors)
-    parts, output, (keys, projection, *mask) = saved[: ctx.count], saved[ctx.count : ctx.count + 4], saved[ctx.count + 4 :]
+    parts, output, (keys, projection, *mask) = saved[: ctx.count], saved[ctx.count : ctx.count + 6], saved[ctx.count + 6 :]
     found = torch.ops.mimoformer.favor_backward(
         gradient, parts, output, keys, projection, ctx.scale, mask[0] if mask else None, *ctx.options
     )

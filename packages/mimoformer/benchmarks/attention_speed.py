@@ -34,7 +34,7 @@ from mimoformer.attention import favor_s, favor_s_step
 from mimoformer.blocks import build_block
 from mimoformer.causal import AttentionState, KeySums
 from mimoformer.dispatch import Implementation
-from mimoformer.features import ReLUFeatures
+from mimoformer.features import PositiveFeatures, RandomFeatures, ReLUFeatures
 from mimoformer.layers import SharedAttention, split_heads
 from vsa_core import hadamard
 
@@ -173,15 +173,20 @@ def attention_ways(sizes: Sizes, length: int, *, causal: bool = False) -> Iterat
         for implementation in implementations:
             name = f"FAVOR+S {grid} x {grid}, {implementation}"
             yield favor_s_way(name, operands, implementation, sizes, length, grid, causal=causal)
+    if sizes.device != "cpu":
+        for implementation in implementations:
+            name = f"FAVOR+S 2 x 2, positive features, {implementation}"
+            yield favor_s_way(name, operands, implementation, sizes, length, 2, causal=causal, kind=PositiveFeatures)
     if causal:
         yield favor_s_way("FAVOR+S 2 x 2, triton, not causal", operands, "triton", sizes, length, 2)
 
 
 def favor_s_way(
-    name: str, operands: list[Tensor], implementation: str, sizes: Sizes, length: int, grid: int, *, causal: bool = False
-) -> Way:
+    name: str, operands: list[Tensor], implementation: str, sizes: Sizes, length: int, grid: int, *, causal: bool = False,
+    kind: type[RandomFeatures] = ReLUFeatures,
+) -> Way:  # fmt: skip
     """FAVOR+S on a grid; on a GPU the plain form is compiled, on a CPU it is the only one."""
-    phi = ReLUFeatures(sizes.dim, sizes.features).to(sizes.device)
+    phi = kind(sizes.dim, sizes.features).to(sizes.device)
     keys = hadamard.random_keys(grid * grid, sizes.dim, device=sizes.device).unflatten(0, (grid, grid))
     chosen = {"causal": causal} if sizes.device == "cpu" else {"causal": causal, "implementation": implementation}
 

@@ -204,7 +204,7 @@ def marks_of(
 ):  # fmt: skip
     """Return 1 where the token of a slot (column) of a row's bundle is real, and in column SLOTS where any of them is.
 
-    Columns come first: Triton 3.6 multiplies wrongly by matrices of 16 columns that lie row by row.
+    Marks are only ever multiplied from the left: Triton 3.6 computes wrong products with narrow matrices on the right.
     """
     column = tl.arange(0, COLUMNS)
     items = row_by_row(inside)[None, :] & is_of(bundle, token, column, BUNDLES, SLOTS)
@@ -303,8 +303,8 @@ def sum_kernel(
                 phi = tl.where((feature < FEATURES)[:, None], phi, 0.0)
         total = tl.dot(phi, value, input_precision=PRECISION)
         tl.store(context + feature[:, None] * D + dim[None, :], total.to(context.dtype.element_ty))
-        sums = tl.dot(phi, tl.trans(marks), input_precision=PRECISION)
-        tl.store(own + column[None, :] * R + feature[:, None], sums.to(own.dtype.element_ty), (column <= SLOTS)[None, :])
+        sums = tl.dot(marks, tl.trans(phi), input_precision=PRECISION)
+        tl.store(own + column[:, None] * R + feature[None, :], sums.to(own.dtype.element_ty), (column <= SLOTS)[:, None])
 
 
 @triton.jit(do_not_specialize=["tiles"])
@@ -409,7 +409,7 @@ def attend_kernel(
     marks = operand(marks_of(mask, other_bundle, other, other_inside, length, KEYS, SLOTS, COLUMNS), HALF)
     scores = operand(tl.where(is_seen(other_bundle, other, bundle, token), scores, 0.0), HALF)
     numerator = tl.dot(scores, value, numerator, input_precision=PRECISION)
-    denominators = tl.dot(scores, tl.trans(marks), denominators, input_precision=PRECISION)
+    denominators += tl.trans(tl.dot(marks, tl.trans(scores), input_precision=PRECISION))
     if POSITIVE:
         place = shifts + head.to(tl.int64) * QUERIES[0] * length + bundle[:, None] * length + token[None, :]
         tl.store(place, tl.reshape(shift, (bundle.shape[0], token.shape[0])), inside)

@@ -81,7 +81,7 @@ class Inputs(NamedTuple):
     weights: Tensor
     """W, as `new_weights` rounds it, (k R D)."""
     mask: Tensor | None
-    """1 where a token is real, uint8 (b s l)."""
+    """1 where a token is real, int32 (b s l), as numbers of 8 bits change how Triton lays out products that depend on them."""
     eps: float
     """Added to every feature."""
     shared: bool
@@ -359,7 +359,7 @@ def offsets(
     if OF_KEYS:
         real = row < last
         if mask is not None:
-            found = tl.zeros((row.shape[0],), tl.uint8)
+            found = tl.zeros((row.shape[0],), tl.int32)
             for item in tl.static_range(ITEMS):
                 found |= tl.load(mask + slot_of(bundle, item, STEP, ITEM_STEP) * length + row, real, other=0)
             real = found != 0

@@ -173,10 +173,10 @@ def attention_ways(sizes: Sizes, length: int, *, causal: bool = False) -> Iterat
         for implementation in implementations:
             name = f"FAVOR+S {grid} x {grid}, {implementation}"
             yield favor_s_way(name, operands, implementation, sizes, length, grid, causal=causal)
-    if sizes.device != "cpu":
+    if sizes.device != "cpu" and not causal:
         for implementation in implementations:
             name = f"FAVOR+S 2 x 2, positive features, {implementation}"
-            yield favor_s_way(name, operands, implementation, sizes, length, 2, causal=causal, kind=PositiveFeatures)
+            yield favor_s_way(name, operands, implementation, sizes, length, 2, kind=PositiveFeatures)
     if causal:
         yield favor_s_way("FAVOR+S 2 x 2, triton, not causal", operands, "triton", sizes, length, 2)
 

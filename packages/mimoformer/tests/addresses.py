@@ -1,10 +1,15 @@
-"""A check, in Triton's interpreter, that kernels stay within the tensors they are given."""
+"""A fixture that holds kernels, in Triton's interpreter, to the tensors they are given and to numbers that were written."""
+
+import os
 
 import numpy as np
+import pytest
+import torch
 
 
-def watch(monkeypatch):
-    """Raise IndexError where a kernel reads or writes outside the tensors it was called with."""
+@pytest.fixture(autouse=os.environ.get("TRITON_INTERPRET") == "1")
+def no_number_outside(monkeypatch):
+    """Raise IndexError where a kernel reads or writes outside the tensors it was called with; new tensors are full of NaN."""
     from triton.runtime import interpreter
 
     spans = []
@@ -33,3 +38,6 @@ def watch(monkeypatch):
     monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", remember)
     monkeypatch.setattr(builder, "create_masked_load", checked(builder.create_masked_load, 0))
     monkeypatch.setattr(builder, "create_masked_store", checked(builder.create_masked_store, 1))
+    torch.use_deterministic_algorithms(True)  # torch.empty fills tensors with NaN
+    yield
+    torch.use_deterministic_algorithms(False)

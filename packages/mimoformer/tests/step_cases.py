@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from addresses import no_number_outside  # noqa: F401 (used by every test)
 
 from mimoformer import MIMOFormer, MIMOFormerConfig, causal
 from mimoformer.attention import favor_s, favor_s_blurry_step, favor_s_shared_step, favor_s_step

@@ -46,6 +46,9 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
         f"the features take vectors of {weights.shape[-1]} dimensions": weights.shape[-1] != q.shape[-1],
         f"the grid has {slots} slots; the kernels take up to {LARGEST_GRID}": slots > LARGEST_GRID,
         "a tile of causal attention takes more shared memory than the GPU has": causal and not tile_fits(q),
+        "Triton compiles causal attention with positive features wrongly for bfloat16": causal
+        and isinstance(phi, PositiveFeatures)
+        and q.dtype == torch.bfloat16,
         "there are no tokens": 0 in q.shape,
         f"there are more than {MOST_HEADS} heads in all groups": q.shape[0] * q.shape[3] > MOST_HEADS,
         "a group has more than 2**31 numbers": any(extent(x) >= 2**31 for x in (q, k, v)),

@@ -443,7 +443,8 @@ def sum_of_upstream(
     for item in tl.static_range(1 if SHARED else ITEMS):
         slot = bundle if SHARED else slot_of(bundle, item, STEP, ITEM_STEP)
         upper, loss = upstream_of(y, out, reciprocals, slot, row, last, dim, y_s, y_l, out_s, out_l, length, DIM)
-        tl.store(losses + slot * length + row, loss, (row < last) & writes)
+        if writes:
+            tl.store(losses + slot * length + row, loss, row < last)
         if SHARED:
             value += upper
             own += tl.sum(phi * loss[None, :], 1)[:, None]

@@ -1,18 +1,17 @@
 """Using a network: predict, estimate its statistics again, count its multiply-adds."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimoconv.config import NetworkConfig
-from mimoconv.model import WideResNet
 from mimoconv.normalization import normalize
 from mimoconv.statistics_per_n import StatisticsPerN
-from mimoconv.superposed import Superposed, check_images
+from mimoconv.superposed import check_images, network_of
 from vsa_core import checks, graphs, slots
 from vsa_core.modules import eval_copy
 
@@ -26,7 +25,7 @@ REPLAYED_PASSES = 512
 
 @torch.no_grad()
 def predict(
-    model: Superposed | WideResNet,
+    model: nn.Module,
     images: Shaped[Tensor, "count c h w"],
     n: int | None = None,
     *,
@@ -40,28 +39,30 @@ def predict(
     once, each with an n of its own, as long as none changes its mode.
 
     Args:
-        model: the network, compiled or not; for several threads, compiled whole (`fullgraph=True`).
+        model: a MIMOConv, WideResNet or `Superposed`, compiled or not; for several threads, compiled whole (`fullgraph=True`). It
+            may be inside torch's AveragedModel, DataParallel or DistributedDataParallel, and answers alone.
         images: floating-point images as the network was trained on, or uint8 ones, which the `mean` and `std` of the model's
-            configuration normalise.
+            configuration normalise, part by part.
         n: images per pass, from 1 to capacity; the capacity unless given.
         passes_at_once: the most passes in one batch, which bounds memory. On a GPU the CUDA graph of a batch of up to 512 passes
             keeps what it took, until `vsa_core.graphs.forget(model)`.
 
     Raises:
         ValueError: n is not from 1 to capacity, passes_at_once is below 1, or the images do not fit the network.
-        TypeError: the images are integers other than uint8, or uint8 for a model whose configuration has no mean and std; or a
-            count is not a whole number; or the model is in training mode and cannot be copied: call its eval() first.
+        TypeError: the images are integers other than uint8, or uint8 for a model whose configuration has no mean and std, or of
+            another dtype than the weights; a count is not a whole number; the model is none of this package, or is in training
+            mode and cannot be copied: call its eval() first.
         RuntimeError: the model was trained, but its BatchNorm statistics for n were never estimated: see `recalibrate`.
     """
-    n = model.capacity if n is None else n
-    slots.check(n, model.capacity)
+    network = network_of(model)
+    n = network.capacity if n is None else n
+    slots.check(n, network.capacity)
     checks.positive(passes_at_once=passes_at_once)
-    images = prepare_images(model, images)
-    groups = slots.group(images, n)
-    parts = torch.split(groups, passes_at_once) if len(groups) > passes_at_once else (groups,)
+    prepare = preparation(network, images)
+    parts = ((prepare(part),) for part in slots.group_in_parts(images, n, passes_at_once))
     logits: list[Tensor] = []
-    for out, known in graphs.answer(model, zip(parts, strict=True), lambda part: len(part) <= REPLAYED_PASSES):
-        if not logits and not has_statistics_for(model, n, known):
+    for out, known in graphs.answer(network, parts, lambda part: len(part) <= REPLAYED_PASSES):
+        if not logits and not has_statistics_for(network, n, known):
             raise RuntimeError(
                 f"this model was trained, but never with {n} images per pass, so its BatchNorm has no statistics for "
                 f"n = {n}: estimate them on training images with recalibrate(model, batches, n={n})"
@@ -71,24 +72,26 @@ def predict(
 
 
 @torch.no_grad()
-def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor, "_ c h w"]], n: int) -> None:
+def recalibrate(model: nn.Module, batches: Iterable[Shaped[Tensor, "_ c h w"]], n: int) -> None:
     """Estimate the BatchNorm statistics for n images per pass again, from training images.
 
-    They become averages over the batches, weighted by their sizes. Statistics for other n and those of the stem, all weights
+    They become averages over the batches, weighted by their sizes; a batch of a single pass, which may have one value per channel
+    and hence no variance, is joined with a neighbour. Statistics for other n and those of the stem, all weights
     and all modes do not change; after an error nothing has changed.
 
     Args:
-        model: the network, trained.
+        model: the network, trained, as `predict` takes it.
         batches: flat batches of images without labels, as `predict` takes them; empty ones are skipped.
         n: images per pass, from 1 to capacity.
 
     Raises:
-        ValueError: n is not from 1 to capacity, the images do not fit the network, or there are none.
+        ValueError: n is not from 1 to capacity, the images do not fit the network, or there are none, or too few for a variance.
         TypeError: a batch is not a tensor of images that `predict` would take.
         FloatingPointError: the new statistics are not finite.
     """
-    slots.check(n, model.capacity)
-    estimating = eval_copy(model)  # shares the statistics, not the modes
+    network = network_of(model)
+    slots.check(n, network.capacity)
+    estimating = eval_copy(network)  # shares the statistics, not the modes
     norms = norms_per_n(estimating)
     buffers = [(name, buffer[n - 1]) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
     before = [buffer.clone() for _, buffer in buffers]
@@ -98,15 +101,16 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
     for norm in norms:
         norm.train()
     try:
-        for images in batches:
-            if not isinstance(images, Tensor):
-                raise TypeError(f"a batch is a {type(images).__name__}; it must be a tensor of images, without labels")
-            groups = slots.group(prepare_images(model, images), n)
+        for groups in join_single_passes(batches_of_passes(network, batches, n)):
             passes += len(groups)
             for norm in norms:
-                norm.momentum = len(groups) / max(1, passes)
-            if len(groups):
+                norm.momentum = len(groups) / passes
+            try:
                 estimating(groups)
+            except ValueError as error:
+                if "Expected more than 1" in str(error):
+                    raise ValueError("a norm layer gets one value per channel: give more images, or larger ones") from error
+                raise
         if not passes:
             raise ValueError("batches holds no images: statistics need training images")
         if not all(buffer.isfinite().all() for _, buffer in buffers):
@@ -119,11 +123,36 @@ def recalibrate(model: Superposed | WideResNet, batches: Iterable[Shaped[Tensor,
         raise
 
 
-def count_macs(model: Superposed | WideResNet, n: int | None = None, *, shape: tuple[int, int, int] | None = None) -> float:
+def batches_of_passes(model: nn.Module, batches: Iterable[Shaped[Tensor, "_ c h w"]], n: int) -> Iterator[Tensor]:
+    """Yield batches that are not empty as groups of n images that the network takes."""
+    for images in batches:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"a batch is a {type(images).__name__}; it must be a tensor of images, without labels")
+        prepare = preparation(model, images)
+        if len(images):
+            yield prepare(slots.group(images, n))
+
+
+def join_single_passes(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield batches; those of a single pass join the next one, or at the end the one before, if images are of one size."""
+    held: list[Tensor] = []
+    for groups in batches:
+        if held and len(held[-1]) == 1 and held[-1].shape[1:] == groups.shape[1:]:
+            held[-1] = torch.cat([held[-1], groups])
+        else:
+            held.append(groups)
+        if len(held) > 2:
+            yield held.pop(0)
+    if len(held) == 2 and len(held[1]) == 1 and held[0].shape[1:] == held[1].shape[1:]:
+        held = [torch.cat(held)]
+    yield from held
+
+
+def count_macs(model: nn.Module, n: int | None = None, *, shape: tuple[int, int, int] | None = None) -> float:
     """Count the multiply-adds per image with n images per pass: convolutions and matrix products, by torch's flop counter.
 
     Args:
-        model: the network, compiled or not; it is not changed, because a copy without memory is run.
+        model: the network, as `predict` takes it; it is not changed, because a copy without memory is run.
         n: images per pass, from 1 to capacity; the capacity unless given.
         shape: (c, h, w) of an image; unless given, what the model's configuration says.
 
@@ -135,34 +164,35 @@ def count_macs(model: Superposed | WideResNet, n: int | None = None, *, shape: t
     >>> count_macs(WideResNet(WideResNetConfig(depth=28, width=10)))
     5243328768.0
     """
-    n = model.capacity if n is None else n
-    slots.check(n, model.capacity)
+    network = network_of(model)
+    n = network.capacity if n is None else n
+    slots.check(n, network.capacity)
     if shape is None:
-        if (config := network_config(model)) is None:
+        if (config := network_config(network)) is None:
             raise ValueError("this model has no configuration that says the size of its images: give shape=(c, h, w)")
         shape = config.in_channels, config.image_size, config.image_size
     from torch.utils.flop_counter import FlopCounterMode  # here, because it imports triton, which is slow
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        probe = copy.deepcopy(getattr(model, "_orig_mod", model)).to("meta", torch.float32).eval()
-        probe(torch.zeros(COUNTED_PASSES, n, *shape, device="meta"))
+        probe = copy.deepcopy(getattr(network, "_orig_mod", network)).to("meta", torch.float32).eval()
+        probe(torch.zeros(COUNTED_PASSES, n, *shape, device="meta", dtype=torch.float32))
     return float(counter.get_total_flops() / 2 / (COUNTED_PASSES * n))
 
 
-def prepare_images(model: Superposed | WideResNet, images: Shaped[Tensor, "count c h w"]) -> Float[Tensor, "count c h w"]:
-    """Check images; normalise uint8 ones by the model's configuration and leave floating-point ones as they are."""
+def preparation(model: nn.Module, images: Shaped[Tensor, "count c h w"]) -> Callable[[Tensor], Tensor]:
+    """Check images; return what normalises uint8 ones by the model's configuration and leaves floating-point ones as they are."""
     config = network_config(model)
-    is_raw = isinstance(images, Tensor) and images.dtype == torch.uint8
-    images = images.float() if is_raw else images
-    check_images(images, "count c h w", config.in_channels if config else None)
-    if is_raw:
-        if config is None or config.mean is None or config.std is None:
-            raise TypeError(
-                "images have dtype torch.uint8, but the model's configuration has no mean and std: "
-                "normalise the images with mimoconv.normalize, or set both in the configuration"
-            )
-        images = normalize(images, config.mean, config.std).to(next(model.parameters()).dtype)
-    return images
+    raw = isinstance(images, Tensor) and images.dtype == torch.uint8
+    check_images(images, "count c h w", config.in_channels if config else None, raw=raw)
+    if not raw:
+        return lambda part: part
+    if config is None or config.mean is None or config.std is None:
+        raise TypeError(
+            "images have dtype torch.uint8, but the model's configuration has no mean and std: "
+            "normalise the images with mimoconv.normalize, or set both in the configuration"
+        )
+    mean, std, dtype = config.mean, config.std, next(model.parameters()).dtype
+    return lambda part: normalize(part, mean, std).to(dtype)
 
 
 def network_config(model: torch.nn.Module) -> NetworkConfig | None:
@@ -188,6 +218,6 @@ def has_statistics_for(model: torch.nn.Module, n: int, known: dict[int, tuple[li
     return not any(any(row) and not row[n - 1] for row in rows)
 
 
-def norms_per_n(model: torch.nn.Module) -> list[Any]:
+def norms_per_n(model: Any) -> list[Any]:
     """Return the BatchNorm layers whose statistics depend on n."""
     return model.body.norms() if isinstance(model.body, StatisticsPerN) else []

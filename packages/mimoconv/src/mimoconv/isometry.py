@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mimoconv.model import WideResNet
-from mimoconv.superposed import Superposed
+from mimoconv.superposed import network_of
+from vsa_core.autocast import autocast_off
 from vsa_core.gpu import runs_triton
 
 __all__ = ["convolution_isometry", "isometry_penalty"]
 
 
-def isometry_penalty(model: Superposed | WideResNet) -> Float[Tensor, ""]:
+def isometry_penalty(model: nn.Module) -> Float[Tensor, ""]:
     """Sum `convolution_isometry` over the convolutions of the body, as a penalty to add to the loss.
 
     The stem, binding and unbinding do not count. The caller weights the sum by gamma, 1e-4 in the published runs (Menet et al.,
@@ -27,12 +27,13 @@ def isometry_penalty(model: Superposed | WideResNet) -> Float[Tensor, ""]:
 
     Raises:
         ValueError: a convolution is dilated.
+        TypeError: the model is neither a `Superposed` nor a `WideResNet`, nor one of these in a wrapper of torch.
 
     >>> from mimoconv import WideResNetConfig
     >>> round(isometry_penalty(WideResNet(WideResNetConfig(depth=10, width=1, init="delta"))).item(), 9)
     0.0
     """
-    layers = [layer for layer in model.body.modules() if isinstance(layer, nn.Conv2d)]
+    layers = [layer for layer in network_of(model).body.modules() if isinstance(layer, nn.Conv2d)]
     for layer in layers:
         if set(layer.dilation) != {1}:
             raise ValueError(f"a convolution has dilation {layer.dilation}; the penalty is defined for dilation 1 only")
@@ -68,11 +69,15 @@ def sum_of_distances(weights: Sequence[Tensor], layers: Sequence[tuple[tuple[int
 
         value: Tensor = SumOfDistances.apply(layers, *weights)
         return value
+    if not weights:
+        return torch.zeros(())
     by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-    for weight, (stride, groups) in zip(weights, layers, strict=True):
-        filters = strided_filters(weight, stride, groups)
-        by_shape[filters.shape[1:]].append(filters)
-    return sum((distance_from_isometry(torch.cat(alike)) for alike in by_shape.values()), torch.zeros(()))
+    with autocast_off(weights[0]):
+        for weight, (stride, groups) in zip(weights, layers, strict=True):
+            filters = strided_filters(weight, stride, groups)
+            by_shape[filters.shape[1:]].append(filters)
+        value, *others = (distance_from_isometry(torch.cat(alike)) for alike in by_shape.values())
+        return sum(others, value)
 
 
 def has_kernels(weight: Tensor) -> bool:
@@ -102,8 +107,7 @@ def distance_from_isometry(filters: Float[Tensor, "g a b kh kw"]) -> Float[Tenso
     products of all offsets are one product of matrices for each frequency, and so is their gradient.
     """
     dtype = torch.float16 if filters.is_cuda and filters.dtype == torch.float32 else filters.dtype
-    with torch.autocast(filters.device.type, enabled=False):
-        value: Tensor = SpectralDistance.apply(filters, dtype)
+    value: Tensor = SpectralDistance.apply(filters, dtype)
     return value
 
 

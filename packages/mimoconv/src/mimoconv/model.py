@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mimoconv import blocks
 from mimoconv.config import MIMOConvConfig, NetworkConfig, WideResNetConfig
 from mimoconv.statistics_per_n import StatisticsPerN
-from mimoconv.superposed import Superposed, check_images, pool_features
+from mimoconv.superposed import Superposed, check_images, check_types, pool_features
 from vsa_core.hub import Pretrained
 
 __all__ = ["MIMOConv", "WideResNet"]
@@ -104,11 +104,12 @@ class WideResNet(Pretrained):
 
         Raises:
             ValueError: there is no leading axis, or the channels are not the configured ones.
-            TypeError: `x` is not floating point.
+            TypeError: `x` is not floating point, or has another dtype than the weights.
         """
         check_images(x, "b ... c h w", self.config.in_channels)
+        check_types(self, x)
         logits: Tensor = self.head(pool_features(self.body(self.stem(x.flatten(0, -4)), 1)))
-        return logits.reshape(*x.shape[:-3], logits.shape[-1])
+        return torch.unflatten(logits, 0, x.shape[:-3])
 
     def extra_repr(self) -> str:
         return size_repr(self.config)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from vsa_core import checks
+
 __all__ = ["normalization_gain_offset", "normalize"]
 
 
@@ -24,9 +26,14 @@ def normalize(
     Returns:
         `images * gain + offset` with the float32 numbers of `normalization_gain_offset`.
 
+    Raises:
+        TypeError: the images are complex, or floating point of fewer than 16 bits.
+
     >>> normalize(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), [0.5], [0.25])
     tensor([[[[2.]]]])
     """
+    if images.is_complex() or (images.is_floating_point() and images.dtype not in checks.DTYPES):
+        raise TypeError(f"images have dtype {images.dtype}; expected integers, or floating point of 16 bits or more")
     gain, offset = normalization_gain_offset(tuple(map(float, mean)), tuple(map(float, std)), scale=scale, device=images.device)
     return images * gain + offset
 

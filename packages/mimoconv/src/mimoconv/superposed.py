@@ -16,11 +16,12 @@ from mimoconv.binding import PositionwiseHRR, Unbinding
 from mimoconv.config import SuperposedConfig
 from mimoconv.statistics_per_n import StatisticsPerN, has_statistics, require_own_statistics
 from vsa_core import checks, slots
+from vsa_core.autocast import check_meeting, half_types_clash
 from vsa_core.hub import Pretrained
 from vsa_core.hub.pretrained import library_of
-from vsa_core.modules import eval_copy
+from vsa_core.modules import eval_copy, unwrapped
 
-__all__ = ["Superposed", "check_images", "count_features", "pool_features"]
+__all__ = ["Superposed", "check_images", "check_types", "count_features", "network_of", "pool_features"]
 
 
 class Superposed(Pretrained):
@@ -141,9 +142,10 @@ class Superposed(Pretrained):
 
         Raises:
             ValueError: `x` is not (b, n, c, h, w) with 1 <= n <= capacity, or stem or body return other channels than expected.
-            TypeError: `x` is not floating point.
+            TypeError: `x` is not floating point, or has another dtype than the weights.
         """
         check_images(x, "b n c h w")
+        check_types(self, x)
         n = int(x.shape[1])  # torch.jit.trace gives a tensor
         slots.check(n, self.capacity)
         out = pool_features(self.body(self.superpose(x), n))
@@ -208,7 +210,7 @@ def try_out(module: nn.Module, shape: tuple[int, ...]) -> Any:
     module = getattr(module, "_orig_mod", module)
     with torch.no_grad():
         try:
-            return copy.deepcopy(module).to("meta", torch.float32).eval()(torch.empty(shape, device="meta"))
+            return copy.deepcopy(module).to("meta", torch.float32).eval()(torch.empty(shape, device="meta", dtype=torch.float32))
         except Exception:
             like = next(module.parameters(), torch.empty(0))
             try:
@@ -218,13 +220,29 @@ def try_out(module: nn.Module, shape: tuple[int, ...]) -> Any:
             return copied(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
 
-def check_images(x: Tensor, axes: str, channels: int | None = None) -> None:
-    """Raise unless `x` holds floating-point images with the named axes, and as many channels as given."""
+def check_images(x: Tensor, axes: str, channels: int | None = None, *, raw: bool = False) -> None:
+    """Raise unless `x` holds floating-point or `raw` images with the named axes, and as many channels as given."""
     if not isinstance(x, Tensor):
         raise TypeError(f"images are a {type(x).__name__}; they must be a tensor")
-    if not x.is_floating_point():
+    if not raw and x.dtype not in checks.DTYPES:
         raise TypeError(f"images have dtype {x.dtype}; scale and normalise them to floating point first")
     fits = x.dim() >= 4 if "..." in axes else x.dim() == len(axes.split())
     if not fits or 0 in x.shape[-2:] or x.shape[-3] != (channels or x.shape[-3]):
         wanted = f"c = {channels}, " if channels else ""
         raise ValueError(f"images have shape {tuple(x.shape)}; expected ({axes}) with {wanted}h and w at least 1")
+
+
+def check_types(model: nn.Module, x: Tensor) -> None:
+    """Raise TypeError if the network's first layer cannot compute with the type of the images, or its norms with autocast's."""
+    weight = next(model.parameters())
+    check_meeting("images", x, weight)
+    if (clash := half_types_clash(weight)) and any(map(has_statistics, model.modules())):
+        raise TypeError(clash)
+
+
+def network_of(model: nn.Module) -> Any:
+    """Return the network inside torch's wrappers; TypeError if it is none of this package."""
+    network = unwrapped(model)
+    if not (hasattr(network, "capacity") and hasattr(network, "body")):
+        raise TypeError(f"model is a {type(model).__name__}; expected a MIMOConv, WideResNet or Superposed")
+    return network

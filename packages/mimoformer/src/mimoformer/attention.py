@@ -8,6 +8,7 @@ in `mimoformer.causal`.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 
 from mimoformer.bundles import (
     any_real,
-    autocast_off,
     bind_real_tokens,
     check_alike,
     check_mask,
@@ -31,6 +31,7 @@ from mimoformer.causal import favor_s_blurry_step, favor_s_shared_step, favor_s_
 from mimoformer.dispatch import Form, Implementation, uses_triton
 from mimoformer.features import AnyFeatureMap, ReLUFeatures
 from vsa_core import checks
+from vsa_core.autocast import autocast_off
 
 __all__ = [
     "favor_s",
@@ -250,7 +251,7 @@ def softmax_attention(
 
     Masks and causality leave PyTorch's fused kernels possible, whose memory is linear in l. Padding contributes nothing and gives
     0, as in `favor_s`. Weights are set to 0 with probability `dropout`, after the softmax; the others are divided by
-    1 - dropout.
+    1 - dropout. The output has the promoted type of q, k and v, or that of autocast.
 
     On CPUs and GPUs second derivatives and forward-mode differentiation need PyTorch's kernel for them:
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
@@ -261,6 +262,8 @@ def softmax_attention(
     """
     checks.floating(q=q, k=k, v=v)
     check_alike(q, k, v, q.dim() >= 3, "(..., h, l, d)")
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     shape, d, padding = v.shape, v.shape[-1], None
     if mask is not None:
         check_mask(mask, (*shape[:-3], shape[-2]), "..., l")

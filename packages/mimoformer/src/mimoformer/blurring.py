@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mimoformer.bundles import autocast_off, bind_real_tokens, check_operands, mark_padding, unbind_slots
+from mimoformer.bundles import bind_real_tokens, check_operands, mark_padding, unbind_slots
+from vsa_core.autocast import autocast_off
 
 __all__ = ["superposed_softmax"]
 

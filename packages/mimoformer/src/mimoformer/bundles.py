@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from mimoformer.features import AnyFeatureMap, as_feature_map
 from vsa_core import checks, hadamard
+from vsa_core.autocast import autocast_off
 
 __all__ = [
     "any_real",
-    "autocast_off",
     "bind_real_tokens",
     "check_alike",
     "check_mask",
@@ -122,7 +122,8 @@ def mark_padding(
     """
     real = 2.0**15 * rearrange(mask, "... l -> ... 1 l 1")
     marks = (F.pad(mark.to(q.dtype), (0, 7 - q.shape[-1] % 8)) for mark in (real, real - 2.0**15))
-    q, k = (torch.cat([x, mark.expand(*x.shape[:-1], -1)], -1) for x, mark in zip((q, k), marks, strict=True))
+    with autocast_off(q):  # which refuses to join another half type than its own
+        q, k = (torch.cat([x, mark.expand(*x.shape[:-1], -1)], -1) for x, mark in zip((q, k), marks, strict=True))
     return q, k
 
 
@@ -140,11 +141,6 @@ def close_gaps(
     end = tokens.shape[-1]
     moved = F.pad(torch.zeros_like(tokens), (0, 1)).scatter(-1, place.masked_fill(~mask, end), tokens)[..., :end]
     return moved, torch.arange(end, device=mask.device) < count[..., -1:], place
-
-
-def autocast_off(like: Tensor) -> torch.autocast:
-    """Context without autocast on the device of a tensor."""
-    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)  # meta has no autocast of its own
 
 
 def check_operands(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor | None) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mimoformer.bundles import (
     any_real,
-    autocast_off,
     bind_real_tokens,
     check_operands,
     divide_or_zero,
@@ -21,6 +20,7 @@ from mimoformer.bundles import (
 from mimoformer.dispatch import Form, Implementation, steps_by_triton
 from mimoformer.features import AnyFeatureMap, CausalFeatureMap, RunningKeys, as_feature_map, log_of_zero
 from vsa_core import checks
+from vsa_core.autocast import autocast_off
 
 __all__ = ["AttentionState", "KeySums", "favor_s_blurry_step", "favor_s_shared_step", "favor_s_step"]
 
@@ -238,6 +238,8 @@ def attend_in_chunks(
 ) -> tuple[Quotients, AttentionState]:
     """Numerators and denominators of every token, and the state after the last, chunk by chunk."""
     checks.positive(chunk=chunk)
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():
+        raise RuntimeError("torch.jit.trace fixes the number of chunks of causal attention: use torch.export or torch.compile")
     phi_k, log_scale = running
     b, _, h, _, r = phi_k.shape
     shapes = ((b, h, r, v.shape[-1]), (b, *grid, h, r), (b, h, r))

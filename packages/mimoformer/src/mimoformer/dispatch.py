@@ -143,7 +143,7 @@ def tile_of(dtype: torch.dtype, bundles: int) -> int:
 
 def tile_fits(q: Tensor) -> bool:
     """Tell whether a GPU has shared memory for the tiles of causal attention; float32 is multiplied in two parts."""
-    side, dim = (2 ** (size - 1).bit_length() for size in (max(q.shape[1:3]), max(16, q.shape[-1])))
+    side, dim = (2 ** (size - 1).bit_length() for size in (int(max(q.shape[1:3])), max(16, int(q.shape[-1]))))
     size = {torch.bfloat16: 2, torch.float16: 4}.get(q.dtype, 8)
     return q.device.type != "cuda" or 6 * tile_of(q.dtype, side) * side * dim * size <= shared_memory(q.device)
 

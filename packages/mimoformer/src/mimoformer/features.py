@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vsa_core import checks, mbat
+from vsa_core.autocast import autocast_off
 from vsa_core.float64 import float64_device
 
 __all__ = [
@@ -252,8 +253,9 @@ class DPFPFeatures(nn.Module):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b r"]:
         """Features of queries or keys."""
         x = x * x.shape[-1] ** -0.25
-        r = F.relu(torch.cat([x, -x], -1))
-        return torch.cat([r * r.roll(s, -1) for s in range(1, self.nu + 1)], -1) + self.eps
+        with autocast_off(x):  # which refuses to join another half type than its own
+            r = F.relu(torch.cat([x, -x], -1))
+            return torch.cat([r * r.roll(s, -1) for s in range(1, self.nu + 1)], -1) + self.eps
 
     def extra_repr(self) -> str:
         return f"nu={self.nu}, eps={self.eps}"

@@ -13,6 +13,7 @@ from mimoformer.causal import AttentionState
 from mimoformer.dispatch import Form, Implementation, uses_triton
 from mimoformer.features import AnyFeatureMap, DPFPFeatures, PositiveFeatures, ReLUFeatures
 from vsa_core import checks, hadamard
+from vsa_core.autocast import check_meeting
 
 __all__ = [
     "BlurryAttention",
@@ -73,11 +74,12 @@ class SoftmaxAttention(nn.Module):
 
     def project(self, x: Float[Tensor, "b m n l e"], mask: Bool[Tensor, "b m n l"] | None) -> Float[Tensor, "b m n l 3 h d"]:
         """Queries, keys and values of every head, side by side."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+        if not isinstance(x, Tensor) or x.dtype not in checks.DTYPES:
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x is {found}; it must be a tensor of floating-point embeddings")
         if x.dim() != 5 or x.shape[-1] != self.qkv.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected embeddings (b, m, n, l, {self.qkv.in_features})")
+        check_meeting("embeddings", x, self.qkv.weight)
         if mask is not None:  # padding may hold anything, and NaN times no gradient is NaN in the gradient of the weights
             check_mask(mask, tuple(x.shape[:-1]), "b, m, n, l")
             x = x.masked_fill(~mask[..., None], 0)
@@ -179,7 +181,7 @@ class SuperposedAttention(SoftmaxAttention):
 
         Raises:
             ValueError: the grid is larger than the layer's, or a shape does not fit.
-            TypeError: x is not floating point, or the mask is not boolean.
+            TypeError: x is not floating point or has another dtype than the weights, or the mask is not boolean.
         """
         qkv, keys = self.project(x, mask), keys_of_grid(self.keys, x)
         q, k, v = split_heads(qkv)

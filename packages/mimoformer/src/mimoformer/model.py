@@ -13,6 +13,7 @@ from mimoformer.bundles import check_mask, close_gaps
 from mimoformer.causal import AttentionState
 from mimoformer.config import MIMOFormerConfig
 from mimoformer.heads import at_places, build_head, last_real_token, mean_over_tokens
+from vsa_core.autocast import half_types_clash
 from vsa_core.hub import Pretrained
 
 __all__ = ["MIMOFormer", "ModelState"]
@@ -85,7 +86,7 @@ class MIMOFormer(Pretrained):
         Raises:
             ValueError: the grid is larger than M x N, a sequence has more than max_length real tokens, shapes do not fit, or, on
                 the CPU, an id is outside the vocabulary.
-            TypeError: the tokens are not integers, or the mask is not boolean.
+            TypeError: the tokens are not integers, the mask is not boolean, or weights and autocast have different half types.
         """
         config = self.config
         tokens = self.check_tokens(tokens, mask, "b, m, n, 2, l" if config.head == "pair" else "b, m, n, l")
@@ -224,6 +225,8 @@ class MIMOFormer(Pretrained):
         if tokens.shape[1] > config.m or tokens.shape[2] > config.n:
             m, n = tokens.shape[1:3]
             raise ValueError(f"a grid of {m} x {n} sequences is too large; this network takes {config.m} x {config.n}")
+        if not tokens.is_cuda and (clash := half_types_clash(self.embedding.weight)):  # CUDA's LayerNorm takes either
+            raise TypeError(clash)
         tokens = tokens.long()
         if mask is not None:
             check_mask(mask, tuple(tokens.shape), axes)

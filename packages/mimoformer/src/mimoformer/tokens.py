@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimoformer.config import MIMOFormerConfig
-from mimoformer.model import MIMOFormer
+from mimoformer.inference import network_of
 
 __all__ = ["tokenize"]
 
@@ -17,7 +17,7 @@ Text = str | bytes
 
 
 def tokenize(
-    model: MIMOFormer | MIMOFormerConfig, texts: Sequence[Text | Sequence[Text]]
+    model: nn.Module | MIMOFormerConfig, texts: Sequence[Text | Sequence[Text]]
 ) -> tuple[Int64[Tensor, "count *pair l"], Bool[Tensor, "count *pair l"]]:
     """Turn texts into token ids and their mask, as `predict` takes them, by the network's own tokenizer.
 
@@ -44,7 +44,7 @@ def tokenize(
     tensor([[1, 4, 5, 3],
             [2, 5, 3, 0]])
     """
-    config = model if isinstance(model, MIMOFormerConfig) else model.config
+    config: MIMOFormerConfig = model if isinstance(model, MIMOFormerConfig) else network_of(model).config
     if config.tokenizer not in ENCODERS:
         found = "no tokenizer" if config.tokenizer is None else f"the tokenizer {config.tokenizer}"
         hint = "its ids are grey levels + 1, row by row; " if config.tokenizer == "pixels" else ""

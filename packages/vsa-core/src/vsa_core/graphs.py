@@ -27,7 +27,7 @@ from torch.backends import cuda
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
-from vsa_core.modules import every_layer, in_eval_mode, is_plain_autograd
+from vsa_core.modules import every_layer, in_eval_mode, is_plain_autograd, unwrapped
 
 __all__ = ["answer", "disabled", "forget", "replay", "replay_known"]
 
@@ -78,6 +78,7 @@ def disabled() -> Iterator[None]:
 
 def forget(model: nn.Module) -> None:
     """Drop a model's graphs and free their memory; its next passes start anew, also if a capture failed before."""
+    model = unwrapped(model)
     with LOCK:
         PASSES.pop(model, None)
         REFUSED.discard(model)

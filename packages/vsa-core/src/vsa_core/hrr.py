@@ -10,10 +10,11 @@ from itertools import chain, repeat
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.fft import irfft, rfft
+from torch.fft import fft, ifft, irfft, rfft
 from torch.nn import functional as F
 
 from vsa_core import checks, mbat
+from vsa_core.autocast import autocast_off
 from vsa_core.float64 import float64_device, rounded
 
 __all__ = ["bind", "circulant", "involution", "orthogonal_keys", "random_keys", "unbind", "unitary_keys"]
@@ -83,7 +84,8 @@ def involution(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim"]:
         ValueError: `key` has no last axis dim of at least 1.
     """
     checks.vectors(key=key)
-    return key.flip(-1).roll(1, -1)
+    with autocast_off(key):  # which refuses to roll another half type than its own
+        return key.flip(-1).roll(1, -1)
 
 
 def circulant(key: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim dim"]:
@@ -182,6 +184,9 @@ def _circulant_pays(x: Tensor, key: Tensor) -> bool:
 
 def _fft_convolve(x: Tensor, key: Tensor) -> Tensor:
     """Convolve by FFT; on a CPU in blocks whose spectra fit the cache, where all vectors share a key or each has its own."""
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():  # A trace would fix the length of an axis, or their number.
+        traced: Tensor = ifft(fft(x) * fft(key)).real
+        return traced
     dim = x.shape[-1]
     shared = key.numel() == dim and key.dim() <= x.dim()
     if torch.compiler.is_compiling() or x.device.type != "cpu" or not (shared or x.shape == key.shape):

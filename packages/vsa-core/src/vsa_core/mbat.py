@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vsa_core import checks
+from vsa_core.autocast import autocast_off
 from vsa_core.float64 import float64_device, rounded
 
 __all__ = ["bind", "random_keys", "unbind"]
@@ -30,7 +31,7 @@ def bind(x: Float[Tensor, "*#b dim"], key: Float[Tensor, "*#b out dim"]) -> Floa
     """
     checks.broadcastable(x, key, key_axes=2)
     dtype = torch.promote_types(x.dtype, key.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast_off(x):
         return einsum(x.to(dtype), key.to(dtype), "... dim, ... out dim -> ... out")
 
 

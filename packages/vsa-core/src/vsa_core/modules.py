@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vsa_core import checks, hadamard, hrr, mbat, superposition
@@ -22,6 +24,7 @@ __all__ = [
     "every_layer",
     "in_eval_mode",
     "is_plain_autograd",
+    "unwrapped",
 ]
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -109,6 +112,13 @@ def every_layer(model: nn.Module) -> list[nn.Module]:
                 known.add(part)
                 layers.append(part)
     return layers
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Return the module inside torch's wrappers that call it as it is: AveragedModel, DataParallel, DistributedDataParallel."""
+    while isinstance(model, AveragedModel | nn.DataParallel | DistributedDataParallel):
+        model = model.module
+    return model
 
 
 def is_plain_autograd() -> bool:

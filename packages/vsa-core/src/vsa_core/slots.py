@@ -1,12 +1,14 @@
 """Slots, the superposition channels: which input sits in which slot, and flat batches as groups of n and back."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from vsa_core import checks
 
-__all__ = ["assignment", "check", "group", "ungroup"]
+__all__ = ["assignment", "check", "group", "group_in_parts", "ungroup"]
 
 
 def assignment(n: int, capacity: int, *, device: torch.device | str | None = None) -> Int[Tensor, " capacity"]:
@@ -52,10 +54,20 @@ def group(items: Shaped[Tensor, "count *item"], n: int) -> Shaped[Tensor, "b n *
         raise TypeError(f"items is a {type(items).__name__}; it must be a tensor")
     if items.dim() < 1:
         raise ValueError("items is a scalar; it needs a batch axis (count, ...)")
+    return next(group_in_parts(items, n, max(1, items.shape[0])))
+
+
+def group_in_parts(items: Shaped[Tensor, "count *item"], n: int, groups_at_once: int) -> Iterator[Shaped[Tensor, "b n *item"]]:
+    """Yield the groups of `group`, so many at a time; only the last part takes memory, and only if its last group is filled."""
     count = items.shape[0]
-    if count % n:
-        items = items[torch.arange(-(-count // n) * n, device=items.device) % count]
-    return items.reshape(-(-count // n), n, *items.shape[1:])
+    filled, size = -(-count // n) * n, groups_at_once * n
+    for start in range(0, max(1, filled), size):
+        end = min(start + size, filled)
+        if end > count:
+            part = items[torch.arange(start, end, device=items.device) % count]
+        else:
+            part = items if end - start == count else items[start:end]
+        yield part.reshape((end - start) // n, n, *items.shape[1:])
 
 
 def ungroup(groups: Shaped[Tensor, "b n *item"], count: int) -> Shaped[Tensor, "count *item"]:

@@ -9,7 +9,7 @@ from live_memory import LiveMemory
 from test_autocast import AUTOCASTS, DTYPES, OTHERS, autocast
 from test_mimoconv import small
 from torch import nn
-from torch.nn.parallel import DataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.testing import assert_close
 
@@ -107,7 +107,7 @@ WRAPPERS = {
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-@every_network
+@pytest.mark.parametrize("make", [NETWORKS["conv-norm"], assembled], ids=["MIMOConv", "assembled"])
 def test_a_network_answers_from_inside_a_wrapper(make, wrap):
     model = make()
     wrapper = wrap(model)
@@ -120,6 +120,20 @@ def test_a_network_answers_from_inside_a_wrapper(make, wrap):
     assert torch.equal(predict(wrapper, images), predict(inside, images, n))
     assert count_macs(wrapper, shape=(2, 8, 8)) == count_macs(inside, shape=(2, 8, 8))
     assert_close(isometry_penalty(wrapper), isometry_penalty(inside))
+
+
+@pytest.mark.unchecked
+def test_a_network_answers_from_inside_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model, images = assembled(), torch.randn(5, 2, 8, 8)
+        wrapper = DistributedDataParallel(model)
+        wrapper(images[:4].unflatten(0, (2, 2))).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        assert torch.equal(predict(wrapper, images), predict(model, images))
+        recalibrate(wrapper, [images], 1)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.unchecked

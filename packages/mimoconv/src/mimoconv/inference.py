@@ -160,7 +160,7 @@ def count_macs(model: nn.Module, n: int | None = None, *, shape: tuple[int, int,
         ValueError: n is not from 1 to capacity, or there is neither a `shape` nor a configuration that says it.
         TypeError: n is not a whole number.
 
-    >>> from mimoconv import WideResNetConfig
+    >>> from mimoconv import WideResNet, WideResNetConfig
     >>> count_macs(WideResNet(WideResNetConfig(depth=28, width=10)))
     5243328768.0
     """

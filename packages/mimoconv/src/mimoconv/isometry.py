@@ -29,7 +29,7 @@ def isometry_penalty(model: nn.Module) -> Float[Tensor, ""]:
         ValueError: a convolution is dilated.
         TypeError: the model is neither a `Superposed` nor a `WideResNet`, nor one of these in a wrapper of torch.
 
-    >>> from mimoconv import WideResNetConfig
+    >>> from mimoconv import WideResNet, WideResNetConfig
     >>> round(isometry_penalty(WideResNet(WideResNetConfig(depth=10, width=1, init="delta"))).item(), 9)
     0.0
     """

@@ -1,5 +1,6 @@
 """`mimonets data` through the command line."""
 
+import re
 import shlex
 import socket
 import subprocess
@@ -179,11 +180,13 @@ def test_a_flag_that_is_none_is_refused(capsys):
     refusal_of(capsys, "fetch", "mnist")
 
 
-def test_all_but_text_and_hand_made_sets_are_checked_by_published_checksums():
+def test_what_is_downloaded_is_pinned_and_all_but_text_is_checked_by_published_checksums_ever_after():
     for name, wanted in SETS.items():
         for source in wanted.sources:
             assert all(url.startswith(("https://", "http://")) for url in source.urls)
             assert name == "imdb" or all(file.digest.startswith("sha256:") for file in source.files)
+            served = source.archive or source.served or source.files[0]
+            assert re.fullmatch("sha256:[0-9a-f]{64}", served.digest)
 
 
 def test_every_set_says_all_of_it():

@@ -17,6 +17,7 @@ import tarfile
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -25,7 +26,7 @@ import pytest
 from tqdm import tqdm
 
 from mimo_benchmarks.data.storage.download import fetch
-from mimo_benchmarks.data.storage.files import ByContent, File, Source
+from mimo_benchmarks.data.storage.files import ByContent, File, Source, checksum
 from mimo_benchmarks.errors import ConfigError, DatasetError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -818,6 +819,29 @@ def test_a_file_without_a_checksum_is_checked_by_its_content(site, tmp_path, ans
     quickly([Source(urls=(site.url(short), *pages), files=(wanted,))], tmp_path)
     assert files_below(tmp_path) == {"set/file": good}
     assert {ranges for _, ranges in site.asked} == {None}
+
+
+def test_a_file_checked_by_its_content_is_downloaded_with_the_published_bytes_alone(site, tmp_path):
+    """One of the right content that lies there already stays, whatever its bytes."""
+    good, other = b"PAR1" + CONTENT, b"PAR1" + OTHER
+    wanted = ByContent(path="set/file", limit=len(good), check=starts_with_four)
+    served = File(path=wanted.path, size=len(good), digest=checksum(good, "sha256"))
+    source = Source(urls=(site.url(serving(other)), site.url(serving(good))), files=(wanted,), served=served)
+    quickly([source], tmp_path / "empty")
+    assert files_below(tmp_path / "empty") == {"set/file": good}
+    with pytest.raises(DatasetError, match="is not the published file"):
+        quickly([replace(source, urls=source.urls[:1])], tmp_path / "one")
+    assert files_below(tmp_path / "one") == {}
+    asked = len(site.asked)
+    quickly([replace(source, urls=source.urls[:1])], existing(tmp_path / "there", other))
+    assert files_below(tmp_path / "there") == {"set/file": other}
+    assert len(site.asked) == asked
+
+
+def existing(folder, content):
+    (folder / "set").mkdir(parents=True)
+    (folder / "set" / "file").write_bytes(content)
+    return folder
 
 
 def test_the_bar_names_the_file_and_can_be_left_out(site, tmp_path, capsys, monkeypatch):

@@ -189,3 +189,18 @@ def test_the_folder_of_the_script_on_the_path(checkout):
     assert os.access(checkout / "scripts" / "uv", os.X_OK)
     _, told = call(checkout, "sync", path=f"{checkout}/scripts:{checkout.parent}/bin")
     assert told["word"] == ["--project", str(checkout), "sync"]
+
+
+def test_uv_itself_is_fetched_by_its_hashes(checkout):
+    """Where there is none. The stand-in for Python makes an environment whose pip says how it was called."""
+    python = checkout.parent / "bin" / "python3"
+    pip = '#!/bin/sh\\nfor word; do echo "word $word"; done\\n'
+    making = f'mkdir -p "$3/bin" && printf \'{pip}\' > "$3/bin/pip" && chmod +x "$3/bin/pip"'
+    python.write_text(f'#!/bin/sh\n[ "$1" != -m ] || {{ {making}; }}\n')
+    (checkout.parent / "bin" / "uv").unlink()
+    _, told = call(checkout, "sync")
+    assert told["word"][-4:] == ["--no-deps", "--require-hashes", "-r", f"{checkout}/scripts/uv.txt"]
+    first, *hashes = (SCRIPT.parent / "uv.txt").read_text().replace("\\", "").split()
+    assert re.fullmatch(r"uv==[\d.]+", first)
+    assert len(hashes) > 10
+    assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", each) for each in hashes)

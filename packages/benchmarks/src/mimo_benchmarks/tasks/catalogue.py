@@ -9,6 +9,14 @@ from mimo_benchmarks.data.storage.files import ByContent, File, Source, exists
 from mimo_benchmarks.data.storage.folder import data_folder
 from mimo_benchmarks.data.vision import images
 
+CIFAR10_ARCHIVE = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+CIFAR100_ARCHIVE = "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
+IMDB_REVISION = "e6281661ce1c48d982bc483cf8a173c1bbeb5d31"
+IMDB_FILES = {
+    "train": (20_979_968, "db47d16b5c297cc0dd625e519c81319c24c9149e70e8496de5475f6fa928342c"),
+    "test": (20_470_363, "b52e26e2f872d282ffac460bf9770b25ac6f102cda0e6ca7158df98c94e8b3da"),
+}
+"""Size and SHA-256 of the files that the hub serves at this revision."""
 UNSTATED = "no licence stated; cite the source"
 
 
@@ -55,31 +63,36 @@ class DataSet:
         ]
 
 
-def mnist_source(file: File, size: int, md5: str) -> Source:
+def mnist_source(file: File, size: int, sha256: str) -> Source:
     """Return the source of one of MNIST's files, with the mirrors that torchvision uses."""
-    archive = File(path=f"{file.path}.gz", size=size, digest=f"md5:{md5}")
+    archive = File(path=f"{file.path}.gz", size=size, digest=f"sha256:{sha256}")
     name = Path(archive.path).name
     mirrors = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
     return Source(urls=tuple(mirror + name for mirror in mirrors), archive=archive, files=(file,))
 
 
-def cifar_source(name: str, size: int, md5: str, files: tuple[File, ...]) -> Source:
+def cifar_source(name: str, size: int, sha256: str, files: tuple[File, ...]) -> Source:
     """Return the source of a CIFAR archive, which holds Python pickles."""
-    archive = File(path=name, size=size, digest=f"md5:{md5}")
+    archive = File(path=name, size=size, digest=f"sha256:{sha256}")
     return Source(urls=(f"https://www.cs.toronto.edu/~kriz/{name}",), archive=archive, files=files)
 
 
 def imdb_source(split: str) -> Source:
-    """Return the source of one split. It is checked by its reviews, since different writers of Parquet give different bytes."""
+    """Return the source of one split.
+
+    A download must be the very file of the hub. A file that lies there already is checked by its reviews, since different writers
+    of Parquet give different bytes.
+    """
 
     def check(content: bytes) -> None:
         from mimo_benchmarks.data.long_range_arena.text import check_imdb  # here, because the import takes a second
 
         check_imdb(content, split)
 
-    file = ByContent(path=f"imdb/{split}.parquet", limit=40_000_000, check=check)
-    url = f"https://huggingface.co/datasets/stanfordnlp/imdb/resolve/main/plain_text/{split}-00000-of-00001.parquet"
-    return Source(urls=(url,), files=(file,))
+    file, (size, sha256) = ByContent(path=f"imdb/{split}.parquet", limit=40_000_000, check=check), IMDB_FILES[split]
+    place = f"stanfordnlp/imdb/resolve/{IMDB_REVISION}/plain_text/{split}-00000-of-00001.parquet"
+    served = File(path=file.path, size=size, digest=f"sha256:{sha256}")
+    return Source(urls=(f"https://huggingface.co/datasets/{place}",), files=(file,), served=served)
 
 
 def listops_cache(folder: Path) -> Path:
@@ -121,12 +134,12 @@ def sets() -> dict[str, DataSet]:
             origin="http://yann.lecun.com/exdb/mnist/",
             megabytes=55,
             sources=tuple(
-                mnist_source(images.MNIST[part], size, md5)
-                for part, size, md5 in (
-                    (("train", "images"), 9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-                    (("train", "labels"), 28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
-                    (("test", "images"), 1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
-                    (("test", "labels"), 4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
+                mnist_source(images.MNIST[part], size, sha256)
+                for part, size, sha256 in (
+                    (("train", "images"), 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+                    (("train", "labels"), 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+                    (("test", "images"), 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+                    (("test", "labels"), 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
                 )
             ),
         ),
@@ -136,7 +149,7 @@ def sets() -> dict[str, DataSet]:
             terms=UNSTATED,
             origin="https://www.cs.toronto.edu/~kriz/cifar.html",
             megabytes=186,
-            sources=(cifar_source("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a", images.CIFAR10),),
+            sources=(cifar_source("cifar-10-python.tar.gz", 170_498_071, CIFAR10_ARCHIVE, images.CIFAR10),),
         ),
         "cifar100": DataSet(
             about="60,000 photographs in 100 classes, 32 x 32 in colour (Krizhevsky, 2009)",
@@ -144,7 +157,7 @@ def sets() -> dict[str, DataSet]:
             terms=UNSTATED,
             origin="https://www.cs.toronto.edu/~kriz/cifar.html",
             megabytes=186,
-            sources=(cifar_source("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85", images.CIFAR100),),
+            sources=(cifar_source("cifar-100-python.tar.gz", 169_001_437, CIFAR100_ARCHIVE, images.CIFAR100),),
         ),
         "svhn": DataSet(
             about="99,289 digits of house numbers, 32 x 32 in colour (Netzer et al., 2011)",

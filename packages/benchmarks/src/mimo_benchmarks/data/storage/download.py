@@ -123,7 +123,7 @@ def fetch_source(
     sleep: Callable[[float], object],
 ) -> None:
     """Download what the mirrors serve, unless the archive is already there, and move the files to their places."""
-    served = source.archive or source.files[0]
+    served = source.archive or source.served or source.files[0]
     path = folder / served.path
     fault = file_fault(served, path)
     if fault is None:  # the user put the archive there by hand, so it stays

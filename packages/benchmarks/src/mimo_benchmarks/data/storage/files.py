@@ -21,7 +21,7 @@ class File:
     size: int
     """Size of the file in bytes."""
     digest: str
-    """Algorithm and checksum in hex, as in "sha256:0fa7..". MD5 only where nothing better was published."""
+    """Algorithm and checksum in hex, as in "sha256:0fa7..". All published files have SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,15 @@ class Source:
 
     Its checksum must be known, because nothing is unpacked before the checksum matched.
     """
+    served: File | None = None
+    """What the mirrors serve for a file that is checked by its content where it lies already, with other bytes perhaps."""
 
     def __post_init__(self) -> None:
         """Refuse a source that could never be fetched."""
         for url in self.urls:
             if not is_http_url(url):
                 raise ConfigError(f"{url!r} is not a web address: it must begin with https:// or http:// and name a host")
-        for file in (*self.files, *filter(None, [self.archive])):
+        for file in (*self.files, *filter(None, [self.archive, self.served])):
             path = PurePosixPath(file.path)
             if path.is_absolute() or ".." in path.parts or not path.name:
                 raise ConfigError(f"the path {file.path!r} must stay below the data folder")

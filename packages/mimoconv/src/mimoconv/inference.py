@@ -72,7 +72,7 @@ def predict(
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Shaped[Tensor, "_ c h w"]], n: int) -> None:
+def recalibrate(model: nn.Module, batches: Iterable[Shaped[Tensor, "_ c _ _"]], n: int) -> None:
     """Estimate the BatchNorm statistics for n images per pass again, from training images.
 
     They become averages over the batches, weighted by their sizes; a batch of a single pass, which may have one value per channel
@@ -123,7 +123,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Shaped[Tensor, "_ c h w"]], 
         raise
 
 
-def batches_of_passes(model: nn.Module, batches: Iterable[Shaped[Tensor, "_ c h w"]], n: int) -> Iterator[Tensor]:
+def batches_of_passes(model: nn.Module, batches: Iterable[Shaped[Tensor, "_ c _ _"]], n: int) -> Iterator[Tensor]:
     """Yield batches that are not empty as groups of n images that the network takes."""
     for images in batches:
         if not isinstance(images, Tensor):

@@ -13,8 +13,8 @@ __all__ = ["normalization_gain_offset", "normalize"]
 
 
 def normalize(
-    images: Shaped[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float], *, scale: float = 255
-) -> Float[Tensor, "b c h w"]:
+    images: Shaped[Tensor, "*b c h w"], mean: Sequence[float], std: Sequence[float], *, scale: float = 255
+) -> Float[Tensor, "*b c h w"]:
     """Normalise integer-valued images: scale them to 0..1, subtract the mean and divide by the standard deviation.
 
     Args:

@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 Module = TypeVar("Module", bound=nn.Module)
+WRAPPERS = (AveragedModel, nn.DataParallel, DistributedDataParallel)
+"""Classes of torch whose `module` is the network."""
 
 
 class Algebra(Protocol):
@@ -116,7 +118,7 @@ def every_layer(model: nn.Module) -> list[nn.Module]:
 
 def unwrapped(model: nn.Module) -> Any:
     """Return the module inside torch's wrappers that call it as it is: AveragedModel, DataParallel, DistributedDataParallel."""
-    while isinstance(model, AveragedModel | nn.DataParallel | DistributedDataParallel):
+    while isinstance(model, WRAPPERS):
         model = model.module
     return model
 

@@ -369,9 +369,10 @@ while sys.stdin.readline():
 """Forks, when told to, a process that goes on saving, and tells what it is about to do."""
 
 
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.torture)])
 @pytest.mark.once
-def test_kill_9_inside_saves(tmp_path):
-    """Ten times, after a number of lines that is drawn; what was said to be saved is there."""
+def test_kill_9_inside_saves(tmp_path, kills):
+    """After a number of lines that is drawn; what was said to be saved is there."""
     draw, last = random.Random(0), 0
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", SAVER, tmp_path],
@@ -380,7 +381,7 @@ def test_kill_9_inside_saves(tmp_path):
         text=True,
         bufsize=1,
     ) as saver:
-        for _ in range(10):
+        for _ in range(kills):
             print("go", file=saver.stdin)
             child, awaited = int(saver.stdout.readline()), draw.randrange(20, 60)
             for count, line in enumerate(iter(saver.stdout.readline, "dead\n")):
@@ -395,7 +396,7 @@ def test_kill_9_inside_saves(tmp_path):
             assert found.tensors["model"]["x"].eq(found.step).all()
             assert not found.skipped
         saver.stdin.close()
-    assert last > 10
+    assert last > kills
 
 
 def changed(draw, data, other):
@@ -455,10 +456,11 @@ def survives(folder, seed):
         load_checkpoint(folder)
 
 
-def test_damaged_files_are_never_loaded(tmp_path, seeds=range(300)):
+@pytest.mark.parametrize("tries", [300, pytest.param(10_000, marks=pytest.mark.torture)])
+def test_damaged_files_are_never_loaded(tmp_path, tries):
     for step in (1, 2):
         save_checkpoint(tmp_path / "whole", step, *content(step))
-    for seed in seeds:
+    for seed in range(tries):
         survives(copytree(tmp_path / "whole", tmp_path / str(seed)), seed)
         rmtree(tmp_path / str(seed))
 

@@ -341,12 +341,13 @@ def chunks(answer):
     answer.send(b"0\r\n\r\n")
 
 
-def test_random_answers_lead_to_no_other_error(site, tmp_path):
-    """In the heads of 150 answers, bytes are replaced, dropped or repeated."""
+@pytest.mark.parametrize("tries", [150, pytest.param(3_000, marks=pytest.mark.torture)])
+def test_random_answers_lead_to_no_other_error(site, tmp_path, tries):
+    """In the heads of answers, bytes are replaced, dropped or repeated."""
     rng = random.Random(0)
     content = b"a few bytes"
     good = b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\nContent-Type: text/plain\r\n\r\n" + content
-    for number in range(150):
+    for number in range(tries):
         text = bytearray(good)
         for _ in range(rng.randrange(1, 4)):
             at = rng.randrange(len(text))
@@ -636,12 +637,13 @@ def test_a_gzip_of_something_else_is_an_error(tmp_path, content, named):
     assert disk.written <= len(CONTENT) + 1
 
 
-def test_mutated_archives_lead_to_no_other_error(tmp_path):
-    """Bytes of 300 archives are replaced before or after packing: every file that appears is the published one."""
+@pytest.mark.parametrize("tries", [300, pytest.param(5_000, marks=pytest.mark.torture)])
+def test_mutated_archives_lead_to_no_other_error(tmp_path, tries):
+    """Bytes of archives are replaced before or after packing: every file that appears is the published one."""
     rng = random.Random(0)
     wanted = {name: content[:6] * 100 for name, content in MEMBERS.items()}
     good = tar_gz(wanted.items())
-    for number in range(300):
+    for number in range(tries):
         bad = bytearray(gzip.decompress(good) if number % 2 else good)
         for _ in range(rng.randrange(1, 6)):
             bad[rng.randrange(len(bad))] = rng.choice([0, 32, 48, 57, 128, 255, rng.randrange(256)])

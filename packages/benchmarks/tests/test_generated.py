@@ -101,14 +101,15 @@ def altered(data, rng):
     )
 
 
-def test_no_altered_cache_is_read(tmp_path):
-    """500 alterations of its four files are all noticed."""
+@pytest.mark.parametrize("tries", [500, pytest.param(5_000, marks=pytest.mark.torture)])
+def test_no_altered_cache_is_read(tmp_path, tries):
+    """Alterations of its four files are all noticed."""
     rng = random.Random(0)
     obtain_thirds(tmp_path)
     path = cache_of_thirds(tmp_path)
     files = sorted(path.iterdir())
     assert len(files) == 4
-    for _ in range(500):
+    for _ in range(tries):
         file = rng.choice(files)
         intact = file.read_bytes()
         file.write_bytes(altered(intact, rng))

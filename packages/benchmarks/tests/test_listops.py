@@ -358,13 +358,14 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path):
         read_listops_file(path)
 
 
-def test_an_altered_file_is_refused_or_still_right(tmp_path):
-    """Each of 500 alterations gives a DatasetError, or expressions whose values are their labels."""
+@pytest.mark.parametrize("tries", [500, pytest.param(5_000, marks=pytest.mark.torture)])
+def test_an_altered_file_is_refused_or_still_right(tmp_path, tries):
+    """Each alteration gives a DatasetError, or expressions whose values are their labels."""
     rng, messages = random.Random(0), []
     path = tmp_path / "basic_test.tsv"
     rows = [(with_parentheses(source.split()), label) for source, label in plain_rows(listops_splits(tmp_path, **SMALL)["test"])]
     intact = write_tsv(path, rows).read_bytes()
-    for _ in range(500):
+    for _ in range(tries):
         at, byte = rng.randrange(len(intact)), bytes([rng.choice([rng.randrange(256), *b"0123456789[]() \t"])])
         path.write_bytes(intact[:at] + rng.choice([byte + intact[at + 1 :], byte + intact[at:], intact[at + 1 :], b""]))
         try:
@@ -373,7 +374,7 @@ def test_an_altered_file_is_refused_or_still_right(tmp_path):
             messages.append(str(error))
         else:
             assert all(value_by_rewriting(source) == label for source, label in found)
-    assert len(messages) > 300
+    assert len(messages) > 0.6 * tries
     assert all(re.match(rf"{path}(, line \d+:| has no line)", message) for message in messages)
 
 

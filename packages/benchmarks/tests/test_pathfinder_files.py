@@ -241,21 +241,23 @@ def mutated(whole, random):
             return changed
 
 
-def test_no_damaged_picture_is_read(scenes, count=500):
+@pytest.mark.parametrize("tries", [500, pytest.param(5_000, marks=pytest.mark.torture)])
+def test_no_damaged_picture_is_read(scenes, tries):
     random = Random(9).random
     whole = png(paint_scene(scenes[0]))
-    for _ in range(count):
+    for _ in range(tries):
         with pytest.raises(DatasetError):
             decode_png(mutated(whole, random))
 
 
-def test_damaged_metadata_is_refused_or_still_names_pictures(published, count=500):
+@pytest.mark.parametrize("tries", [500, pytest.param(5_000, marks=pytest.mark.torture)])
+def test_damaged_metadata_is_refused_or_still_names_pictures(published, tries):
     """Only a label, or an argument of the generator, that changes to another valid one goes unnoticed."""
     level, images, labels = published
     table, random = level / "metadata/2.npy", Random(10).random
     whole = table.read_bytes()
     silent = 0
-    for _ in range(count):
+    for _ in range(tries):
         table.write_bytes(mutated(whole, random))
         try:
             values, found = levels_and_labels(read_pathfinder_release(level.parent, count=None))
@@ -266,4 +268,4 @@ def test_damaged_metadata_is_refused_or_still_names_pictures(published, count=50
         assert len(set(which)) == len(which)
         assert set(found.tolist()) <= {0, 1}
         assert sum(labels[place] != label for place, label in zip(which, found.tolist(), strict=True)) <= 1
-    assert 0 < silent < count
+    assert 0 < silent < tries

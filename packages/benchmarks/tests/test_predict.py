@@ -2,6 +2,7 @@
 
 import csv
 import os
+import random
 import re
 from dataclasses import replace
 from io import BytesIO, StringIO, TextIOWrapper
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 import mimoconv
 import mimoformer
-from mimo_benchmarks.cli.inputs import image_batches, read_image
+from mimo_benchmarks.cli.inputs import FORMATS, image_batches, read_image
 from mimo_benchmarks.cli.main import execute_command
 from mimo_benchmarks.cli.predict import execute_predict
 from mimo_benchmarks.errors import ConfigError
@@ -267,6 +268,27 @@ def test_good_pictures_are_not_refused_for_their_notes(note, tmp_path):
     (tmp_path / "b.png").write_bytes(content[:33] + note + content[33:-30])
     with pytest.raises(ConfigError, match=r"b.png is not an image that can be read"):
         read_image(tmp_path / "b.png", 1, 8)
+
+
+@pytest.mark.parametrize("tries", [200, pytest.param(5_000, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_image_is_refused_or_still_an_image(kind, tries, tmp_path):
+    """Of a PNG file, what is read is what was there; the pixels of the other formats have no checksums."""
+    rng, path, refused = random.Random(kind), tmp_path / f"a{FORMATS[kind][0]}", 0
+    Image.fromarray(np.add.outer(4 * np.arange(32), 3 * np.arange(32)).astype(np.uint8)).save(path)
+    whole, intact = path.read_bytes(), read_image(path, 1, 32)[0]
+    for _ in range(tries):
+        at, byte = rng.randrange(len(whole)), rng.randbytes(1)
+        rest = rng.choice([b"", byte + whole[at + 1 :], byte + whole[at:], whole[at + 1 :]])
+        path.write_bytes(whole[:at] + rest)
+        try:
+            found, _ = read_image(path, 1, 32)
+        except ConfigError:
+            refused += 1
+        else:
+            assert (found.dtype, found.shape) == (intact.dtype, intact.shape)
+            assert kind != "PNG" or torch.equal(found, intact)
+    assert tries / 10 < refused < tries
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no pipes with names")

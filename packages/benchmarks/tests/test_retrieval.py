@@ -126,7 +126,8 @@ def test_missing_and_empty_files_and_folders_are_named(folder):
         retrieval_splits(folder, counts=FEW)
 
 
-def test_damaged_files_are_refused_or_still_hold_pairs(folder, tries=500):
+@pytest.mark.parametrize("tries", [500, pytest.param(5_000, marks=pytest.mark.torture)])
+def test_damaged_files_are_refused_or_still_hold_pairs(folder, tries):
     """Some bytes are changed, and sometimes the end is cut off. No checksum would tell, but no line is lost silently."""
     path, rng, refused = folder / FILES["train"], random.Random(0), 0
     content = ("\n".join(pair_line("1.0", f"{row}", text) for row, text in enumerate(TEXTS[:5])) + "\n").encode()

@@ -225,7 +225,8 @@ def damaged(content, rng):
             return content[:end] + content[start:]
 
 
-def test_a_damaged_table_is_refused_or_still_a_table(tmp_path, tries=500):
+@pytest.mark.parametrize("tries", [500, pytest.param(5_000, marks=pytest.mark.torture)])
+def test_a_damaged_table_is_refused_or_still_a_table(tmp_path, tries):
     content = write_table(tmp_path / "t.parquet", [row for row in ROWS if len(row[0]) < 100]).read_bytes()
     rng, path, refused = random.Random("parquet"), tmp_path / "u.parquet", 0
     for _ in range(tries):
@@ -254,7 +255,8 @@ def small_imdb(tmp_path):
     return tmp_path, digests
 
 
-def test_damage_to_the_checked_files_is_never_silent(small_imdb, tries=500):
+@pytest.mark.parametrize("tries", [500, pytest.param(5_000, marks=pytest.mark.torture)])
+def test_damage_to_the_checked_files_is_never_silent(small_imdb, tries):
     """What still loads equals what was there: then the damage was not to texts and labels, but to the writer's name, say."""
     folder, digests = small_imdb
     path = folder / "imdb" / "train.parquet"

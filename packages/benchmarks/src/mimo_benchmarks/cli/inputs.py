@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -210,13 +211,19 @@ def read_image(path: Path, channels: int, size: int) -> tuple[UInt8[Tensor, "c h
 
 def open_image(path: Path) -> Image.Image:
     """Decode an image, upright; raise whatever Pillow does. A PNG file that is damaged is tried without its notes."""
-    try:
+    with path.open("rb") as file:
+        is_png = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+    if not is_png:
         return decode_image(path)
+    content = path.read_bytes()
+    for chunk in png_chunks(content):  # Pillow does not compare the checksums of pixels
+        if chunk[4:8] == b"IDAT" and crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+            raise ValueError("a checksum of its pixels is wrong")
+    try:
+        return decode_image(BytesIO(content))
     except (OSError, ValueError, SyntaxError):
-        content = path.read_bytes()
-        if not content.startswith(PNG_SIGNATURE):
-            raise
-        return decode_image(BytesIO(without_notes(content)))
+        kept = [chunk for chunk in png_chunks(content) if chunk[4:8] not in NOTES]
+        return decode_image(BytesIO(PNG_SIGNATURE + b"".join(kept)))
 
 
 def decode_image(file: Path | BytesIO) -> Image.Image:
@@ -233,12 +240,10 @@ def decode_image(file: Path | BytesIO) -> Image.Image:
             return image if turn is None else image.transpose(turn)
 
 
-def without_notes(content: bytes) -> bytes:
-    """Return a PNG file without its texts and its colour profile, of which Pillow refuses large or damaged ones."""
-    parts, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+def png_chunks(content: bytes) -> Iterator[bytes]:
+    """Yield the chunks of a PNG file, each with its length, its kind and its checksum."""
+    start = len(PNG_SIGNATURE)
     while start < len(content):
-        end = start + int.from_bytes(content[start : start + 4]) + 12  # with its length, its kind and its checksum
-        if content[start + 4 : start + 8] not in NOTES:
-            parts.append(content[start:end])
+        end = start + int.from_bytes(content[start : start + 4]) + 12
+        yield content[start:end]
         start = end
-    return b"".join(parts)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from mimo_benchmarks.networks.registry import build
 from mimo_benchmarks.presets.find import quickstart
 from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimo_benchmarks.tasks.registry import load
+from mimo_benchmarks.training import gradients
 from mimo_benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
 from mimo_benchmarks.training.feed import Feed
 from mimo_benchmarks.training.gradients import batch_accuracy, objective
@@ -47,8 +49,25 @@ def started(settings):
     return Training(build(settings.model), settings, Accelerator(cpu=True))
 
 
-def run(training, task, after_step=lambda step: None, log=lambda **line: None):
-    train(training, Feed(task, training.config), Accelerator(cpu=True), name="x", log=log, after_step=after_step)
+class RecordedFeed(Feed):
+    """A feed that remembers what it gave, by step."""
+
+    def __init__(self, task, settings):
+        super().__init__(task, settings)
+        self.given = {}
+
+    def draw(self, step, **options):
+        self.step = step
+        return super().draw(step, **options)
+
+    def batch(self, drawn, part=0):
+        batch = self.given[self.step, part] = super().batch(drawn, part)
+        return batch
+
+
+def run(training, task, after_step=lambda step: None, log=lambda **line: None, feed=None):
+    feed = feed or Feed(task, training.config)
+    train(training, feed, Accelerator(cpu=True), name="x", log=log, after_step=after_step)
     return training
 
 
@@ -143,51 +162,55 @@ def test_accumulated_batches_are_one_batch(tmp_path):
         assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def settings_of(kind):
-    sgd = {"optimizer": "sgd", "lr": 0.1, "momentum": (0.95, 0.85), "reject": 3.0}
-    former = {"model": FORMER, "task": "induction", "n": (2,), "odds": (1,), "curriculum": (1,), "curriculum_share": 0.5}
-    return {
-        "adamw, moving average": config(8, average=0.9),
-        "sgd, rejection": config(8, **sgd),
-        "muon": config(8, optimizer="muon", lr=0.02),
-        "adamw, dropout, curriculum": config(8, **former),
-        "adamw, first beta in a cycle": config(8, betas=(0.95, 0.999), peak_beta1=0.85, warmup=0.5, schedule="linear"),
-        "adamw, annealing by epochs": config(8, schedule="annealing", rate_parts=3, warmup=0.2),
-        "muon, dropout, curriculum": config(8, optimizer="muon", lr=0.02, **former),
-    }[kind]
+SGD = {"optimizer": "sgd", "lr": 0.1, "momentum": (0.95, 0.85), "reject": 3.0}
+SEQUENCES = {"model": FORMER, "task": "induction", "n": (2,), "odds": (1,), "curriculum": (1,), "curriculum_share": 0.5}
+RUNS = {
+    "adamw, moving average": {"average": 0.9},
+    "sgd, rejection": SGD,
+    "muon": {"optimizer": "muon", "lr": 0.02},
+    "adamw, dropout, curriculum": SEQUENCES,
+    "adamw, first beta in a cycle": {"betas": (0.95, 0.999), "peak_beta1": 0.85, "warmup": 0.5, "schedule": "linear"},
+    "adamw, annealing by epochs": {"schedule": "annealing", "rate_parts": 3, "warmup": 0.2},
+    "muon, dropout, curriculum": {**SEQUENCES, "optimizer": "muon", "lr": 0.02},
+}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "adamw, moving average",
-        "sgd, rejection",
-        "muon",
-        "adamw, dropout, curriculum",
-        "adamw, first beta in a cycle",
-        "adamw, annealing by epochs",
-        "muon, dropout, curriculum",
-    ],
-)
-@pytest.mark.parametrize("stop", [1, 4, 7])
-def test_a_resumed_run_is_the_run_that_never_stopped(kind, stop, tmp_path):
-    settings = settings_of(kind)
+def stops_of(feed, count=20):
+    """Return steps at which a run can stop: ends of epochs, the end of the curriculum, some changes of n, and drawn ones."""
+    steps = range(1, feed.config.optim.steps)
+    chosen = {step for step in steps if step % feed.epoch == 0} | {feed.config.curriculum_steps} & {*steps}
+    chosen |= {*[step for step in steps if feed.n[step] != feed.n[step - 1]][:6]}
+    return chosen | {*random.Random(0).sample(sorted({*steps} - chosen), count - len(chosen))}
+
+
+@pytest.mark.parametrize("steps", [8, pytest.param(60, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_resumed_run_is_the_run_that_never_stopped(kind, steps, tmp_path):
+    """It sees the same batches and has the same weights and log lines, bit for bit; epochs of the images are short."""
+    settings = config(steps, **RUNS[kind])
     task = load(settings.task, tmp_path)
+    if settings.task == "digits":
+        task = replace(task, train=replace(task.train, images=task.train.images[:60], labels=task.train.labels[:60]))
+    feed, lines, training = RecordedFeed(task, settings), [], started(settings)
+    stops = {1, 4, 7} if steps == 8 else stops_of(feed)
 
     def save(step):
-        if step == stop:
-            save_checkpoint(tmp_path / "saved", step, *training.state())
+        if step in stops:
+            save_checkpoint(tmp_path / str(step), step, *training.state())
 
-    training, lines = started(settings), []
-    run(training, task, after_step=save, log=lambda **line: lines.append(line))
-    again, later = started(settings), []
-    again.restore(load_checkpoint(tmp_path / "saved"))
-    torch.manual_seed(99)  # a resumed run must not depend on what was drawn before
-    run(again, task, log=lambda **line: later.append(line))
-    assert same(weights(again), weights(training))
-    assert same(again.evaluated_weights(), training.evaluated_weights())
-    for line, other in zip(lines[stop:], later, strict=True):
-        assert {**line, "inputs_per_second": 0} == {**other, "inputs_per_second": 0}
+    run(training, task, after_step=save, log=lambda **line: lines.append(line), feed=feed)
+    for stop in stops:
+        again, later, rest = started(settings), [], RecordedFeed(task, settings)
+        again.restore(load_checkpoint(tmp_path / str(stop)))
+        torch.manual_seed(99)  # a resumed run must not depend on what was drawn before
+        run(again, task, log=lambda later=later, **line: later.append(line), feed=rest)
+        assert {step for step, _ in rest.given} == {*range(stop + 1, steps + 1)}
+        for step, batch in rest.given.items():
+            assert all(one is other or torch.equal(one, other) for one, other in zip(batch, feed.given[step], strict=True))
+        assert same(weights(again), weights(training))
+        assert same(again.evaluated_weights(), training.evaluated_weights())
+        for line, other in zip(lines[stop:], later, strict=True):
+            assert {**line, "inputs_per_second": 0} == {**other, "inputs_per_second": 0}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
@@ -288,6 +311,39 @@ def test_an_infinite_loss_is_left_out(digits):
     lines, _ = refuses_only_the_third(training, digits)
     assert lines[2]["loss"] == float("inf")
     assert lines[2]["grad_norm"] < 1000
+
+
+@pytest.mark.parametrize(("steps", "faults"), [(16, 8), pytest.param(200, 100, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kind", ["adamw, moving average", "sgd, rejection", "muon", "adamw, dropout, curriculum"])
+def test_nothing_infinite_or_huge_gets_into_a_checkpoint(kind, steps, faults, tmp_path, monkeypatch):
+    """NaN, infinity or 1e30 at steps that are drawn, in one number of the first layer's output, in the loss, or in one of each gradient."""
+    draw, settings = random.Random(kind), config(steps, **RUNS[kind])
+    values = (float("nan"), float("inf"), float("-inf"), 1e30)
+    at = {step: (draw.choice(["layer", "loss", "gradient"]), draw.choice(values)) for step in draw.sample(range(steps - 1), faults)}
+    training, skipped = started(settings), []
+
+    def spoil(where, tensor):
+        place, value = at.get(training.progress.step, ("", 0))
+        if place == where:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+            tensor.view(-1)[draw.randrange(tensor.numel())] = value
+        return tensor
+
+    network = training.network
+    first = network.embedding if settings.model is FORMER else network.stem
+    first.register_forward_hook(lambda module, inputs, output: spoil("layer", output))
+    for parameter in filter(lambda each: each.requires_grad, network.parameters()):
+        parameter.register_hook(lambda gradient: spoil("gradient", gradient))
+    monkeypatch.setattr(gradients, "objective", lambda *arguments: spoil("loss", objective(*arguments)))
+
+    def check(step):
+        tensors, state = training.state()
+        assert all(tensor.abs().max() < 1e10 for group in tensors.values() for tensor in group.values())
+        json.dumps(state, allow_nan=False)
+
+    task = load(settings.task, tmp_path)
+    run(training, task, after_step=check, log=lambda **line: skipped.append(line["skipped"]))
+    assert skipped[-1] >= faults / 2
 
 
 @pytest.mark.unchecked

@@ -1,4 +1,4 @@
-"""Carries out small experiments in processes that die, or whose disk fails, at a given moment; run by test_interrupted_runs.py."""
+"""Carries out small experiments in processes that die, or whose disk fails, at a given moment, for test_interrupted_runs.py."""
 
 import errno
 import json
@@ -58,7 +58,14 @@ class Moments:
         self.folder, self.at, self.manner, self.count, self.failing = str(folder), at, manner, 0, False
         for owner, name in ((os, "fsync"), (loop, "take_step")):
             setattr(owner, name, self.counted(getattr(owner, name)))
-        self.write, Path.write_bytes = Path.write_bytes, lambda path, data: self.write_slowly(path, data)
+        write = Path.write_bytes
+
+        def write_slowly(path: Path, data: bytes) -> int:
+            write(path, data[: len(data) // 2])
+            self.pass_by()
+            return write(path, data)
+
+        Path.write_bytes = write_slowly
         sys.addaudithook(self.hear)
 
     def counted(self, function):
@@ -77,12 +84,6 @@ class Moments:
         )
         if writes and str(arguments[0]).startswith((self.folder, *"modelstcr.")):  # or a name in a folder that is being removed
             self.pass_by()
-
-    def write_slowly(self, path, data):
-        """Write the first half, then all."""
-        self.write(path, data[: len(data) // 2])
-        self.pass_by()
-        return self.write(path, data)
 
     def pass_by(self, *, can_fail=True):
         """Count a moment; at the one that was asked for, die or fail."""

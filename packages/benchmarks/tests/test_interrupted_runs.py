@@ -2,9 +2,11 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 import torch
@@ -34,13 +36,14 @@ def carry_out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(carry_out, tmp_path_factory):
-    """End state and number of moments of an experiment of each family."""
+    """End state, number of moments and bytes on the disk of an experiment of each family."""
     ends = {}
     for family in FAMILIES:
         folder = tmp_path_factory.mktemp(family) / "run"
         status, said = carry_out(family, folder)
         assert status == 0, said
-        ends[family] = end_of(folder), int(said.split()[-1])
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        ends[family] = end_of(folder), int(said.split()[-1]), size
     return ends
 
 
@@ -74,7 +77,7 @@ def test_kill_9_at_any_moment(carry_out, uninterrupted, tmp_path, family, kills,
 
     A run is killed and resumed until it comes to its end, then the next one begins.
     """
-    draw, (end, moments) = random.Random(family), uninterrupted[family]
+    draw, (end, moments, _) = random.Random(family), uninterrupted[family]
     killed = runs = step = 0
     while killed < kills or step:
         folder = tmp_path / str(runs)
@@ -92,10 +95,13 @@ def test_kill_9_at_any_moment(carry_out, uninterrupted, tmp_path, family, kills,
 @TORTURE
 @pytest.mark.parametrize("manner", ["kill", "once", "for good"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_change_of_a_file_fails_once(carry_out, uninterrupted, tmp_path, family, manner):
-    """Or fails from then on, or the process dies there: files opened to be written, half-written, synced, renamed and removed."""
-    end, moments = uninterrupted[family]
-    for at in range(1, moments + 1):
+def test_changes_of_files_fail(carry_out, uninterrupted, tmp_path, family, manner):
+    """Each eighth of those of a run: files opened to be written, half-written, synced, renamed and removed.
+
+    One fails, all fail from then on, or the process dies there. What saves do is tried one by one in test_checkpoint.py.
+    """
+    end, moments, _ = uninterrupted[family]
+    for at in range(1 + random.Random(family + manner).randrange(8), moments + 1, 8):
         folder = tmp_path / str(at)
         status, said = carry_out(family, folder, at=at, manner=manner)
         assert status in ((-9,) if manner == "kill" else (0, 2)), (at, said)
@@ -103,3 +109,46 @@ def test_every_change_of_a_file_fails_once(carry_out, uninterrupted, tmp_path, f
         status, said = carry_out(family, folder)
         assert status == 0, (at, said)
         assert end_of(folder) == end, at
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own, and a function that mounts it anew with other options."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options):
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], check=False, capture_output=True).returncode
+
+    if shutil.which("mount") is None or mount("size=1g"):
+        pytest.skip("file systems cannot be mounted here")
+    yield place, lambda options: mount(f"remount,{options}")
+    subprocess.run(["umount", place], check=True)
+
+
+@TORTURE
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_disk_that_is_really_full_or_cannot_be_written(carry_out, uninterrupted, disk, family):
+    """Full after each tenth of what a run leaves behind; then there is room; then it is read-only; then a run can go on."""
+    (place, remount), (end, moments, size) = disk, uninterrupted[family]
+    full = 0
+    for tenth in range(1, 11):
+        folder = place / str(tenth)
+        assert remount(f"size={max(1, size * tenth // 10 // 1024)}k") == 0
+        status, said = carry_out(family, folder)
+        assert status in (0, 2), said
+        full += status == 2
+        assert_resumable(folder, 0)
+        remount("size=1g")
+        carry_out(family, folder, at=moments // 2)
+        step = assert_resumable(folder, 0)
+        remount("ro")
+        status, said = carry_out(family, folder)
+        assert status == 2, said
+        assert assert_resumable(folder, 0) == step
+        remount("rw")
+        status, said = carry_out(family, folder)
+        assert status == 0, said
+        assert end_of(folder) == end
+        rmtree(folder)
+    assert full >= 5

@@ -253,11 +253,12 @@ def test_seeds_share_no_chunks():
 
 
 @pytest.mark.once
-def test_the_files_do_not_depend_on_the_workers(tmp_path):
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.torture)])
+def test_the_files_do_not_depend_on_the_workers(tmp_path, workers):
     """The set spans more chunks than are produced ahead."""
-    for workers in (1, 2):
-        listops_splits(tmp_path / str(workers), **SMALL | {"counts": (3000, 50, 50), "workers": workers})
-    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")} for name in "12")
+    for name, number in (("one", 1), ("several", workers)):
+        listops_splits(tmp_path / name, **SMALL | {"counts": (3000, 50, 50), "workers": number})
+    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")} for name in ("one", "several"))
     assert one == two
     assert one.keys() > {"data-00000-of-00001.arrow", "state.json"}
 

@@ -316,10 +316,12 @@ def test_an_infinite_loss_is_left_out(digits):
 @pytest.mark.parametrize(("steps", "faults"), [(16, 8), pytest.param(200, 100, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("kind", ["adamw, moving average", "sgd, rejection", "muon", "adamw, dropout, curriculum"])
 def test_nothing_infinite_or_huge_gets_into_a_checkpoint(kind, steps, faults, tmp_path, monkeypatch):
-    """NaN, infinity or 1e30 at steps that are drawn, in one number of the first layer's output, in the loss, or in one of each gradient."""
+    """NaN, infinity or 1e30 at steps that are drawn, in one number of the first layer's output, the loss or each gradient."""
     draw, settings = random.Random(kind), config(steps, **RUNS[kind])
     values = (float("nan"), float("inf"), float("-inf"), 1e30)
-    at = {step: (draw.choice(["layer", "loss", "gradient"]), draw.choice(values)) for step in draw.sample(range(steps - 1), faults)}
+    at = {
+        step: (draw.choice(["layer", "loss", "gradient"]), draw.choice(values)) for step in draw.sample(range(steps - 1), faults)
+    }
     training, skipped = started(settings), []
 
     def spoil(where, tensor):

@@ -79,11 +79,12 @@ class Moments:
 
     def hear(self, event, arguments):
         """Count what Python is about to do to the folders and names of files, wherever it was asked to."""
-        writes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (
-            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        )
-        if writes and str(arguments[0]).startswith((self.folder, *"modelstcr.")):  # or a name in a folder that is being removed
-            self.pass_by()
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+        if not changes and (event != "open" or not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
+            return
+        place = arguments[0]
+        if isinstance(place, str | Path) and (str(place).startswith(self.folder) or not os.path.isabs(place)):
+            self.pass_by()  # a folder that is removed has its names removed by themselves
 
     def pass_by(self, *, can_fail=True):
         """Count a moment; at the one that was asked for, die or fail."""

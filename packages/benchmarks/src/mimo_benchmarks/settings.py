@@ -26,6 +26,9 @@ UNRELATED_TO_LEARNING = {
 }
 """Settings that do not change what is learnt: a resumed run may change them, and averaged runs may differ in them."""
 
+MOST_STEPS = 10**7
+"""Most steps of a run: what chance decides of each is drawn before the first, which takes a gigabyte for as many."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with the message unless the condition holds."""
@@ -97,9 +100,9 @@ class OptimConfig:
     key_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "groups", "accumulate"):
+        for name, most in (("steps", MOST_STEPS), ("groups", 2**31 - 1), ("accumulate", 2**31 - 1)):
             value = getattr(self, name)
-            require(1 <= value < 2**31, f"optim.{name} must be from 1 to 2^31 - 1, got {value}")
+            require(1 <= value <= most, f"optim.{name} must be from 1 to {most:,}, got {value}")
         require(
             self.groups % self.accumulate == 0,
             f"optim.groups = {self.groups} cannot be split into optim.accumulate = {self.accumulate} equal batches",

@@ -82,6 +82,9 @@ def execute_command(arguments: Sequence[str]) -> None:
     except (ConfigError, DatasetError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # such as a path that is too long, or that this user may not look at
+        print(f"error: {error}: name another file or folder, or fix what is there", file=sys.stderr)
+        sys.exit(2)
     except NotEnoughMemory as error:  # of one process alone, where there are several
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         print(f"error: {error}" + f" (process {os.environ.get('RANK', '0')})" * several, file=sys.stderr)

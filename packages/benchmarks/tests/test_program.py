@@ -182,7 +182,7 @@ def test_no_space_left(runs, tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     run = tmp_path / "run"
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("mimo_benchmarks.training.checkpoint.sync", full)
     said = refused(capsys, *SHORT, "--seed", "7", "--no-controls", "--out", str(run))
     assert "No space left" in said
     assert "make room" in said

@@ -1,7 +1,8 @@
 """Write and read run directories: settings, environment, metrics and result of a run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count, islice
 from math import isfinite
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mimo_benchmarks.data.storage.files import make_folder, sync
 from mimo_benchmarks.environment import environment
 from mimo_benchmarks.errors import CheckpointError, ConfigError, OtherVersion
 from mimo_benchmarks.result import Result, finite
@@ -31,7 +33,7 @@ def make_run_directory(given: Path | None, preset: str) -> Path:
     """
     for path in [given] if given else (Path("runs") / f"{preset}-{number:03}" for number in count(1)):
         try:
-            path.mkdir(parents=True)
+            make_folder(path)
         except FileExistsError:
             continue
         except OSError as error:
@@ -76,27 +78,37 @@ class RunDirectory:
         self.write_text(name, json.dumps(content, indent=2, default=str) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
-        path = self.path / name
-        try:
-            self.path.mkdir(exist_ok=True)
-            beside = path.with_name(f".{name}")
+        """Write a text file, whole or not at all; once it is written, it survives a loss of power."""
+        beside = self.path / f".{name}"
+        with self.writing(name):
+            make_folder(self.path, exist_ok=True)
             beside.write_text(text)
-            beside.replace(path)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be written ({error}): make room, then resume with --resume") from error
+            sync(beside)
+            beside.replace(self.path / name)
+            sync(self.path)
 
     def log(self, **values: Any) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null."""
         line = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in values.items()}
-        try:
-            with (self.path / METRICS).open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path / METRICS} cannot be written ({error}): make room, then resume with --resume"
-            ) from error
+        with self.writing(METRICS), (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
         self.metrics.append(line)
+
+    def sync_metrics(self) -> None:
+        """Let the lines of metrics.jsonl survive a loss of power, as a checkpoint of the same step does."""
+        if self.metrics:
+            with self.writing(METRICS):
+                sync(self.path / METRICS)
+                sync(self.path)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Turn errors of writing a file into a CheckpointError that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            path = self.path / name
+            raise CheckpointError(f"{path} cannot be written ({error}): make room, then resume with --resume") from error
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -156,6 +156,7 @@ def train_and_evaluate(
         print(f"{directory.path}: {name}, {time_left.place(feed)}from step {start} of {config.optim.steps}", flush=True)
 
     def save(folder: Path) -> None:
+        directory.sync_metrics()
         tensors, state = training.state()
         save_checkpoint(folder, training.progress.step, tensors, {**state, RUN: json.dumps(run_as_json(name, config))})
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from mimo_benchmarks.data.storage.files import sync
+from mimo_benchmarks.data.storage.files import make_folder, sync
 from mimo_benchmarks.errors import CheckpointError, first_line
 from mimo_benchmarks.memory import ran_out_of_memory
 
@@ -84,7 +84,8 @@ def save_checkpoint(
     try:
         if beside.exists():
             shutil.rmtree(beside)  # a save that was killed has left it
-        beside.mkdir(parents=True)
+        make_folder(folder, exist_ok=True)
+        beside.mkdir()
         for file, content in files.items():
             (beside / file).write_bytes(content)
             sync(beside / file)

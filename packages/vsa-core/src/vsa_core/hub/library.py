@@ -77,8 +77,8 @@ class Library(Generic[Network]):
     ) -> None:
         """Write model.safetensors, config.json and a model card, README.md, that `load` and the hub read.
 
-        Each file is written under another name, then renamed. config.json holds a SHA-256 of itself and the weights, so a
-        folder whose save was interrupted or whose files were changed is refused by `load`.
+        Each file is written through to the disk under another name, then renamed. config.json holds a SHA-256 of itself and the
+        weights, so a folder whose save was interrupted or whose files were changed is refused by `load`.
 
         Args:
             model: the network; it is not changed.
@@ -122,8 +122,10 @@ class Library(Generic[Network]):
         with TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
             for name, content in contents.items():
                 Path(beside, name).write_bytes(content)
+                sync(Path(beside, name))
             for name in contents:
                 os.replace(Path(beside, name), folder / name)
+            sync(folder)
 
     def load(
         self,
@@ -334,6 +336,17 @@ def load_strict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values, expected finite ones")
     model.load_state_dict(dict(weights), assign=any(own.is_meta for own in expected.values()))
+
+
+def sync(path: Path) -> None:
+    """Write a file or folder through to the disk, so that it survives a loss of power. Windows cannot sync folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def digest(settings: Mapping[str, Any], data: bytes) -> str:

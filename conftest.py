@@ -22,6 +22,7 @@ collect_ignore_glob = [
 ]
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=100)
+hypothesis.settings.register_profile("full", derandomize=True, deadline=None, max_examples=5000)
 hypothesis.settings.load_profile("repeatable")
 
 
@@ -32,7 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Install the import hook before any of our packages is imported."""
+    """Install the import hook before any of our packages is imported, and let laws be tried on more examples if asked for."""
+    if "torture" in config.getoption("markexpr"):
+        hypothesis.settings.load_profile("full")
     if config.getoption("--shape-checks"):
         install_import_hook(["vsa_core", "mimoconv", "mimoformer", "mimo_benchmarks"], "shape_checks.check")
         sys.meta_path.insert(0, Kernels())
@@ -47,9 +50,13 @@ class Kernels(PathFinder):
         return super().find_spec(name, path, target) if name.endswith("_kernels") else None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes long, unless asked for; and, where every call is checked, what tests our own errors or compiles."""
     left_out = set() if "torture" in config.getoption("markexpr") else {"torture"}
+    for item in items:
+        if not left_out and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.torture)  # all laws have a full form
     if config.getoption("--shape-checks"):
         left_out.add("unchecked")
     if dropped := [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]:

@@ -29,6 +29,16 @@ def vectors(n: int, dim: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(n, dim, generator=generator, dtype=torch.float64)
 
 
+DEFINITIONS = {
+    (hrr, "bind"): definitions.circular_convolution,
+    (hrr, "unbind"): definitions.circular_correlation,
+    (hadamard, "bind"): definitions.elementwise_product,
+    (hadamard, "unbind"): definitions.elementwise_product,
+    (mbat, "bind"): definitions.matrix_product,
+    (mbat, "unbind"): definitions.transposed_product,
+}
+
+
 @pytest.mark.parametrize(
     ("operation", "definition", "make_keys"),
     [
@@ -46,6 +56,36 @@ def test_equals_its_definition(operation, definition, make_keys, dim, seed):
     generator = draw(seed)
     (x,), (key,) = vectors(1, dim, generator), make_keys(1, dim, generator=generator, dtype=torch.float64)
     assert_close(operation(x, key), definition(x, key), rtol=1e-12, atol=1e-12)
+
+
+@every_algebra
+@pytest.mark.parametrize("operation", ["bind", "unbind"])
+@given(
+    count=st.integers(0, 3),
+    dim=st.integers(1, 17),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    layout=st.sampled_from(["contiguous", "transposed", "every other", "expanded"]),
+    seed=seeds,
+)
+def test_batches_of_any_size_type_and_layout_equal_the_definition(algebra, operation, count, dim, dtype, layout, seed):
+    """One by one in float64, within the rounding of the type."""
+    generator = draw(seed)
+    keys = algebra.random_keys(max(1, count), dim, generator=generator).to(dtype)[:count]
+    x = vectors(2 * count, dim, generator).to(dtype)
+    match layout:
+        case "transposed":
+            x, keys = x[:count].T.contiguous().T, keys.mT.contiguous().mT
+        case "every other":
+            x = x[::2]
+        case "expanded":
+            x = x[:1].expand(count, -1)
+        case _:
+            x = x[:count]
+    found = getattr(algebra, operation)(x, keys)
+    assert (found.shape, found.dtype) == ((count, dim), dtype)
+    for row, one, key in zip(found, x, keys, strict=True):
+        exact = DEFINITIONS[algebra, operation](one.double(), key.double())
+        assert (row.double() - exact).norm() <= 4 * torch.finfo(dtype).eps * one.double().norm() * max(1.0, key.double().norm())
 
 
 @every_algebra
@@ -105,6 +145,28 @@ def test_retrieval_cosine_with_gaussian_keys_is_one_over_sqrt_n_plus_1(n, dim=10
     x, keys = vectors(n, dim, generator), hrr.random_keys(n, dim, generator=generator, dtype=torch.float64)
     retrieved = hrr.unbind(superpose(x, keys, hrr.bind), keys)
     assert (F.cosine_similarity(retrieved, x) - (n + 1) ** -0.5).abs().max() < 5 * dim**-0.5
+
+
+FULL = [(n, dim) for n in (1, 2, 3, 4, 8, 16) for dim in (64, 65, 127, 128, 256)]
+
+
+@pytest.mark.parametrize(
+    ("algebra", "make_keys", "unitary"),
+    [*((algebra, make_keys, True) for algebra, make_keys in KEYS), (hrr, hrr.random_keys, False)],
+    ids=["hrr", "hadamard", "mbat", "hrr gaussian"],
+)
+@pytest.mark.parametrize(
+    ("n", "dim"), [(2, 64), (3, 65), (4, 64), *(pytest.param(*sizes, marks=pytest.mark.torture) for sizes in FULL)]
+)
+def test_mean_retrieval_cosine_over_100_seeds(algebra, make_keys, unitary, n, dim):
+    """Within three standard errors of 1 / sqrt(1 + noise), which a finite dim changes by 1 / dim at most."""
+    cosines = []
+    for seed in range(100):
+        generator = draw(seed)
+        x, keys = vectors(n, dim, generator), make_keys(n, dim, generator=generator, dtype=torch.float64)
+        cosines.append(F.cosine_similarity(algebra.unbind(superpose(x, keys, algebra.bind), keys[0]), x[0], dim=0))
+    found, expected = torch.stack(cosines), (1 + retrieval_noise(n, dim, unitary=unitary)) ** -0.5
+    assert (found.mean() - expected).abs() <= 3 * found.std() / 10 + 1 / dim
 
 
 @pytest.mark.parametrize(

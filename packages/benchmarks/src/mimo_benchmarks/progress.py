@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,8 +13,15 @@ LOG_INTERVAL = 10
 """Seconds between lines about the same step in a log."""
 BRIEF = 1
 """Seconds after which a step inside another one gets a bar on a terminal."""
+SHORTEST = 1e-9
+"""Fewest seconds that anything is taken to last: a virtual machine's clock may stand still, or jump back."""
 open_bars: list[Any] = []
 """Bars that are shown now, the outermost first."""
+
+
+def seconds_since(start: float) -> float:
+    """Return the seconds since `time.perf_counter` said `start`."""
+    return max(SHORTEST, time.perf_counter() - start)
 
 
 class Lines:

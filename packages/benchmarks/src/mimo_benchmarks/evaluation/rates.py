@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mimo_benchmarks.memory import memory_for, ran_out_of_memory
 from mimo_benchmarks.networks.network import Network
-from mimo_benchmarks.progress import progress_bar
+from mimo_benchmarks.progress import SHORTEST, progress_bar
 from mimo_benchmarks.result import Spread
 from vsa_core.slots import group
 
@@ -95,7 +95,7 @@ def durations(call: Callable[[], Any], device: torch.device, rounds: int, warmup
         else:
             before = now(device)
             call()
-            yield now(device) - before
+            yield max(SHORTEST, now(device) - before)
 
 
 def kernel_seconds(call: Callable[[], Any], calls: int) -> dict[str, list[float]]:

@@ -27,7 +27,7 @@ from mimo_benchmarks.experiment.time_left import TimeLeft
 from mimo_benchmarks.memory import memory_for
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.controls import controls
-from mimo_benchmarks.progress import progress_bar
+from mimo_benchmarks.progress import progress_bar, seconds_since
 from mimo_benchmarks.result import Crosstalk, Row
 from mimo_benchmarks.run_directory import CHECKPOINTS, RunDirectory, make_run_directory, run_as_json, settings_as_json
 from mimo_benchmarks.settings import RunConfig
@@ -113,7 +113,7 @@ def run_experiment(
     runs = []
     for one in finished:
         own = {row.n: next(rates) for row in one.rows}
-        runs.append(write_result(one, finished[0], task, own, time.perf_counter() - start))
+        runs.append(write_result(one, finished[0], task, own, seconds_since(start)))
     from mimo_benchmarks.report.composition import write_report  # here, because the import takes a second
 
     table = write_report(runs, {}, path, f"{preset}: {task.name}, seed {config.seed}")

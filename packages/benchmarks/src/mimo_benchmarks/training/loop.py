@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mimo_benchmarks.progress import SHORTEST, seconds_since
 from mimo_benchmarks.settings import OptimConfig
 from mimo_benchmarks.training import optimizers
 from mimo_benchmarks.training.feed import Feed
@@ -53,8 +54,8 @@ def train(
             counts = [progress.counts[name] for name in ("skipped", "skipped_in_a_row")]
             values = torch.cat([measured, torch.stack([norm.float(), *counts])])
             value, right, grad_norm, skipped, in_a_row = accelerator.reduce(values, "mean").tolist()
-            so_far = progress.seconds + time.perf_counter() - start
-            rate = (feed.inputs(step) - inputs) / (so_far - seconds)
+            so_far = progress.seconds + seconds_since(start)
+            rate = (feed.inputs(step) - inputs) / max(SHORTEST, so_far - seconds)
             inputs, seconds = feed.inputs(step), so_far
             log(
                 step=step,
@@ -70,7 +71,7 @@ def train(
             if in_a_row >= PATIENCE or (step == optim.steps and not math.isfinite(value)):
                 found = f"the loss is {value}, the gradient norm {grad_norm}, {int(in_a_row)} updates in a row were skipped"
                 raise FloatingPointError(f"{name}, step {step}: {found}; training diverged: a lower --optim.lr may help")
-        progress.seconds += time.perf_counter() - start
+        progress.seconds += seconds_since(start)
         after_step(step)
 
 

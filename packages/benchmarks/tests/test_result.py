@@ -2,13 +2,14 @@
 
 import json
 import math
+import random
 from dataclasses import asdict, replace
 
 import pytest
 
 from mimo_benchmarks.errors import ConfigError, OtherVersion
 from mimo_benchmarks.result import Result, Row, Spread
-from mimo_benchmarks.run_directory import read_settings, settings_as_json
+from mimo_benchmarks.run_directory import RunDirectory, read_result, read_settings, settings_as_json
 from mimo_benchmarks.settings import RunConfig
 
 ROW = Row(
@@ -185,3 +186,33 @@ def test_settings_that_are_missing_are_named(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"preset": "x", "config": config}))
     with pytest.raises(ConfigError, match=f"does not hold settings of this version \\({name} is missing; expected "):
         read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 20_200), marks=pytest.mark.torture)], ids=len)
+def test_other_bytes_than_were_written_are_no_other_result(seeds, tmp_path):
+    """Single bytes, or a sector that holds nothing, noise, or another part of the file."""
+    RunDirectory(tmp_path).write_with_checksum("result.json", RESULT.to_json())
+    file = tmp_path / "result.json"
+    whole, refused = file.read_bytes(), 0
+    for seed in seeds:
+        draw, read = random.Random(seed), bytearray(whole)
+        at, other = draw.randrange(len(whole)), draw.randrange(len(whole))
+        match draw.choice(["byte", "byte", "digit", "zeros", "noise", "moved"]):
+            case "byte":
+                read[at] = draw.randrange(256)
+            case "digit":
+                places = [place for place, byte in enumerate(whole) if chr(byte).isdigit()]
+                for place in draw.sample(places, 3):
+                    read[place] = draw.choice(b"0123456789")
+            case "zeros":
+                read[at : at + 512] = bytes(len(read[at : at + 512]))
+            case "noise":
+                read[at : at + 512] = draw.randbytes(len(read[at : at + 512]))
+            case _:
+                read[at : at + 512] = whole[other : other + 512]
+        file.write_bytes(read)
+        try:
+            assert read_result(tmp_path) == RESULT, seed
+        except ConfigError:
+            refused += 1
+    assert refused > len(seeds) / 2

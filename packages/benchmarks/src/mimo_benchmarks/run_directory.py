@@ -61,8 +61,7 @@ class RunDirectory:
         Lines of metrics.jsonl that are damaged or come after `step`, from which the run resumes, are dropped.
         """
         if not (self.path / CONFIG).exists():
-            content = run_as_json(preset, config)
-            self.write(CONFIG, {**content, "sha256": digest(content, b"")})
+            self.write_with_checksum(CONFIG, run_as_json(preset, config))
         now, path = environment(device), self.path / ENVIRONMENT
         before = read_json(path, list) if path.exists() else []
         if not all(isinstance(start, dict) and start.keys() >= now.keys() for start in before):
@@ -72,6 +71,11 @@ class RunDirectory:
         if (self.path / METRICS).exists():
             self.metrics = [line for line in read_metrics(self.path) if line["step"] <= step]
             self.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in self.metrics))
+
+    def write_with_checksum(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON object and the SHA-256 of what will be read of it, so that no other content is taken for it."""
+        read = json.loads(json.dumps(content))
+        self.write(name, {**read, "sha256": digest(read, b"")})
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file, whole or not at all."""
@@ -204,11 +208,14 @@ def parse_run(found: Any, path: Path) -> tuple[str, RunConfig]:
 
 def require_unchanged(run: Path) -> None:
     """Raise ConfigError if config.json was changed after it was written; earlier versions wrote it without its SHA-256."""
-    found = read_json(run / CONFIG, dict)
-    expected = found.pop("sha256", None)
-    if expected is not None and (actual := digest(found, b"")) != expected:
-        changed = f"{run / CONFIG} was changed after it was written: its SHA-256 is {actual}, expected {expected}"
-        raise ConfigError(f"{changed}; undo that, and give settings as flags")
+    if wrong := wrong_checksum(read_json(run / CONFIG, dict)):
+        raise ConfigError(f"{run / CONFIG} was changed after it was written: {wrong}; undo that, and give settings as flags")
+
+
+def wrong_checksum(found: dict[str, Any]) -> str:
+    """Remove from a JSON object the SHA-256 of the rest; say what is wrong with it, if anything. Earlier versions wrote none."""
+    expected, actual = found.pop("sha256", None), digest(found, b"")
+    return "" if expected in (None, actual) else f"its SHA-256 is {actual}, expected {expected}"
 
 
 def read_result(run: Path) -> Result:
@@ -219,6 +226,8 @@ def read_result(run: Path) -> Result:
         ConfigError: result.json is damaged.
     """
     found = read_json(run / RESULT, dict)
+    if wrong := wrong_checksum(found):
+        raise ConfigError(f"{run / RESULT} was changed after it was written ({wrong}): leave this run out")
     try:
         return Result.from_json(found)
     except OtherVersion as error:

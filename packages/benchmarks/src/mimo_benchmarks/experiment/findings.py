@@ -109,7 +109,7 @@ def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, Sprea
         command=first["command"],
         **measured_in,
     )
-    one.directory.write(RESULT, result.to_json())
+    one.directory.write_with_checksum(RESULT, result.to_json())
     settings, around = settings_as_json(one.config), settings_as_json(root.config)
     return make_run(one.directory.path, root.directory.path.resolve(), result, settings, around, one.directory.metrics)
 

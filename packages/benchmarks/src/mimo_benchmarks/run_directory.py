@@ -1,9 +1,9 @@
 """Write and read run directories: settings, environment, metrics and result of a run."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import count, islice
 from math import isfinite
 from pathlib import Path
@@ -73,9 +73,12 @@ class RunDirectory:
             self.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in self.metrics))
 
     def write_with_checksum(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON object and the SHA-256 of what will be read of it, so that no other content is taken for it."""
+        """Write a JSON object with the SHA-256 of what will be read of it, so that no other content is taken for it.
+
+        It comes first, because a damaged sector that overwrote it at the end could leave JSON that only lacks it.
+        """
         read = json.loads(json.dumps(content))
-        self.write(name, {**read, "sha256": digest(read, b"")})
+        self.write(name, {"sha256": digest(read, b""), **read})
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file, whole or not at all."""
@@ -208,14 +211,21 @@ def parse_run(found: Any, path: Path) -> tuple[str, RunConfig]:
 
 def require_unchanged(run: Path) -> None:
     """Raise ConfigError if config.json was changed after it was written; earlier versions wrote it without its SHA-256."""
-    if wrong := wrong_checksum(read_json(run / CONFIG, dict)):
+    if wrong := wrong_checksum(read_json(run / CONFIG, dict), ("preset", "config")):
         raise ConfigError(f"{run / CONFIG} was changed after it was written: {wrong}; undo that, and give settings as flags")
 
 
-def wrong_checksum(found: dict[str, Any]) -> str:
-    """Remove from a JSON object the SHA-256 of the rest; say what is wrong with it, if anything. Earlier versions wrote none."""
+def wrong_checksum(found: dict[str, Any], known: Collection[str]) -> str:
+    """Remove from a JSON object the SHA-256 of the rest, and say what is wrong with it, if anything.
+
+    Earlier versions wrote none. So without it every entry must be one of those that are `known`: the name of the missing one may
+    be what was changed.
+    """
     expected, actual = found.pop("sha256", None), digest(found, b"")
-    return "" if expected in (None, actual) else f"its SHA-256 is {actual}, expected {expected}"
+    if expected is None:
+        unknown = sorted(found.keys() - set(known))
+        return f"it has no SHA-256, but the unknown entries {unknown}" if unknown else ""
+    return "" if expected == actual else f"its SHA-256 is {actual}, expected {expected}"
 
 
 def read_result(run: Path) -> Result:
@@ -226,7 +236,7 @@ def read_result(run: Path) -> Result:
         ConfigError: result.json is damaged.
     """
     found = read_json(run / RESULT, dict)
-    if wrong := wrong_checksum(found):
+    if wrong := wrong_checksum(found, [field.name for field in fields(Result)]):
         raise ConfigError(f"{run / RESULT} was changed after it was written ({wrong}): leave this run out")
     try:
         return Result.from_json(found)

@@ -138,7 +138,7 @@ def check(path, promised):
         LIBRARY.load(path / "model")
 
 
-@pytest.mark.parametrize("tries", [3, pytest.param(300, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("tries", [2, pytest.param(300, marks=pytest.mark.torture)])
 def test_what_was_promised_survives_a_loss_of_power(tries, tmp_path, monkeypatch):
     """At each rename, removal and sync of a run's files, with each change before it that was not synced lost or not."""
     root = tmp_path / "root"

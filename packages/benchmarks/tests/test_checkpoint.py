@@ -323,6 +323,18 @@ def test_what_cannot_be_a_folder_is_named(tmp_path):
         load_checkpoint(tmp_path / "file")
 
 
+@pytest.mark.parametrize("name", [UNFINISHED, ".replaced-step-00000002", "step-00000002"])
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")], ids=["file", "link"])
+def test_what_stands_in_the_way_of_a_save_gives_way(name, make, tmp_path):
+    save_checkpoint(tmp_path, 2, *content(2))
+    if name == "step-00000002":
+        rmtree(tmp_path / name)
+    make(tmp_path / name)
+    save_checkpoint(tmp_path, 2, *content(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    assert same(load_checkpoint(tmp_path), 2)
+
+
 def test_a_file_that_outgrows_its_limit_leaves_the_old_one(tmp_path):
     """A write that really fails, in the midst of a file."""
     resource = pytest.importorskip("resource")

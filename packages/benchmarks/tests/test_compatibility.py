@@ -231,11 +231,3 @@ def test_a_configuration_without_the_fields_that_a_task_needs(missing, task, tmp
     settings = SimpleNamespace(model=SimpleNamespace(**fields), optim=CONFIG.optim, augment=CONFIG.augment)
     with pytest.raises(ConfigError, match=f"SimpleNamespace has no {missing}, and task {task} needs fields of these names"):
         load(task, tmp_path).check(settings, describe(model))
-
-
-@pytest.mark.parametrize("content", ["[1]", "[{}]", '[{"command": "x"}]'])
-def test_a_damaged_record_of_starts_is_refused_before_training(content, tmp_path):
-    RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)
-    (tmp_path / "environment.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"environment\.json does not say where the run was started"):
-        RunDirectory(tmp_path).begin("quickstart", CONFIG, CPU)

@@ -17,7 +17,7 @@ from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.evaluation import rates
 from mimo_benchmarks.evaluation.answers import classify
 from mimo_benchmarks.experiment import experiment
-from mimo_benchmarks.experiment.compatibility import RUN
+from mimo_benchmarks.experiment.compatibility import RUN, check_same_run
 from mimo_benchmarks.experiment.experiment import run_experiment
 from mimo_benchmarks.networks.convolutional import MIMOConvNetwork, WideResNetNetwork
 from mimo_benchmarks.networks.datamux_conv import DataMUXConv, DataMUXConvConfig
@@ -162,6 +162,23 @@ def test_controls_that_a_resumed_run_has_added_stay_asked_for(tmp_path):
     with pytest.raises(Stopped, match=r"^stopped after step 1; resume with mimonets --resume \S*/run --controls$") as stopped:
         run(replace(CONFIG, resume=tmp_path / "run", controls=True), listen=lambda: nullcontext(SimpleNamespace(signal=2)))
     assert stopped.value.code == 130
+
+
+def test_settings_are_written_first_of_all(tmp_path, monkeypatch):
+    """From then on a run can be resumed, and nobody else can write there until it ends."""
+    out = tmp_path / "run"
+
+    def killed(*_):
+        with pytest.raises(ConfigError, match="is in use by"):
+            run(replace(CONFIG, resume=out))
+        raise SystemExit
+
+    monkeypatch.setattr(experiment, "train_and_evaluate", killed)
+    for given in ({"out": out}, {"resume": out}):
+        with pytest.raises(SystemExit):
+            run(replace(CONFIG, **given))
+        assert sorted(path.name for path in out.iterdir()) == [".lock", "config.json"]
+        check_same_run(out, "quickstart", CONFIG)
 
 
 def test_a_checkpoint_of_another_network(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -531,6 +532,12 @@ def damage(result: dict, **changed) -> str:
         lambda result: damage(result, rows=[ROW | {"accuracy": "0.9"}]),
         lambda result: damage(result, rows=[ROW | {"accuracy": float("nan")}]),
         lambda result: damage(result, rows=[ROW | {"macs": 0}]),
+        lambda result: damage(result, rows=[ROW | {"macs": 5e-324}]),
+        lambda result: damage(result, rows=[ROW | rate(1e-320, 1e-320, 1e-320)]),
+        lambda result: damage(result, rows=[ROW | {"accuracy": -0.5}]),
+        lambda result: damage(result, seed=-(10**400)),
+        lambda result: "[" * 100_000,
+        lambda result: json.dumps(result)[:-1] + ', "x": ' + "[" * 300 + "]" * 300 + "}",
         lambda result: damage(result, rows=[ROW | {"macs": 10**400}]),
         lambda result: damage(result, rows=7),
         lambda result: damage(result, paper={"1": 3}),
@@ -597,10 +604,29 @@ def test_settings_that_were_changed_are_refused(tmp_path):
 def test_lines_of_metrics_that_were_cut_off_are_left_out(tmp_path):
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("ab") as file:
-        file.write(b'\n[]\n{"step": 4, "accuracy": "x"}\n{"step": 5, "accur\xff')
+        file.write(b'\n[]\n{"step": 4, "accuracy": "x"}\n{"step": -1, "accuracy": 0.5}\n{"step": 4, "accuracy": 7}\n')
+        file.write(b"[" * 100_000 + b'\n{"step": 1' + b"0" * 400 + b', "accuracy": 0.5}\n{"step": 5, "accur\xff')
     (found,), _ = find_runs([run])
     assert found.train_curves == {"1": ([1], [0.0]), "4": ([3], [0.5])}
     assert found.dev_curves == {"1": ([2], [0.5])}
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "result.json"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_not_a_file_is_named(name, make, tmp_path):
+    """A folder, or a pipe, which would be read for ever."""
+    file = make_run(tmp_path / "run") / name
+    file.unlink()
+    make(file)
+    with pytest.raises(ConfigError, match=re.escape(f"{file} cannot be read (it is not a file)")):
+        find_runs([tmp_path])
+
+
+def test_a_control_that_lies_beside_another_program_s_settings(tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "an application"}')
+    run = make_control(tmp_path / "run")
+    (found,), _ = find_runs([run])
+    assert found.root == run
 
 
 def test_curves_are_the_same_before_they_are_written():

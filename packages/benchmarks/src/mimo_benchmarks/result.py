@@ -1,13 +1,16 @@
 """Hold what training one network has shown: an experiment makes a `Result`, a report shows it, result.json keeps it."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import inf
 from typing import Any
 
 from mimo_benchmarks.errors import OtherVersion
 from mimo_benchmarks.presets.paper import Reported
 
+STAGES = ("before", "after")
+"""When crosstalk is measured: before and after training."""
 Crosstalk = Mapping[str, Mapping[str, float | None]]
 """Share of the variance that the other inputs cause, for each n (as text) and each place in the network; None where features do
 not vary, or are not finite."""
@@ -108,24 +111,25 @@ class Result:
             crosstalk = found["crosstalk"]
             plain: dict[str, Any] = {
                 **{name: one_line(found[name]) for name in ("preset", "model", "task", "command", "device", "git_revision")},
-                **{name: whole(found[name]) for name in ("seed", "steps", "inputs_seen", "skipped_updates", "processes")},
+                **{name: whole(found[name]) for name in ("seed", "steps", "inputs_seen", "skipped_updates")},
+                "processes": whole(found["processes"], 1),
             }
             result = cls(
                 **plain,
                 control=None if found["control"] is None else one_line(found["control"]),
                 superposed=boolean(found["superposed"]),
-                paper={one_line(n): (finite(mean), optional(std)) for n, (mean, std) in found["paper"].items()},
+                paper={one_line(n): (finite(mean, 0, 100), optional(seconds, std)) for n, (mean, std) in found["paper"].items()},
                 rows=tuple(map(row_from_json, found["rows"])),
-                guesses=mapping(found["guesses"], finite),
-                crosstalk=None if crosstalk is None else {when: mapping(crosstalk[when], shares) for when in ("before", "after")},
-                train_seconds=finite(found["train_seconds"]),
-                wall_seconds=finite(found["wall_seconds"]),
+                guesses=mapping(found["guesses"], share),
+                crosstalk=None if crosstalk is None else {when: mapping(crosstalk[when], crosstalk_shares) for when in STAGES},
+                train_seconds=seconds(found["train_seconds"]),
+                wall_seconds=seconds(found["wall_seconds"]),
                 peak_memory_bytes=None if found["peak_memory_bytes"] is None else whole(found["peak_memory_bytes"]),
                 versions=mapping(found["versions"], one_line),
             )
         except KeyError as error:
             raise OtherVersion(f"it has no entry {one_line(error.args[0])}") from error
-        except (TypeError, AttributeError, OverflowError) as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"an entry has an unexpected form ({error})") from error
         if not result.rows:
             raise ValueError("there are no rows")
@@ -134,22 +138,20 @@ class Result:
 
 def row_from_json(found: Mapping[str, Any]) -> Row:
     """Check a row of a result.json, and return it."""
-    macs, rate, quartiles = finite(found["macs"]), optional(found["inputs_per_second"]), found["inputs_per_second_quartiles"]
-    if macs <= 0:
-        raise ValueError(f"macs is {macs}, not above 0")
+    rate, quartiles = optional(positive, found["inputs_per_second"]), found["inputs_per_second_quartiles"]
     if quartiles is not None:
-        low, high = map(finite, quartiles)
+        low, high = map(positive, quartiles)
         quartiles = low, high
-    if (rate is None) != (quartiles is None) or (rate is not None and not 0 < low <= rate <= high):
-        raise ValueError(f"inputs_per_second is {rate}, its quartiles {quartiles}: it is not above 0 and between them")
+    if (rate is None) != (quartiles is None) or (rate is not None and not low <= rate <= high):
+        raise ValueError(f"inputs_per_second is {rate}, its quartiles {quartiles}: it is not between them")
     return Row(
-        n=whole(found["n"]),
-        inputs=whole(found["inputs"]),
-        accuracy=finite(found["accuracy"]),
-        accuracy_batch_statistics=optional(found["accuracy_batch_statistics"]),
-        accuracy_per_slot=tuple(map(finite, found["accuracy_per_slot"])),
-        changed_by_regrouping=optional(found["changed_by_regrouping"]),
-        macs=macs,
+        n=whole(found["n"], 1),
+        inputs=whole(found["inputs"], 1),
+        accuracy=share(found["accuracy"]),
+        accuracy_batch_statistics=optional(share, found["accuracy_batch_statistics"]),
+        accuracy_per_slot=tuple(map(share, found["accuracy_per_slot"])),
+        changed_by_regrouping=optional(share, found["changed_by_regrouping"]),
+        macs=positive(found["macs"]),
         inputs_per_second=rate,
         inputs_per_second_quartiles=quartiles,
     )
@@ -160,17 +162,36 @@ def one_line(value: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(value)).strip()
 
 
-def finite(value: object) -> float:
-    """Return the value if it is a finite number; otherwise raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+def finite(value: object, low: float = -inf, high: float = inf) -> float:
+    """Return the value if it is a finite number within bounds; otherwise raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{value!r} is not a finite number")
+    if not low <= value <= high:
+        raise ValueError(f"{value!r} is not a number from {low:g} to {high:g}")
     return float(value)
 
 
-def whole(value: object) -> int:
-    """Return the value if it is a whole number; otherwise raise ValueError."""
+def share(value: object) -> float:
+    """Return the value if it is a number from 0 to 1; otherwise raise ValueError."""
+    return finite(value, 0, 1)
+
+
+def positive(value: object) -> float:
+    """Return the value if it is a number above 0, of a size with which reports can calculate; otherwise raise ValueError."""
+    return finite(value, 1e-9, 1e24)
+
+
+def seconds(value: object) -> float:
+    """Return the value if it is a number of seconds; otherwise raise ValueError."""
+    return finite(value, 0)
+
+
+def whole(value: object, low: int = 0) -> int:
+    """Return the value if it is a whole number, not below the lowest, that 64 bits hold; otherwise raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is not a whole number")
+    if not low <= value < 2**63:
+        raise ValueError(f"{value!r} is not a number from {low} to 2^63 - 1")
     return value
 
 
@@ -181,9 +202,9 @@ def boolean(value: object) -> bool:
     return value
 
 
-def optional(value: object) -> float | None:
-    """Return the value if it is a finite number or None; otherwise raise ValueError."""
-    return None if value is None else finite(value)
+def optional(check: Callable[[Any], float], value: object) -> float | None:
+    """Return the value if it is None or passes a check; otherwise raise ValueError."""
+    return None if value is None else check(value)
 
 
 def mapping(found: Mapping[str, Any], check: Callable[[Any], Any]) -> dict[str, Any]:
@@ -191,6 +212,6 @@ def mapping(found: Mapping[str, Any], check: Callable[[Any], Any]) -> dict[str, 
     return {one_line(name): check(value) for name, value in found.items()}
 
 
-def shares(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return a mapping whose values are all finite numbers or None."""
-    return mapping(found, optional)
+def crosstalk_shares(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a mapping whose values are all crosstalk or None; estimates of it can lie somewhat above 1."""
+    return mapping(found, lambda value: None if value is None else finite(value, 0, 10))

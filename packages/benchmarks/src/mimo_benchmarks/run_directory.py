@@ -1,8 +1,9 @@
 """Write and read run directories: settings, environment, metrics and result of a run."""
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from itertools import count, islice
 from math import isfinite
@@ -14,13 +15,18 @@ import torch
 from mimo_benchmarks.data.storage.files import make_folder, sync
 from mimo_benchmarks.environment import environment
 from mimo_benchmarks.errors import CheckpointError, ConfigError, OtherVersion
-from mimo_benchmarks.result import Result, finite
+from mimo_benchmarks.result import Result, share, whole
+from mimo_benchmarks.run_lock import LOCK
 from mimo_benchmarks.settings import RunConfig
 from vsa_core.hub.library import digest
 from vsa_core.hub.typed import as_dataclass, as_type
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.json", "environment.json", "metrics.jsonl", "result.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, MODEL, DIAGNOSTIC = "checkpoints", "model", "diagnostic"
+SUFFIXES = (".json", ".jsonl", ".md", ".html", ".png", ".safetensors")
+"""Suffixes of the files that a run writes."""
+DEEPEST = 20
+"""Files of a run do not nest lists and objects deeper than this."""
 Curve = tuple[list[float], list[float]]
 """Steps and accuracies."""
 
@@ -34,9 +40,9 @@ def make_run_directory(given: Path | None, preset: str) -> Path:
     for path in [given] if given else (Path("runs") / f"{preset}-{number:03}" for number in count(1)):
         try:
             make_folder(path)
-        except FileExistsError:
-            continue
         except OSError as error:
+            if os.path.lexists(path):
+                continue
             raise ConfigError(f"the run directory cannot be made ({error}): choose another --out") from error
         return path
     raise ConfigError(f"{given} exists already, and a run never overwrites another: choose another --out")
@@ -55,22 +61,53 @@ class RunDirectory:
         self.metrics: list[dict[str, Any]] = []
         """Lines of metrics.jsonl."""
 
-    def begin(self, preset: str, config: RunConfig, device: torch.device, step: int = 0) -> None:
-        """Write config.json unless it exists, and add an environment to environment.json, before a run starts or resumes.
+    def check(self) -> None:
+        """Raise ConfigError if anything stands in the way of what the run will write, perhaps only after all training."""
+        for folder in (self.path, self.path / CHECKPOINTS, self.path / MODEL, self.path / DIAGNOSTIC):
+            if not os.path.lexists(folder):
+                continue
+            try:
+                entries = list(folder.iterdir())
+            except OSError as error:
+                raise ConfigError(f"{folder} cannot be read ({error}): the run needs this folder; move it away") from error
+            if not os.access(folder, os.W_OK):
+                raise ConfigError(f"{folder} may not be written, and the run needs this folder: change its permissions")
+            for entry in entries:
+                written = entry.suffix in SUFFIXES or entry.name == LOCK
+                if written and entry.name != ENVIRONMENT and not entry.is_file():
+                    raise ConfigError(f"{entry} is not a file, and the run needs one there: move it away, then resume")
 
-        Lines of metrics.jsonl that are damaged or come after `step`, from which the run resumes, are dropped.
-        """
+    def write_config(self, preset: str, config: RunConfig) -> None:
+        """Write config.json unless it exists; with it, a run can be resumed."""
         if not (self.path / CONFIG).exists():
             self.write_with_checksum(CONFIG, run_as_json(preset, config))
-        now, path = environment(device), self.path / ENVIRONMENT
-        before = read_json(path, list) if path.exists() else []
-        if not all(isinstance(start, dict) and start.keys() >= now.keys() for start in before):
-            raise ConfigError(f"{path} does not say where the run was started: it is damaged; move it away, then resume")
-        self.starts = [*before, now]
+
+    def begin(self, preset: str, config: RunConfig, device: torch.device, step: int = 0) -> list[str]:
+        """Write config.json unless it exists, and add an environment to environment.json, before a run starts or resumes.
+
+        Lines of metrics.jsonl that are damaged or come after `step`, from which the run resumes, are dropped. A damaged
+        environment.json is moved aside, because it is only a record; what is returned says so.
+        """
+        self.write_config(preset, config)
+        path = self.path / ENVIRONMENT
+        before: list[Any] = []
+        notes = []
+        try:
+            before = read_json(path, list) if os.path.lexists(path) else []
+            if not all(isinstance(start, dict) and isinstance(start.get("command"), str) for start in before):
+                raise ConfigError(f"{path} does not say where the run was started: it is damaged")
+        except ConfigError as error:
+            names = (path.with_name(f"environment.damaged-{number}") for number in count(1))
+            before, aside = [], next(name for name in names if not os.path.lexists(name))
+            with suppress(OSError):  # what cannot be moved cannot be replaced either, which `write` says
+                path.replace(aside)
+            notes = [f"{error}; moved to {aside.name}"]
+        self.starts = [*before, environment(device)]
         self.write(ENVIRONMENT, self.starts)
         if (self.path / METRICS).exists():
             self.metrics = [line for line in read_metrics(self.path) if line["step"] <= step]
             self.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in self.metrics))
+        return notes
 
     def write_with_checksum(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON object with the SHA-256 of what will be read of it, so that no other content is taken for it.
@@ -119,13 +156,13 @@ class RunDirectory:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the undamaged lines of a run's metrics.jsonl; none if there is no such file."""
+    """Return the undamaged lines of a run's metrics.jsonl; none if it is missing, ConfigError if it is not a file."""
     path, found = run / METRICS, []
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for text in read_text(path).splitlines() if os.path.lexists(path) else ():
         try:
-            line = json.loads(text)
-            finite(line["step"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+            line = parse_json(text)
+            whole(line["step"])
+        except (ValueError, KeyError, TypeError):
             continue
         found.append(line)
     return found
@@ -141,14 +178,14 @@ def learning_curves(metrics: list[dict[str, Any]], *, by_n: bool) -> tuple[dict[
     dev: dict[str, Curve] = {}
     for line in metrics:
         try:
-            step, shares = finite(line["step"]), line.get("dev_accuracy") or {}
+            step, shares = whole(line["step"]), line.get("dev_accuracy") or {}
             n = str(line.get("n")) if by_n else "1"
-            for curves, key, share in [
+            for curves, key, found in [
                 (train, n, line.get("accuracy")),
-                *((dev, str(each), share) for each, share in shares.items()),
+                *((dev, str(each), found) for each, found in shares.items()),
             ]:
-                if share is not None:
-                    value = finite(share)
+                if found is not None:
+                    value = share(found)
                     steps, values = curves.setdefault(key, ([], []))
                     steps.append(step)
                     values.append(value)
@@ -177,13 +214,38 @@ def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, A
     return found
 
 
+def read_text(path: Path) -> str:
+    """Return a file's text, with a sign in place of what is not UTF-8; raise ConfigError unless it is a file that can be read."""
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise OSError("it is not a file")
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error}): is {path.parent} a run directory?") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON text holds; raise ValueError if it is damaged, or nested deeper than any file of a run."""
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its lists or objects are nested too deep") from error
+    level = [found]
+    for _ in range(DEEPEST):
+        inside = (value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list))
+        level = [value for values in inside for value in values]
+    if level:
+        raise ValueError("its lists or objects are nested too deep")
+    return found
+
+
 def read_json(path: Path, kind: type) -> Any:
     """Return what a JSON file holds; raise ConfigError unless it is of this type."""
     try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error}): is {path.parent} a run directory?") from error
-    except (ValueError, RecursionError) as error:
+        found = parse_json(read_text(path))
+    except ConfigError:
+        raise
+    except ValueError as error:
         raise ConfigError(f"{path} cannot be read ({error}): it is damaged, or {path.parent} is not a run directory") from error
     if not isinstance(found, kind):
         raise ConfigError(
@@ -198,7 +260,22 @@ def read_settings(run: Path) -> tuple[str, RunConfig]:
     Raises:
         ConfigError: config.json is missing or damaged, or has settings that this version does not know.
     """
+    with suppress(OSError):  # which `read_json` explains
+        if {entry.name for entry in run.iterdir()} <= {LOCK, f".{CONFIG}"}:
+            raise ConfigError(f"{run} holds nothing to resume, because its run was killed before it began: delete it")
     return parse_run(read_json(run / CONFIG, dict), run / CONFIG)
+
+
+def experiment_around(run: Path) -> Path | None:
+    """Return the run directory that a run lies in as a control; None where the folder around it is something else."""
+    around = run.resolve().parent
+    if not (around / CONFIG).is_file():
+        return None
+    try:
+        found = read_json(around / CONFIG, dict)
+    except ConfigError:  # a run's that is damaged, for all that can be said
+        return around
+    return around if found.keys() >= {"preset", "config"} else None
 
 
 def parse_run(found: Any, path: Path) -> tuple[str, RunConfig]:

@@ -1,6 +1,7 @@
 """`mimonets throughput`: measure how fast the network of a preset is on this device, and how many times faster than before."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -19,8 +20,8 @@ from mimo_benchmarks.evaluation.rates import DTYPES, Measurement, Timing, device
 from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.find import find_preset
 from mimo_benchmarks.progress import progress_bar
-from mimo_benchmarks.result import finite, whole
-from mimo_benchmarks.run_directory import flatten_settings, settings_as_json
+from mimo_benchmarks.result import positive, whole
+from mimo_benchmarks.run_directory import flatten_settings, parse_json, read_text, settings_as_json
 from mimo_benchmarks.settings import require
 from vsa_core import graphs
 from vsa_core.hub.markdown import markdown_table
@@ -155,10 +156,10 @@ def new_file(given: Path | None, preset: str) -> Path:
         ConfigError: it exists already, or its folder cannot be made.
     """
     names = (Path("runs") / f"throughput-{preset}-{number:03}.json" for number in count(1))
-    path = given or next(name for name in names if not name.exists())
+    path = given or next(name for name in names if not os.path.lexists(name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        require(not path.exists(), f"{path} exists already, and is never overwritten: choose another --out")
+        require(not os.path.lexists(path), f"{path} exists already, and is never overwritten: choose another --out")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error}): choose another --out") from error
     return path
@@ -172,15 +173,15 @@ def read_earlier(path: Path, settings: Settings, wanted: Sequence[int]) -> Earli
             names both values.
     """
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_text(path))
         old, new = (
             flatten_settings({name: content[name] for name in settings} | {"network": dict(content["network"])}),
             flatten_settings(settings),
         )
-        rows = {whole(row["n"]): {name: finite(row[name]["median"]) for name in ("latency", "batch")} for row in content["rows"]}
-        if wrong := [seconds for medians in rows.values() for seconds in medians.values() if seconds <= 0]:
-            raise ValueError(f"a median is {wrong[0]}, not above 0")
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        rows = {
+            whole(row["n"]): {name: positive(row[name]["median"]) for name in ("latency", "batch")} for row in content["rows"]
+        }
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a file of `mimonets throughput` ({error}): name one that it wrote") from error
     for name in [*new, *old]:
         there, here = old.get(name), new.get(name)

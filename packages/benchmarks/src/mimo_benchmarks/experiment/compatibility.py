@@ -14,6 +14,7 @@ from mimo_benchmarks.presets.controls import controls
 from mimo_benchmarks.run_directory import (
     CHECKPOINTS,
     CONFIG,
+    experiment_around,
     flatten_settings,
     parse_run,
     read_settings,
@@ -55,8 +56,8 @@ def check_effect(before: RunConfig, asked: RunConfig) -> None:
 
 def check_same_run(path: Path, preset: str, config: RunConfig) -> None:
     """Raise ConfigError, naming what differs, unless the files of a run belong together and these settings can resume it."""
-    around = path.resolve().parent
-    require(not (around / CONFIG).exists(), f"{path} is a control inside the run {around}: resume that run")
+    around = experiment_around(path)
+    require(around is None, f"{path} is a control inside the run {around}: resume that run")
     name, before = read_settings(path)
     if newest := newest_state(path / CHECKPOINTS):
         check_saved_by(*newest, name, before)
@@ -75,7 +76,7 @@ def check_saved_by(path: Path, state: Mapping[str, Any], name: str, config: RunC
         return
     try:
         found = json.loads(state[RUN])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} does not say which run saved it ({error}): bring back the run's own files") from error
     saved_name, saved = parse_run(found, path)
     changed = f"it is of {saved_name}, not of {name}" if saved_name != name else differences(saved, config)

@@ -3,8 +3,8 @@
 import json
 import shlex
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,16 @@ from mimo_benchmarks.networks.registry import build, describe
 from mimo_benchmarks.presets.controls import controls
 from mimo_benchmarks.progress import progress_bar, seconds_since
 from mimo_benchmarks.result import Crosstalk, Row
-from mimo_benchmarks.run_directory import CHECKPOINTS, RunDirectory, make_run_directory, run_as_json, settings_as_json
+from mimo_benchmarks.run_directory import (
+    CHECKPOINTS,
+    DIAGNOSTIC,
+    MODEL,
+    RunDirectory,
+    make_run_directory,
+    run_as_json,
+    settings_as_json,
+)
+from mimo_benchmarks.run_lock import lock_run
 from mimo_benchmarks.settings import RunConfig
 from mimo_benchmarks.tasks import registry as tasks
 from mimo_benchmarks.tasks.protocol import Task
@@ -82,7 +91,33 @@ def run_experiment(
         check_memory(each, accelerator.device, processes=accelerator.num_processes, longest=longest)
     with memory_for(f"the data of task {task.name}", "choose another task, or train with --device cpu"):
         task = task.to(accelerator.device)
-    path = prepare_directory(config, preset, accelerator)
+    with prepare_directory(configs, preset, accelerator) as path:
+        train_and_compare(path, preset, configs, task, network, accelerator, listen, start)
+
+
+def train_and_compare(
+    path: Path,
+    preset: str,
+    configs: Mapping[str, RunConfig],
+    task: Task,
+    network: nn.Module,
+    accelerator: Accelerator,
+    listen: Callable[[], AbstractContextManager[StopRequest]],
+    start: float,
+) -> None:
+    """Train and evaluate the networks of an experiment in its run directory, time them side by side, and write the report.
+
+    Args:
+        path: the run directory.
+        preset: name of the preset, for files and tables.
+        configs: settings of the experiment under the name "", and those of its controls under theirs.
+        task: the task, on the device.
+        network: the experiment's own network with its first weights.
+        accelerator: device, precision and processes.
+        listen: makes the request to stop.
+        start: time at which the experiment began.
+    """
+    config = configs[""]
     rank, world = accelerator.process_index, accelerator.num_processes
     feeds = [Feed(task, each, rank, world) for each in configs.values()]
     time_left = TimeLeft(feeds)
@@ -150,8 +185,7 @@ def train_and_evaluate(
     start = training.progress.step
     time_left.note(feed, start, training.progress.seconds)
     if main:
-        directory.begin(name, config, accelerator.device, start)
-        for note in notes:
+        for note in [*notes, *directory.begin(name, config, accelerator.device, start)]:
             print(note)
         print(f"{directory.path}: {name}, {time_left.place(feed)}from step {start} of {config.optim.steps}", flush=True)
 
@@ -189,7 +223,7 @@ def train_and_evaluate(
             train(training, feed, accelerator, name=name, log=log, after_step=after_step)
     except FloatingPointError:
         if main:
-            save(directory.path / "diagnostic")
+            save(directory.path / DIAGNOSTIC)
         raise
     peak = peak_memory(accelerator.device)
     module = training.evaluated_network(training.best or training.evaluated_weights())
@@ -280,9 +314,9 @@ def save_network(config: RunConfig, module: Any, task: Task, rows: Sequence[Row]
     command = directory.starts[0]["command"]
     try:
         with progress_bar("saving the network"):
-            network.library.save(module, directory.path / "model", accuracy=accuracy, command=command)
+            network.library.save(module, directory.path / MODEL, accuracy=accuracy, command=command)
     except OSError as error:
-        path = directory.path / "model"
+        path = directory.path / MODEL
         raise CheckpointError(f"{path} cannot be written ({error}): make room, then resume with --resume") from error
 
 
@@ -308,19 +342,27 @@ def signal_to_stop(request: StopRequest, step: int, config: RunConfig, accelerat
     return int(accelerator.gather(torch.tensor([request.signal], device=accelerator.device)).max())
 
 
-def prepare_directory(config: RunConfig, preset: str, accelerator: Accelerator) -> Path:
-    """Return the run directory, which the main process makes or resumes; every process gets it, or the error."""
+@contextmanager
+def prepare_directory(configs: Mapping[str, RunConfig], preset: str, accelerator: Accelerator) -> Iterator[Path]:
+    """Yield the run directory, which the main process makes or resumes, and holds; every process gets it, or the error."""
     found: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [config.resume or make_run_directory(config.out, preset)]
-            accelerator.log_with = filter_trackers(list(config.tracker), found[0])
-        except ConfigError as error:
-            found = [error]
-    (path,) = broadcast_object_list(found)
-    if isinstance(path, ConfigError):
-        raise path
-    if config.tracker:
-        accelerator.project_configuration.set_directories(str(path))
-        accelerator.init_trackers(preset, {"config": str(settings_as_json(config))})
-    return Path(path)
+    config = configs[""]
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            try:
+                path = config.resume or make_run_directory(config.out, preset)
+                for name in configs:
+                    RunDirectory(path / name).check()
+                held.enter_context(lock_run(path))
+                RunDirectory(path).write_config(preset, config)
+                accelerator.log_with = filter_trackers(list(config.tracker), path)
+                found = [path]
+            except (ConfigError, CheckpointError) as error:
+                found = [error]
+        (told,) = broadcast_object_list(found)
+        if isinstance(told, Exception):
+            raise told
+        if config.tracker:
+            accelerator.project_configuration.set_directories(str(told))
+            accelerator.init_trackers(preset, {"config": str(settings_as_json(config))})
+        yield Path(told)

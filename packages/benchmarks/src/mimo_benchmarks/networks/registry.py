@@ -1,5 +1,6 @@
 """The networks that the program can train: each has one line in NETWORKS."""
 
+import os
 from functools import reduce
 from operator import or_
 from os import PathLike
@@ -73,9 +74,9 @@ def load_finished(source: str | PathLike[str], device: torch.device) -> tuple[Ne
         ConfigError: there is no such network, or its files are missing or damaged.
     """
     path = Path(source)
-    is_path = path.exists() or path.is_absolute() or (path.parent != Path() and path.parent.exists())
+    is_path = os.path.exists(path) or path.is_absolute() or (path.parent != Path() and os.path.exists(path.parent))
     what = "name a finished run, a folder that save_pretrained wrote, or a repository on the Hugging Face Hub"
-    if is_path and not path.is_dir():
+    if is_path and not os.path.isdir(path):
         raise ConfigError(f"{source} is not a folder: {what}")
     libraries = {kind.__name__: network.library for network in NETWORKS for kind in network.library.models}
     try:

@@ -1,6 +1,7 @@
 """Read finished runs for a report: each result with the settings that it belongs to."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from mimo_benchmarks.run_directory import (
     CONFIG,
     RESULT,
     Curve,
+    experiment_around,
     flatten_settings,
     learning_curves,
     read_json,
@@ -92,7 +94,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], dict[str, list[Path]]
     """
     if not folders:
         raise ConfigError("no folder was named: name run directories, or a folder that holds some")
-    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+    if missing := [str(folder) for folder in folders if not os.path.isdir(folder)]:
         raise ConfigError(f"no such folder: {', '.join(missing)}; name run directories, or a folder that holds some")
     found = {path.resolve(): path for folder in folders for path in sorted({p.parent for p in folder.rglob("*.json")})}
     named_runs = {folder.resolve() for folder in folders}
@@ -127,8 +129,8 @@ def is_run(path: Path) -> bool:
 
 def read_run(path: Path) -> Run:
     """Read a finished run; ConfigError if its result.json or config.json is damaged or of another version."""
-    result, around = read_result(path), path.resolve().parent
-    root = around if result.control is not None and (around / CONFIG).exists() else path.resolve()
+    result = read_result(path)
+    root = (experiment_around(path) if result.control is not None else None) or path.resolve()
     settings = [read_json(folder / CONFIG, dict).get("config") for folder in (path, root)]
     for folder, found in zip((path, root), settings, strict=True):
         require_unchanged(folder)

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,22 +82,22 @@ def save_checkpoint(
     files[STATE] = state_as_bytes(state, path)
     files[MANIFEST] = manifest_text(name, files)
     try:
-        if beside.exists():
-            shutil.rmtree(beside)  # a save that was killed has left it
+        remove(beside)  # a save that was killed has left it
         make_folder(folder, exist_ok=True)
         beside.mkdir()
         for file, content in files.items():
             (beside / file).write_bytes(content)
             sync(beside / file)
         sync(beside)
-        if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+        if os.path.lexists(path):
+            remove(replaced)
             os.rename(path, replaced)  # `load_checkpoint` still finds it there if the process dies now
         os.rename(beside, path)
         sync(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-        for old in [other for other in list_checkpoints(folder) if step_of(other) <= step][keep:]:
-            shutil.rmtree(old, ignore_errors=True)  # the next save tries again what cannot be removed now
+        older = [other for other in list_checkpoints(folder) if step_of(other) <= step and other != replaced]
+        for old in (replaced, *older[keep:]):
+            with suppress(OSError):  # the next save tries again what cannot be removed now
+                remove(old)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
@@ -138,7 +138,11 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
 
 def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return path and state of the newest checkpoint whose state.json is whole, without reading its tensors; None without one."""
-    for path in list_checkpoints(folder) if folder.is_dir() else ():
+    try:
+        paths = list_checkpoints(folder)
+    except OSError:  # which `load_checkpoint` says
+        return None
+    for path in paths:
         try:
             if not (path / STATE).is_file() or not (path / MANIFEST).is_file():
                 continue  # opening a pipe would wait for ever
@@ -150,9 +154,17 @@ def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def remove(path: Path) -> None:
+    """Remove whatever is at a path, if anything is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """List all checkpoints, valid or not, the newest first; one that was being replaced follows its replacement."""
-    if not folder.exists():
+    if not os.path.lexists(folder):  # a link to nowhere is an error, not a run without checkpoints
         return []
     paths = [path for path in folder.iterdir() if re.fullmatch(rf"({re.escape(REPLACED)})?step-[0-9]{{8,}}", path.name)]
     return sorted(paths, key=lambda path: (step_of(path), path.name), reverse=True)

@@ -1,10 +1,8 @@
 """Download published files into the data folder: each one appears there whole and checked, or not at all."""
 
-import errno
 import gzip
 import hashlib
 import os
-import sys
 import tarfile
 import time
 import zlib
@@ -12,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mimo_benchmarks.data.storage.files import ByContent, File, Source, os_errors_explained, sync
+from mimo_benchmarks.data.storage.files import ByContent, File, Source, lock_file, os_errors_explained, sync
 from mimo_benchmarks.data.storage.http import CHUNK, Refused, receive
 from mimo_benchmarks.errors import ConfigError, DatasetError
 from mimo_benchmarks.progress import progress_bar
@@ -71,20 +69,7 @@ def fetch(
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold a lock file that other processes wait for. The lock ends with this process, however it ends; the file stays."""
     with path.open("ab") as handle:
-        if sys.platform == "win32":
-            import msvcrt
-
-            while True:
-                try:
-                    msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-                except OSError as error:
-                    if error.errno != errno.EDEADLK:  # this one only says that ten seconds have passed
-                        raise
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock_file(handle, wait=True)
         yield
 
 

@@ -1,12 +1,15 @@
 """Describe published files, and check each one before it is opened."""
 
+import errno
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
+from typing import BinaryIO
 
 from mimo_benchmarks.data.storage.http import is_http_url
 from mimo_benchmarks.errors import ConfigError, DatasetError
@@ -159,6 +162,34 @@ def make_folder(path: Path, *, exist_ok: bool = False) -> None:
     path.mkdir(parents=True, exist_ok=exist_ok)
     for each in reversed(missing):
         sync(each.parent)
+
+
+def lock_file(file: BinaryIO, *, wait: bool) -> bool:
+    """Lock an open file against other processes until it is closed, or this process ends; return whether it could be locked.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            os.lseek(file.fileno(), 2**30, os.SEEK_SET)  # far behind the content, because bytes that are locked cannot be read
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+                return True
+            except OSError as error:
+                if not wait and error.errno in (errno.EACCES, errno.EDEADLK):
+                    return False
+                if error.errno != errno.EDEADLK:  # this one only says that ten seconds have passed
+                    raise
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def cores() -> int:

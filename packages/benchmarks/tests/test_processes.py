@@ -123,23 +123,92 @@ def test_two_machines_give_what_one_does(alone, tmp_path):
     assert_same_result(run, alone)
 
 
+def start_both(*arguments, **options):
+    """Two processes that share a run, without a launcher."""
+    shared = {**ON_CPU, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            **options,
+        )
+        for rank in ("0", "1")
+    ]
+
+
 @pytest.mark.unchecked
 def test_several_processes_that_cannot_work_all_say_so(tmp_path):
     """The main process alone finds the run directory there: nothing is written, and nobody waits for anybody."""
     (tmp_path / "there").mkdir()
-    shared = {**ON_CPU, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(RUN), "--out", "there"],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
-            cwd=tmp_path,
-        )
-        for rank in ("0", "1")
-    ]
+    both = start_both(str(RUN), "--out", "there", cwd=tmp_path)
     said = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [2, 2], said
     assert all("error: there exists already" in errors for errors in said)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert not list((tmp_path / "there").iterdir())
+
+
+SLOW = """
+import time
+from mimo_benchmarks.training import loop
+
+really = loop.take_step
+
+
+def take_step(*arguments):
+    time.sleep(0.5)
+    return really(*arguments)
+
+
+loop.take_step = take_step
+if __name__ == "__main__":
+    from mimo_benchmarks.__main__ import main
+
+    main()
+"""
+LONG_RUN = [*RECALL, "--optim.steps", "100000", "--log-every", "100000", "--save-every", "100000"]
+
+
+def wait_until_training(run, process):
+    while process.poll() is None and not (run / "environment.json").exists():
+        time.sleep(0.1)
+
+
+@pytest.mark.unchecked
+def test_sigterm_to_a_launcher_saves_what_is_learnt(tmp_path):
+    """However rarely the run logs; the launcher kills its processes 30 seconds later."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    run = tmp_path / "run"
+    machine = ["--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--main_process_port", free_port()]
+    program = [*machine, str(tmp_path / "slow.py"), *LONG_RUN, "--out", str(run)]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", *program], stderr=subprocess.PIPE, text=True, env=ON_CPU
+    )
+    wait_until_training(run, launcher)
+    launcher.send_signal(signal.SIGTERM)
+    _, errors = launcher.communicate()
+    assert launcher.returncode == 1
+    step = load_checkpoint(run / "checkpoints").step
+    assert f"\nInterrupted: stopped after step {step}; resume with mimonets --resume {run}\n" in errors
+    assert errors.count("Interrupted") == 1
+    assert (run / ".lock").read_text() == ""
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.torture), 1])
+def test_a_process_that_was_stopped_ends_the_run(stopped, tmp_path):
+    """The other one says so; it may be the first, which holds what they talk through."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    run = tmp_path / "run"
+    both = start_both(str(tmp_path / "slow.py"), *LONG_RUN, "--timeout", "5", "--out", str(run))
+    wait_until_training(run, both[0])
+    both[stopped].send_signal(signal.SIGSTOP)
+    try:
+        _, errors = both[1 - stopped].communicate()
+    finally:
+        both[stopped].kill()
+        both[stopped].communicate()
+    assert both[1 - stopped].returncode == 2
+    assert f"error: process {stopped} gave no sign of life for 5 seconds (--timeout): it was stopped" in errors

@@ -15,6 +15,7 @@ UNRELATED_TO_LEARNING = {
     "out",
     "resume",
     "threads",
+    "timeout",
     "device",
     "tracker",
     "data_dir",
@@ -203,6 +204,7 @@ class RunConfig:
         cuda_graphs: On GPUs, record each kind of step once as a CUDA graph and replay it, which saves the time of launching its
             kernels. A network that waits for the GPU in its forward pass cannot be recorded.
         device: Device to train on; a GPU if there is one, unless given.
+        timeout: Seconds without a sign of life after which one of several processes counts as stopped, which ends the run.
         threads: CPU threads per process; unless given, OMP_NUM_THREADS, which launchers set to 1, else all cores but one.
         data_dir: Folder of data sets in torchvision's layout; unless given, the variable MIMO_DATA, else the platform's cache
             folder.
@@ -230,6 +232,7 @@ class RunConfig:
     compile: bool = True
     cuda_graphs: bool = True
     device: Literal["cpu", "cuda"] | None = None
+    timeout: int = 300
     threads: int | None = None
     data_dir: Path | None = None
     out: Path | None = None
@@ -268,7 +271,7 @@ class RunConfig:
         require(not alone, "augment.mixup mixes images of different passes, and optim.groups is 1: it must be at least 2")
         require(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")
         require(self.threads is None or self.threads >= 1, f"threads must be at least 1, got {self.threads}")
-        for name in ("log_every", "save_every"):
+        for name in ("log_every", "save_every", "timeout"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(self.dev_every >= 0, f"dev_every must not be negative, got {self.dev_every}")
         require(not self.best or self.dev_every > 0, "best needs dev accuracies to choose by: give dev_every")

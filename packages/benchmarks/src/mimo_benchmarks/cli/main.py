@@ -93,5 +93,6 @@ def execute_command(arguments: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except Stopped as stopped:
-        print(f"\nInterrupted: {stopped}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # several processes print only one line
+            print(f"\nInterrupted: {stopped}", file=sys.stderr)
         sys.exit(stopped.code)

@@ -45,6 +45,7 @@ from mimo_benchmarks.tasks.protocol import Task
 from mimo_benchmarks.training.checkpoint import load_checkpoint, must_fit, save_checkpoint
 from mimo_benchmarks.training.feed import Feed
 from mimo_benchmarks.training.loop import train
+from mimo_benchmarks.training.processes import Agreement, end_if_one_is_silent, open_store
 from mimo_benchmarks.training.signals import Stopped, StopRequest, note_signals
 from mimo_benchmarks.training.state import Training
 
@@ -122,13 +123,14 @@ def train_and_compare(
     feeds = [Feed(task, each, rank, world) for each in configs.values()]
     time_left = TimeLeft(feeds)
     finished: list[Trained] = []
-    with listen() as request:
+    with listen() as request, end_if_one_is_silent(rank, world, config.timeout):
+        agreement = Agreement(request, rank, world, open_store() if world > 1 else None)
         try:
             for feed, (name, each) in zip(feeds, configs.items(), strict=True):
                 network = untrained_network(each, accelerator) if finished else network
                 inside = RunDirectory(path / name)
                 finished.append(
-                    train_and_evaluate(f"{preset}.{name}".rstrip("."), network, feed, inside, accelerator, request, time_left)
+                    train_and_evaluate(f"{preset}.{name}".rstrip("."), network, feed, inside, accelerator, agreement, time_left)
                 )
                 accelerator.free_memory()
             if request.signal:
@@ -169,7 +171,7 @@ def train_and_evaluate(
     feed: Feed,
     directory: RunDirectory,
     accelerator: Accelerator,
-    request: StopRequest,
+    agreement: Agreement,
     time_left: TimeLeft,
 ) -> Trained:
     """Train a network from its newest checkpoint or from the start, evaluate it, and save it for `predict`."""
@@ -208,11 +210,12 @@ def train_and_evaluate(
         time_left.note(feed, step, training.progress.seconds)
         if main and config.dev_every and (step % config.dev_every == 0 or step == config.optim.steps):
             log(step=step, dev_accuracy=evaluate_dev(training, task, step))
-        number = signal_to_stop(request, step, config, accelerator)
+        number = agreement(step, training.progress.seconds, last=step == config.optim.steps)
         if main and (number or step % config.save_every == 0 or step == config.optim.steps):
             with progress_bar("saving a checkpoint"), memory_for("saving a checkpoint", SMALLER_MODEL):
                 save(saves)
         if number:
+            agreement.wait_for_first()
             raise Stopped(number, f"stopped after step {step}")
 
     try:
@@ -331,15 +334,6 @@ def evaluate_dev(training: Training, task: Task, step: int) -> dict[int, float]:
     if config.best and late and highest > training.progress.best:
         training.remember_best(highest)
     return found
-
-
-def signal_to_stop(request: StopRequest, step: int, config: RunConfig, accelerator: Accelerator) -> int:
-    """Return the signal that ends the run now, or 0; several processes agree on it when they log."""
-    if accelerator.num_processes == 1:
-        return request.signal
-    if step % config.log_every and step < config.optim.steps:
-        return 0
-    return int(accelerator.gather(torch.tensor([request.signal], device=accelerator.device)).max())
 
 
 @contextmanager

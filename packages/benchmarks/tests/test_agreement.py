@@ -1,0 +1,140 @@
+"""Processes that stop at the same step, wherever a signal comes, and do not wait for one that was stopped."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event
+
+import pytest
+from torch.distributed import HashStore
+
+from mimo_benchmarks.training import processes
+from mimo_benchmarks.training.processes import FEW_STEPS, LONG, Agreement, beat_and_listen
+from mimo_benchmarks.training.signals import StopRequest
+
+STEPS = 50
+
+
+def request_at(comes):
+    """A request to stop that comes in this network and step."""
+    request = StopRequest()
+    request.comes = comes
+    return request
+
+
+def run(rank, world, store, request, seconds, meet):
+    """Two networks' steps of a process, after each of which it asks; returns where it stopped, and by which signal."""
+    agreement = Agreement(request, rank, world, store)
+    for network in range(2):
+        for step in range(1, STEPS + 1):
+            meet()
+            if (network, step) == request.comes:
+                request.signal = 15
+            if number := agreement(step, seconds * step, last=step == STEPS):
+                agreement.wait_for_first()
+                return network, step, number
+    return None
+
+
+def run_all(world, store, coming, seconds):
+    """What all processes return, which are threads here and compute gradients together, one after each step.
+
+    `coming` tells for ranks in which network and step a signal comes.
+    """
+    meet = Barrier(world, timeout=10).wait
+    requests = [request_at(coming.get(rank)) for rank in range(world)]
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(lambda rank: run(rank, world, store, requests[rank], seconds, meet), range(world)))
+
+
+def test_one_process_stops_after_the_step():
+    assert run(0, 1, None, request_at((1, 37)), 0, lambda: None) == (1, 37, 15)
+
+
+@pytest.mark.parametrize("seconds", [0, 2 * LONG])
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1, 2]])
+@pytest.mark.parametrize("comes", [1, 2, 11, 15, 37])
+def test_all_processes_stop_at_the_same_step(ranks, seconds, comes):
+    """At the first question after the signal, or the second if it did not come to the first process."""
+    stopped = run_all(3, HashStore(), dict.fromkeys(ranks, (1, comes)), seconds)
+    assert len(set(stopped)) == 1
+    network, step, number = stopped[0]
+    assert (network, number) == (1, 15)
+    apart = 1 if seconds else FEW_STEPS
+    assert comes <= step < comes + (apart if 0 in ranks else 2 * apart)
+
+
+@pytest.mark.parametrize(("seconds", "questions"), [(0, STEPS // FEW_STEPS), (2 * LONG, STEPS)])
+def test_processes_ask_seldom_where_steps_are_short_and_leave_nothing_behind(seconds, questions):
+    asked = []
+
+    class Counted(HashStore):
+        def get(self, key):
+            asked.append(key)
+            return super().get(key)
+
+    store = Counted()
+    assert run_all(2, store, {}, seconds) == [None, None]
+    assert 2 * questions <= len(asked) <= 2 * questions + 4
+    assert store.num_keys() <= 1
+
+
+class Silenced(Exception):
+    """What ends a test in place of its process."""
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    def end(code):
+        assert code == 2
+        raise Silenced
+
+    monkeypatch.setattr(os, "_exit", end)
+
+
+class Clock(Event):
+    """Waits for nothing, and lets the other process beat in the meantime."""
+
+    def __init__(self, meanwhile, beats):
+        super().__init__()
+        self.meanwhile, self.beats = meanwhile, beats
+
+    def wait(self, timeout=None):
+        self.beats -= 1
+        self.meanwhile()
+        return self.beats < 0
+
+
+def test_a_process_that_gives_no_sign_of_life_ends_the_others(silent, capsys):
+    """One that does, or that has left, does not."""
+    store = HashStore()
+    beats = iter(range(10**6))
+    beat_and_listen(store, 0, range(1, 2), 10, Clock(lambda: store.set("beat/1", str(next(beats))), 100))
+    assert int(store.get("beat/0")) == 100
+    store.set("beat/1", "left")
+    beat_and_listen(store, 0, range(1, 2), 10, Clock(lambda: None, 100))
+    store.set("beat/1", "7")
+    clock = Clock(lambda: None, 100)
+    with pytest.raises(Silenced):
+        beat_and_listen(store, 0, range(1, 2), 10, clock)
+    assert 100 - clock.beats == processes.BEATS + 1
+    assert capsys.readouterr().err == (
+        "error: process 1 gave no sign of life for 10 seconds (--timeout): it was stopped, or its machine is gone; "
+        "see that it has ended, then resume with --resume\n"
+    )
+
+
+@pytest.mark.parametrize(("waited", "ended"), [(0.1, False), (10, True)])
+def test_a_store_that_does_not_answer_is_silent_and_one_that_has_ended_is_not(waited, ended, silent, monkeypatch):
+    """The store is part of the first process where no launcher holds it."""
+    now = iter([0.0, waited])
+    monkeypatch.setattr(processes.time, "monotonic", lambda: next(now))
+
+    class Gone(HashStore):
+        def get(self, key):
+            raise RuntimeError("timed out, or connection reset")
+
+    if ended:
+        with pytest.raises(Silenced):
+            beat_and_listen(Gone(), 1, range(1), 10, Event())
+    else:
+        beat_and_listen(Gone(), 1, range(1), 10, Event())

@@ -78,6 +78,22 @@ def test_processes_ask_seldom_where_steps_are_short_and_leave_nothing_behind(sec
     assert store.num_keys() <= 1
 
 
+def test_no_process_ends_before_the_first_has_saved():
+    """Its launcher would end the first one too. A store that has ended with the first process tells as much."""
+    asked = []
+
+    class Ended(HashStore):
+        def get(self, key):
+            asked.append(key)
+            raise RuntimeError("Connection reset by peer")
+
+    store = HashStore()
+    Agreement(StopRequest(), 0, 3, store).wait_for_first()
+    assert store.check(["1/saved", "2/saved"])
+    Agreement(StopRequest(), 2, 3, Ended()).wait_for_first()
+    assert asked == ["2/saved"]
+
+
 class Silenced(Exception):
     """What ends a test in place of its process."""
 

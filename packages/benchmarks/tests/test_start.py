@@ -153,6 +153,30 @@ def test_a_home_folder_is_found_where_shells_leave_it(monkeypatch):
         command.execute_command(["--resume=~"])
 
 
+@pytest.mark.parametrize(
+    ("message", "processes", "told"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer", "2", True),
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer", "1", False),
+        ("mat1 and mat2 shapes cannot be multiplied", "2", False),
+    ],
+)
+def test_a_process_that_is_gone_is_told_in_one_line(message, processes, told, monkeypatch, capsys):
+    """Other errors of torch are errors of ours."""
+
+    def fail(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr("mimo_benchmarks.cli.train.execute_train", fail)
+    with pytest.raises(SystemExit if told else RuntimeError) as error:
+        command.execute_command([])
+    if told:
+        assert error.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: another process of the run has ended, or cannot be reached ({message}): see what it said")
+
+
 def test_without_docstrings_it_trains_too(monkeypatch):
     """As `python -OO` leaves them out."""
     for preset in PRESETS.values():

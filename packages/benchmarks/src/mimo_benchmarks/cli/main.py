@@ -8,7 +8,7 @@ from importlib import import_module
 
 from mimo_benchmarks import __version__
 from mimo_benchmarks.data.storage.files import cores
-from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError, NotEnoughMemory
+from mimo_benchmarks.errors import CheckpointError, ConfigError, DatasetError, NotEnoughMemory, first_line
 from mimo_benchmarks.memory import memory_for
 from mimo_benchmarks.training.signals import Stopped
 
@@ -60,6 +60,13 @@ def expand_home(argument: str) -> str:
     return f"{flag}={os.path.expanduser(value)}" if path else argument
 
 
+def is_of_another_process(error: RuntimeError) -> bool:
+    """Tell whether an error of torch.distributed says that another process is gone; gloo's have no type of their own."""
+    from torch.distributed import DistError
+
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and (isinstance(error, DistError) or "/gloo/" in str(error))
+
+
 def execute_command(arguments: Sequence[str]) -> None:
     """Run the program: exit code 2 for what cannot work, 1 for training that diverged, 130 for Ctrl-C, 143 for SIGTERM."""
     arguments = [expand_home(argument) for argument in arguments]
@@ -88,6 +95,12 @@ def execute_command(arguments: Sequence[str]) -> None:
     except NotEnoughMemory as error:  # of one process alone, where there are several
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         print(f"error: {error}" + f" (process {os.environ.get('RANK', '0')})" * several, file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if not is_of_another_process(error):
+            raise
+        ended = f"another process of the run has ended, or cannot be reached ({first_line(error)})"
+        print(f"error: {ended}: see what it said, then resume with --resume", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)

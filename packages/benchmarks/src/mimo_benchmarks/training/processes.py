@@ -1,14 +1,14 @@
 """Let the processes of a run stop at the same step, and end it where one of them no longer runs.
 
-They talk through the store by which their launcher brought them together: no process waits for a GPU, and no network is set up.
+They talk through the store by which their launcher brought them together, so no GPU is kept waiting, and no network is set up.
 """
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from threading import Event, Thread
 
 import torch
@@ -28,11 +28,11 @@ LEFT = b"left"
 """What a process says that has ended its part in an orderly way."""
 
 
-def open_store(timeout: timedelta = PATIENCE) -> Store:
+def open_store() -> Store:
     """Connect to the launcher's store; a thread needs a connection of its own, because waiting blocks one."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what an earlier one said does not count
-    return PrefixStore(f"mimonets/{attempt}", TCPStore(address, port, is_master=False, timeout=timeout))
+    return PrefixStore(f"mimonets/{attempt}", TCPStore(address, port, is_master=False, timeout=PATIENCE))
 
 
 class Agreement:
@@ -110,39 +110,46 @@ def end_if_one_is_silent(rank: int, world: int, seconds: int) -> Iterator[None]:
     if world == 1:
         yield
         return
-    store, ended = open_store(timedelta(seconds=seconds)), Event()
+    store, ended, left = open_store(), Event(), Event()
     others = range(1, world) if rank == 0 else range(1)
-    thread = Thread(target=beat_and_listen, args=(store, rank, others, seconds, ended), daemon=True)
-    thread.start()
+    heard: dict[int, bytes] = {}
+    talk = Thread(target=beat, args=(store, rank, others, seconds, heard, ended, left), daemon=True)
+    talk.start()
+    Thread(target=listen, args=(others, seconds, heard, ended), daemon=True).start()
     try:
         yield
-    except BaseException:  # the others must not wait for this process
+        left.set()
+    finally:
         ended.set()
-        raise
-    ended.set()
-    thread.join()
-    with suppress(RuntimeError):  # the store has ended with the first process
-        store.set(f"beat/{rank}", LEFT.decode())
+    talk.join(seconds)
 
 
-def beat_and_listen(store: Store, rank: int, others: range, seconds: int, ended: Event) -> None:
-    """Give signs of life until `ended`, and end the process where another one gives none for so many seconds."""
-    last: dict[int, bytes] = {}
+def beat(store: Store, rank: int, others: range, seconds: int, heard: dict[int, bytes], ended: Event, left: Event) -> None:
+    """Give signs of life, and note those of others, until `ended`; say so if this process has `left` in an orderly way."""
+    with suppress(RuntimeError):  # the store has ended with the first process, or its machine
+        for number in count(1):
+            store.set(f"beat/{rank}", str(number))
+            for other in others:
+                if store.check([f"beat/{other}"]):
+                    heard[other] = store.get(f"beat/{other}")
+            if ended.wait(seconds / BEATS):
+                break
+        if left.is_set():
+            store.set(f"beat/{rank}", LEFT.decode())
+
+
+def listen(others: range, seconds: int, heard: dict[int, bytes], ended: Event) -> None:
+    """End this process where nothing new is `heard` of another one for so many seconds, until `ended`.
+
+    A thread of its own does so, because the store of a process or machine that was stopped lets others wait for ever.
+    """
+    last: dict[int, bytes | None] = {}
     quiet = dict.fromkeys(others, 0)
-    beats = 0
-    while not ended.wait(seconds / BEATS if beats else 0):
-        beats += 1
-        store.set(f"beat/{rank}", str(beats))
+    while not ended.wait(seconds / BEATS):
         for other in others:
-            asked = time.monotonic()
-            try:
-                found = store.get(f"beat/{other}")
-            except RuntimeError:  # the store does not answer; or it has ended at once, with the first process
-                if time.monotonic() - asked < seconds / 2:
-                    return
-                end_silent(other, seconds)
-            quiet[other] = quiet[other] + 1 if found == last.get(other) and found != LEFT else 0
-            last[other] = found
+            now = heard.get(other)
+            quiet[other] = quiet[other] + 1 if now == last.get(other) and now != LEFT else 0
+            last[other] = now
             if quiet[other] >= BEATS:
                 end_silent(other, seconds)
 

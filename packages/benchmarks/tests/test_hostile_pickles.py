@@ -65,7 +65,11 @@ def loaders(folder):
     """Return, by name, files that are there or can be, a function that reads them, and the error that it is to raise."""
     save_checkpoint(folder / "saves", 1, {"model": {"x": torch.ones(2)}}, {})
     build(SMALL).save_pretrained(folder / "network")
-    begin = partial(RunDirectory(folder).begin, "quickstart", RunConfig(), torch.device("cpu"))
+
+    def begin():
+        for note in RunDirectory(folder).begin("quickstart", RunConfig(), torch.device("cpu")):
+            raise ConfigError(note)  # a record that cannot be read is moved aside, which the note says
+
     begin()
     published = {"MNIST": images.MNIST.values(), "CIFAR-10": images.CIFAR10, "CIFAR-100": images.CIFAR100, "SVHN": images.SVHN}
     readers = (images.mnist_splits, images.cifar10_splits, images.cifar100_splits, images.svhn_splits)

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import sys
+import tracemalloc
 from pathlib import Path
 
 import huggingface_hub
@@ -248,6 +249,17 @@ def test_configurations_of_other_programs(copy, entry, value, named):
     with pytest.raises(ValueError, match=named) as refusal:
         hub.from_pretrained(copy)
     assert str(copy) in str(refusal.value)
+
+
+@unchecked
+def test_a_configuration_of_great_depth_takes_no_memory(copy):
+    signed(copy, {"config": config_in(copy) | {"depth": 6 * 10**6 + 4}})
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="far more than"):
+        hub.from_pretrained(copy)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
 
 
 NOT_OURS = [b"", b"{", b"[]", b"3", b"\xff", b"{}", b'{"sha256": "x", "config": ', b"[" * 100_000]

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import chain, repeat
 
 import torch
 from jaxtyping import Float
@@ -146,7 +147,7 @@ def body(config: NetworkConfig) -> Layers:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     c_in = config.stem_channels
     for number, (channels, stride) in enumerate(zip(config.stages, (1, 2, 2), strict=True), 1):
-        shapes = [(c_in, stride)] + [(channels, 1)] * (config.blocks - 1)
+        shapes = chain([(c_in, stride)], repeat((channels, 1), config.blocks - 1))
         layers[f"stage{number}"] = Layers(*(Block(c, channels, s, config) for c, s in shapes))
         c_in = channels
     if config.final_norm:

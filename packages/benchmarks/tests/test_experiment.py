@@ -330,3 +330,15 @@ def test_a_network_that_diverged_in_its_last_step_ends_with_a_remedy(images):
     torch.nn.init.constant_(network.body.module.stage1[0].conv1.weight, 1e38)
     with pytest.raises(FloatingPointError, match=r"statistics for n = 1 are not finite.*a lower --optim.lr may help"):
         experiment.recalibrate(CONFIG, network, images)
+
+
+@pytest.mark.once
+@pytest.mark.unchecked
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_an_update_that_overflows_weights_is_not_saved(optimizer, tmp_path):
+    """Loss, gradient and buffers of the step are finite; what the learning rate makes of them is not."""
+    optim = OptimConfig(steps=1, groups=4, optimizer=optimizer, lr=1e39, rest_lr=1e39, weight_decay=0.0, warmup=0.0)
+    with pytest.raises(FloatingPointError, match=r"step 1: weights .* are not finite; .*a lower --optim.lr may help"):
+        run(replace(CONFIG, optim=optim, save_every=1, out=tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert load_checkpoint(tmp_path / "run" / "diagnostic").step == 1

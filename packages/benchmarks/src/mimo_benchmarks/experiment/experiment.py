@@ -202,8 +202,7 @@ def train_and_evaluate(
         if "loss" in values:
             bar.set_postfix_str(describe_step(**values, left=time_left.describe()), refresh=False)
         dev = {f"dev_accuracy/{n}": value for n, value in values.pop("dev_accuracy", {}).items()}
-        step = values.pop("step")
-        accelerator.log({f"{name}/{key}": value for key, value in (values | dev).items()}, step=step)
+        accelerator.log({f"{name}/{key}": value for key, value in (values | dev).items() if key != "step"}, step=values["step"])
 
     def after_step(step: int) -> None:
         bar.update()
@@ -211,9 +210,11 @@ def train_and_evaluate(
         if main and config.dev_every and (step % config.dev_every == 0 or step == config.optim.steps):
             log(step=step, dev_accuracy=evaluate_dev(training, task, step))
         number = agreement(step, training.progress.seconds, last=step == config.optim.steps)
-        if main and (number or step % config.save_every == 0 or step == config.optim.steps):
-            with progress_bar("saving a checkpoint"), memory_for("saving a checkpoint", SMALLER_MODEL):
-                save(saves)
+        if number or step % config.save_every == 0 or step == config.optim.steps:
+            training.require_finite(name)  # in every process, as all have the same weights
+            if main:
+                with progress_bar("saving a checkpoint"), memory_for("saving a checkpoint", SMALLER_MODEL):
+                    save(saves)
         if number:
             agreement.wait_for_first()
             raise Stopped(number, f"stopped after step {step}")

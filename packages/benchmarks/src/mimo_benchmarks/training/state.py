@@ -81,6 +81,14 @@ class Training:
         self.progress.best = accuracy
         self.best = {name: value.clone() for name, value in self.evaluated_weights().items()}
 
+    def require_finite(self, name: str) -> None:
+        """Raise FloatingPointError unless weights, their moving average and the optimizer's state are finite."""
+        averages = self.average.parameters() if self.average else ()
+        moments = flatten_optimizer(self.optimizer.state_dict())[0].values()
+        if not all(tensor.isfinite().all() for tensor in (*self.network.parameters(), *averages, *moments)):
+            found = f"{name}, step {self.progress.step}: weights or the optimizer's state are not finite"
+            raise FloatingPointError(f"{found}; training diverged: a lower --optim.lr may help")
+
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return what a checkpoint holds: tensors, and a state for JSON."""
         moments, groups = flatten_optimizer(self.optimizer.state_dict())

@@ -147,3 +147,19 @@ def test_the_grid_of_a_pass():
     assert network.capacity == 6
     assert [network.config.grid(n) for n in (None, 1, 2, (1, 3), (2, 1))] == [(2, 3), (1, 1), (2, 2), (1, 3), (2, 1)]
     assert replace(network.config, m=4, n=4).grid() == (4, 4)
+
+
+def test_the_cost_of_a_vocabulary_grows_with_its_size():
+    """Each word is compared with few others, so that a vocabulary of 50,000 words takes no minute."""
+
+    class Word(str):
+        compared = 0
+
+        def __eq__(self, other):
+            Word.compared += 1
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    config(tokenizer="words", words=tuple(Word(number) for number in range(500)), vocab_size=501)
+    assert Word.compared < 5000

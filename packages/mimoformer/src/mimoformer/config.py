@@ -1,5 +1,6 @@
 """Configuration of a network: a frozen dataclass that checks itself."""
 
+from collections import Counter
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, get_args
@@ -146,8 +147,9 @@ class MIMOFormerConfig:
             given = "are given" if self.words is not None else "are missing"
             raise ValueError(f"words {given} with tokenizer {self.tokenizer!r}; the tokenizer 'words' needs them, no other does")
         words = self.words or ()
+        counts = Counter(words)
         for word in words:
-            if word.split() != [word] or set("()") & set(word) or words.count(word) > 1:
+            if word.split() != [word] or set("()") & set(word) or counts[word] > 1:
                 raise ValueError(f"words holds {word!r}; each must be there once, without white space and parentheses")
         largest = {"bytes": 256, "pixels": 256, "words": len(words)}.get(self.tokenizer or "", 0)
         if largest >= self.vocab_size:

@@ -146,6 +146,14 @@ def test_another_module_is_named(model, call):
         call(model, torch.randn(5, 2, 8, 8))
 
 
+@pytest.mark.unchecked
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:FutureWarning")
+def test_a_traced_network_is_named():
+    model, images = assembled(), torch.randn(4, 2, 8, 8)
+    with pytest.raises(TypeError, match=r"model is a TopLevelTracedModule; expected a MIMOConv, WideResNet or Superposed"):
+        predict(torch.jit.trace(model, images.unflatten(0, (2, 2))), images)
+
+
 @pytest.mark.parametrize("last", [1, 2, 3, 5])
 @pytest.mark.parametrize("first", [1, 8])
 def test_a_batch_of_one_value_per_channel_is_averaged_with_its_neighbour(first, last):

@@ -130,6 +130,14 @@ def test_another_module_is_named(model, call):
         call(model, torch.ones(5, 7, dtype=torch.long))
 
 
+@pytest.mark.unchecked
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:FutureWarning")
+def test_a_traced_network_is_named():
+    model, tokens = small(), torch.ones(4, 7, dtype=torch.long)
+    with pytest.raises(TypeError, match="model is a TopLevelTracedModule; expected a MIMOFormer"):
+        predict(torch.jit.trace(model, tokens.view(1, 2, 2, 7)), tokens)
+
+
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_torchs_defaults_count_where_a_network_is_made_and_nowhere_else(options):
     model = small(**options).float()

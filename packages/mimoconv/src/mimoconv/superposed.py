@@ -243,6 +243,6 @@ def check_types(model: nn.Module, x: Tensor) -> None:
 def network_of(model: nn.Module) -> Any:
     """Return the network inside torch's wrappers; TypeError if it is none of this package."""
     network = unwrapped(model)
-    if not hasattr(network, "body"):
+    if not hasattr(network, "body") or isinstance(network, torch.jit.ScriptModule):
         raise TypeError(f"model is a {type(model).__name__}; expected a MIMOConv, WideResNet or Superposed")
     return network

@@ -85,7 +85,7 @@ def group_in_grids(items: Tensor, grid: tuple[int, int], at_once: int) -> Iterat
 def network_of(model: nn.Module) -> MIMOFormer:
     """Return the network inside torch's wrappers; TypeError if it is none of this package."""
     network: MIMOFormer = unwrapped(model)
-    if not hasattr(network, "blocks"):
+    if not hasattr(network, "blocks") or isinstance(network, torch.jit.ScriptModule):
         raise TypeError(f"model is a {type(model).__name__}; expected a MIMOFormer")
     return network
 

@@ -76,7 +76,10 @@ def booleans(**flags: bool) -> None:
 
 
 def one_key_per_vector(x: Tensor, keys: Tensor) -> None:
-    """Raise ValueError unless `x` (*b n dim) holds as many vectors as there are keys (n ...)."""
+    """Raise unless `x` (*b n dim) and `keys` (n ...) are tensors (else TypeError), as many vectors as keys (else ValueError)."""
+    for name, tensor in (("x", x), ("keys", keys)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a tensor")
     if keys.dim() < 1:
         raise ValueError("keys is a scalar; it needs a first axis n, one key per vector")
     if x.dim() < 2 or x.shape[-2] != keys.shape[0]:

@@ -75,12 +75,14 @@ def ungroup(groups: Shaped[Tensor, "b n *item"], count: int) -> Shaped[Tensor, "
 
     Raises:
         ValueError: `groups` has fewer than two axes or fewer than `count` items, or `count` is negative.
-        TypeError: `count` is not a whole number.
+        TypeError: `count` is not a whole number, or `groups` is not a tensor.
 
     >>> import torch
     >>> ungroup(group(torch.arange(5), 2), 5)
     tensor([0, 1, 2, 3, 4])
     """
+    if not isinstance(groups, Tensor):
+        raise TypeError(f"groups is a {type(groups).__name__}; it must be a tensor")
     if groups.dim() < 2:
         raise ValueError(f"groups has shape {tuple(groups.shape)}; it needs axes (b, n, ...)")
     checks.whole_numbers(count=count)

@@ -34,6 +34,7 @@ def superpose(
         bind: the algebra, for example `hrr.bind`.
 
     Raises:
+        TypeError: an operand is not real floating point.
         ValueError: the numbers of vectors and keys differ.
 
     >>> import torch

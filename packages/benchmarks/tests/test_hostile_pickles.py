@@ -61,16 +61,17 @@ def cache(folder):
     return recipe.cache_folder(folder)
 
 
+def begin(folder):
+    """Start a run; a damaged environment.json is moved aside, which a note says, here as an error."""
+    if notes := RunDirectory(folder).begin("quickstart", RunConfig(), torch.device("cpu")):
+        raise ConfigError(notes[0])
+
+
 def loaders(folder):
     """Return, by name, files that are there or can be, a function that reads them, and the error that it is to raise."""
     save_checkpoint(folder / "saves", 1, {"model": {"x": torch.ones(2)}}, {})
     build(SMALL).save_pretrained(folder / "network")
-
-    def begin():
-        for note in RunDirectory(folder).begin("quickstart", RunConfig(), torch.device("cpu")):
-            raise ConfigError(note)  # a record that cannot be read is moved aside, which the note says
-
-    begin()
+    begin(folder)
     published = {"MNIST": images.MNIST.values(), "CIFAR-10": images.CIFAR10, "CIFAR-100": images.CIFAR100, "SVHN": images.SVHN}
     readers = (images.mnist_splits, images.cifar10_splits, images.cifar100_splits, images.svhn_splits)
     level = folder / LEVEL
@@ -110,7 +111,7 @@ def loaders(folder):
         },
         "settings": (folder / "config.json", partial(read_settings, folder), ConfigError),
         "result": (folder / "result.json", partial(read_result, folder), ConfigError),
-        "environment": (folder / "environment.json", begin, ConfigError),
+        "environment": (folder / "environment.json", partial(begin, folder), ConfigError),
         "timings": (folder / "a.json", lambda: read_earlier(folder / "a.json", {}, [1]), ConfigError),
     }  # fmt: skip
 

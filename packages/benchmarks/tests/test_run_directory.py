@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from mimo_benchmarks import run_lock
+from mimo_benchmarks.data.storage import files
 from mimo_benchmarks.errors import CheckpointError, ConfigError
 from mimo_benchmarks.experiment.compatibility import check_same_run
 from mimo_benchmarks.experiment.experiment import prepare_directory
@@ -41,6 +42,21 @@ def test_only_what_exists_is_taken(tmp_path, monkeypatch):
     assert make_run_directory(None, "quickstart") == Path("runs/quickstart-002")
     with pytest.raises(ConfigError, match="exists already"):
         make_run_directory(Path("runs/quickstart-001"), "quickstart")
+
+
+def test_a_folder_that_cannot_be_synced_is_not_taken_for_one_that_exists(tmp_path, monkeypatch):
+    """Such as one that may be written but not read: other numbers would be made there for ever."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    errors = [PermissionError(13, "Permission denied", "runs")]
+
+    def sync(path):
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(files, "sync", sync)
+    with pytest.raises(ConfigError, match=r"the run directory cannot be made \(.*'runs'\): choose another --out"):
+        make_run_directory(None, "quickstart")
 
 
 def prepare(config, names=("",)):

@@ -41,7 +41,7 @@ def make_run_directory(given: Path | None, preset: str) -> Path:
         try:
             make_folder(path)
         except OSError as error:
-            if os.path.lexists(path):
+            if isinstance(error, FileExistsError) and os.path.lexists(path):
                 continue
             raise ConfigError(f"the run directory cannot be made ({error}): choose another --out") from error
         return path

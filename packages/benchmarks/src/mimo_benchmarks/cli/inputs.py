@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -42,6 +42,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns an image upright, by the orientation that Exif gives it."""
+VISIBLE = 8
+"""Least difference, of 255, between pixels of a transparent image that is not blank on white; lossy compression makes a few."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Chunks of a PNG file with texts and the colour profile."""
@@ -194,13 +196,15 @@ def read_image(path: Path, channels: int, size: int) -> tuple[UInt8[Tensor, "c h
             picture = picture.convert("RGBA")
             if (np.asarray(picture)[..., 3] < 255).any():
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-                levels = np.asarray(picture)
-                shown = bool((levels != levels[0, 0]).any())
+                shown = bool(np.ptp(np.asarray(picture), axis=(0, 1)).max() >= VISIBLE)
                 require(shown, f"{path} is blank on white: put it on another background")
                 changes.append("put on white for their transparency")
         picture = picture.convert(MODES[channels])
     except (MemoryError, ConfigError):
         raise
+    except UnidentifiedImageError as error:  # its text can be the address of bytes
+        formats = ", ".join(FORMATS)
+        raise ConfigError(f"{path} is not an image that can be read (its beginning is not that of a {formats} file)") from error
     except Exception as error:  # Pillow has no common type of error for damaged pixels
         raise ConfigError(f"{path} is not an image that can be read ({error})") from error
     if picture.size != (size, size):

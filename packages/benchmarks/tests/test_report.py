@@ -680,3 +680,16 @@ def test_command_line(tmp_path, monkeypatch, capsys):
             execute_report(arguments)
     with pytest.raises(ConfigError, match="choose another --out"):
         execute_report([str(run), "--out", "file"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pipes with names")
+def test_a_pipe_in_the_place_of_a_report_is_named(tmp_path):
+    """Writing into it would wait for ever."""
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out/report.html")
+    reader = os.open(tmp_path / "out/report.html", os.O_RDONLY | os.O_NONBLOCK)  # lets what writes all the same go on
+    try:
+        with pytest.raises(ConfigError, match=r"report.html is not a file\): choose another --out"):
+            written(tmp_path / "out", make_run(tmp_path / "run"))
+    finally:
+        os.close(reader)

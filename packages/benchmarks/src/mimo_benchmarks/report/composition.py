@@ -234,7 +234,10 @@ def write_report(
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (out / name).write_bytes(content)
+            path = out / name
+            if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+                raise OSError(f"{path} is not a file")
+            path.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"the report cannot be written ({error}): choose another --out") from error
     return markdown_body(head, sections, pictures=False)

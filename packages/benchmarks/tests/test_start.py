@@ -177,6 +177,18 @@ def test_a_process_that_is_gone_is_told_in_one_line(message, processes, told, mo
         assert said.startswith(f"error: another process of the run has ended, or cannot be reached ({message}): see what it said")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder that is current")
+def test_a_current_folder_that_is_gone_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    """It would stop torch's libraries, in words that do not name it."""
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    monkeypatch.setattr("mimo_benchmarks.cli.train.execute_train", lambda *_: None)
+    with pytest.raises(SystemExit) as error:
+        command.execute_command([])
+    assert error.value.code == 2
+    assert capsys.readouterr().err == "error: the current folder is no longer there: go to another one\n"
+
+
 def test_without_docstrings_it_trains_too(monkeypatch):
     """As `python -OO` leaves them out."""
     for preset in PRESETS.values():

@@ -60,6 +60,14 @@ def expand_home(argument: str) -> str:
     return f"{flag}={os.path.expanduser(value)}" if path else argument
 
 
+def require_current_folder() -> None:
+    """Raise ConfigError if the current folder is gone, without which torch's libraries end the process in words of their own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current folder is no longer there: go to another one") from error
+
+
 def is_of_another_process(error: RuntimeError) -> bool:
     """Tell whether an error of torch.distributed says that another process is gone; gloo's have no type of their own."""
     from torch.distributed import DistError
@@ -78,6 +86,7 @@ def execute_command(arguments: Sequence[str]) -> None:
     smaller = SMALLER.get(first, "give a smaller --optim.groups or smaller --model sizes")
     try:
         with memory_for(f"mimonets {first if first in COMMANDS else 'train'}", smaller):
+            require_current_folder()
             import_torch()
             if first in COMMANDS:
                 if os.environ.get("RANK", "0") == "0":  # once, however many processes a launcher starts

@@ -189,6 +189,17 @@ def test_a_current_folder_that_is_gone_is_told_in_one_line(tmp_path, monkeypatch
     assert capsys.readouterr().err == "error: the current folder is no longer there: go to another one\n"
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["", "two", "0", "1.0"])
+def test_what_is_no_number_of_processes_is_told_in_one_line(name, value, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("mimo_benchmarks.cli.train.execute_train", lambda *_: None)
+    with pytest.raises(SystemExit) as error:
+        command.execute_command([])
+    assert error.value.code == 2
+    assert capsys.readouterr().err == f"error: {name} = {value!r}, expected the launcher's number of processes: unset it\n"
+
+
 def test_without_docstrings_it_trains_too(monkeypatch):
     """As `python -OO` leaves them out."""
     for preset in PRESETS.values():

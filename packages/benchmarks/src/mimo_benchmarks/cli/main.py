@@ -60,6 +60,14 @@ def expand_home(argument: str) -> str:
     return f"{flag}={os.path.expanduser(value)}" if path else argument
 
 
+def check_processes() -> None:
+    """Raise ConfigError if what a launcher says of its processes is not a number of them."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        value = os.environ.get(name, "1")
+        if not value.isdecimal() or int(value) == 0:
+            raise ConfigError(f"{name} = {value!r}, expected the launcher's number of processes: unset it")
+
+
 def require_current_folder() -> None:
     """Raise ConfigError if the current folder is gone, without which torch's libraries end the process in words of their own."""
     try:
@@ -82,9 +90,10 @@ def execute_command(arguments: Sequence[str]) -> None:
     if first == "--version":
         print(f"mimonets {__version__}")
         return
-    set_thread_defaults()  # before torch is imported
     smaller = SMALLER.get(first, "give a smaller --optim.groups or smaller --model sizes")
     try:
+        check_processes()
+        set_thread_defaults()  # before torch is imported
         with memory_for(f"mimonets {first if first in COMMANDS else 'train'}", smaller):
             require_current_folder()
             import_torch()

@@ -200,6 +200,21 @@ def test_what_is_no_number_of_processes_is_told_in_one_line(name, value, monkeyp
     assert capsys.readouterr().err == f"error: {name} = {value!r}, expected the launcher's number of processes: unset it\n"
 
 
+@pytest.mark.parametrize("rank", ["1", "-1", ""])
+def test_a_process_that_is_not_one_of_those_there_are_does_not_end_in_silence(rank, monkeypatch, capsys):
+    """Only the first process says anything."""
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as error:
+        command.execute_command(["list"])
+    assert error.value.code == 2
+    assert f"RANK = {rank!r}, but WORLD_SIZE = 1: unset RANK, or use a launcher" in capsys.readouterr().err
+
+
+def test_processes_that_do_not_share_a_run_are_not_recorded(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert environment(torch.device("cpu"))["processes"] == 1
+
+
 def test_without_docstrings_it_trains_too(monkeypatch):
     """As `python -OO` leaves them out."""
     for preset in PRESETS.values():

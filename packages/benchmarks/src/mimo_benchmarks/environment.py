@@ -26,7 +26,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "versions": {name: installed_version(name) for name in OURS + OTHERS},
     }
 

@@ -61,11 +61,14 @@ def expand_home(argument: str) -> str:
 
 
 def check_processes() -> None:
-    """Raise ConfigError if what a launcher says of its processes is not a number of them."""
+    """Raise ConfigError if what a launcher says of its processes cannot be."""
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         value = os.environ.get(name, "1")
         if not value.isdecimal() or int(value) == 0:
             raise ConfigError(f"{name} = {value!r}, expected the launcher's number of processes: unset it")
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not rank.isdecimal() or int(rank) >= int(world):
+        raise ConfigError(f"RANK = {rank!r}, but WORLD_SIZE = {world}: unset RANK, or use a launcher")
 
 
 def require_current_folder() -> None:

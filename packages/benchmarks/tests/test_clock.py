@@ -15,6 +15,7 @@ pytestmark = pytest.mark.once
 JUMPS = [0.0, 0.0, 0.0, 1e-3, 0.2, 1e9, -1e-3, -3600.0, -1e9]
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # rates of such clocks have many digits
 @pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 31), marks=pytest.mark.torture)], ids=len)
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_run_ends_whatever_the_clock_says(seeds, terminal, tmp_path, monkeypatch, capsys):

@@ -95,6 +95,14 @@ def test_no_process_ends_before_the_first_has_saved():
     assert asked == ["2/saved"]
 
 
+def test_every_save_is_waited_for_anew():
+    store = HashStore()
+    for _ in range(2):
+        Agreement(StopRequest(), 0, 2, store).wait_for_first()
+        Agreement(StopRequest(), 1, 2, store).wait_for_first()
+        assert not store.check(["1/saved"])
+
+
 class Silenced(Exception):
     """What ends a test in place of its process."""
 

@@ -95,6 +95,7 @@ class Agreement:
         if self.rank:
             with suppress(RuntimeError):  # the store has ended with the first process
                 self.store.get(f"{self.rank}/saved")
+                self.store.delete_key(f"{self.rank}/saved")  # the next save is waited for anew
         else:
             for other in range(1, self.world):
                 self.store.set(f"{other}/saved", "1")

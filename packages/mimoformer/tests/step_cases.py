@@ -237,6 +237,7 @@ def test_the_operator_is_registered_as_it_should_be(form):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:TensorFloat32")  # Inductor's advice on GPUs
 def test_compiled_without_a_graph_break():
     torch.compiler.reset()
     graphs = []

@@ -46,9 +46,6 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
         f"the features take vectors of {weights.shape[-1]} dimensions": weights.shape[-1] != q.shape[-1],
         f"the grid has {slots} slots; the kernels take up to {LARGEST_GRID}": slots > LARGEST_GRID,
         "a tile of causal attention takes more shared memory than the GPU has": causal and not tile_fits(q),
-        "Triton compiles causal attention with positive features wrongly for bfloat16": causal
-        and isinstance(phi, PositiveFeatures)
-        and q.dtype == torch.bfloat16,
         "there are no tokens": 0 in q.shape,
         f"there are more than {MOST_HEADS} heads in all groups": q.shape[0] * q.shape[3] > MOST_HEADS,
         "a group has more than 2**31 numbers": any(extent(x) >= 2**31 for x in (q, k, v)),
@@ -103,7 +100,7 @@ def why_plain_step(
         f"the features take vectors of {weights.shape[-1]} dimensions": weights.shape[-1] != d,
         f"the grid has {m * n} slots; the kernel takes up to {LARGEST_GRID}": m * n > LARGEST_GRID,
         "there are no sequences": b == 0,
-        "the state is not of these tokens, or not in float32": bool(state)
+        "the state is not of these tokens, or not in float32": len(state) > 0
         and ([x.shape for x in state] != shapes or any(x.dtype != torch.float32 for x in state)),
         "the tensors are on several devices": any(x.device != q.device for x in tensors),
         "operators are traced, exported, transformed or watched": not is_plain(tensors),
@@ -173,7 +170,7 @@ kernels_run._dynamo_marked_constant = shared_memory._dynamo_marked_constant = Tr
 def is_known(feature_map: Any, phi: Any, kinds: tuple[type[RandomFeatures], ...]) -> bool:
     """Tell whether these are features that the kernels have, compiled or not, and no hooks want to see them."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    known = type(phi) in kinds and not {"forward", "query", "key", "running_key"} & vars(phi).keys()
+    known = type(phi) in kinds and not any(name in vars(phi) for name in ("forward", "query", "key", "running_key"))
     return known and not any(getattr(each, name) for each in (feature_map, phi) for name in hooks)
 
 

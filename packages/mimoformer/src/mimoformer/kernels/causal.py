@@ -391,7 +391,10 @@ def attend_kernel(
         a = tl.load(context + feature[:, None] * D + dim[None, :])
         z = tl.load(own + column[:, None] * R + feature[None, :], (column <= SLOTS)[:, None], other=0.0)
         phi = tl.dot(query.to(w.dtype), tl.trans(w), input_precision="tf32x3")
-        phi_k = tl.dot(w, tl.trans(vector.to(w.dtype)), input_precision="tf32x3")
+        if vector.shape[0] < 64:  # rows of features, as few rows of keys would be a narrow right operand
+            phi_k = tl.trans(tl.dot(vector.to(w.dtype), tl.trans(w), input_precision="tf32x3"))
+        else:
+            phi_k = tl.dot(w, tl.trans(vector.to(w.dtype)), input_precision="tf32x3")
         if POSITIVE:
             top = tl.load(tops + feature)
             shift, fade = raised(shift, phi, top[None, :])

@@ -118,10 +118,14 @@ class Upstream(NamedTuple):
     """Gradients of denominators (b h s l), which `sum_tokens` writes and `backward` reads."""
 
 
-def padded_sizes(projection: Tensor) -> tuple[int, int]:
-    """Return R and D, the number of features and the dimension as powers of two."""
-    features, dim = (max(16, triton.next_power_of_2(size)) for size in projection.shape)
-    return features, dim
+def padded_sizes(projection: Tensor, dtype: torch.dtype) -> tuple[int, int]:
+    """Return R and D, the number of features and the dimension as powers of two.
+
+    For bfloat16 R is 64 at least, so that products have as many rows as a warp group multiplies: of fewer, ptxas 12.8 makes causal
+    kernels that compute wrong numbers.
+    """
+    least = 64 if precision_of(dtype) == torch.bfloat16 else 16
+    return max(least, triton.next_power_of_2(projection.shape[0])), max(16, triton.next_power_of_2(projection.shape[1]))
 
 
 def precision_of(dtype: torch.dtype) -> torch.dtype:
@@ -132,7 +136,7 @@ def precision_of(dtype: torch.dtype) -> torch.dtype:
 
 def new_weights(projection: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Scale W (r d), and round it for inputs of a dtype: (1 R D) in float32; or float16, what that drops, and bfloat16."""
-    r, d = padded_sizes(projection)
+    r, d = padded_sizes(projection, dtype)
     half = precision_of(dtype) == torch.bfloat16
     out = torch.empty(3 if half else 1, r, d, dtype=torch.float16 if half else torch.float32, device=projection.device)
     with torch.cuda.device_of(projection):

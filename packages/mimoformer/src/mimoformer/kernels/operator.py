@@ -130,7 +130,7 @@ def _(
     q = split(parts)[0]
     b, s, length, heads, dim = q.shape
     ends = grid[1] if form == "shared" else s
-    (r, d), dtype = padded_sizes(projection), precision_of(q.dtype)
+    (r, d), dtype = padded_sizes(projection, q.dtype), precision_of(q.dtype)
     bundles = (1, 1) if form == "blurry" else grid
     count = [-(-length // tile_of(q.dtype, max(bundles)))] if causal else []
     return (

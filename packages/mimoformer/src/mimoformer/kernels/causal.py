@@ -355,6 +355,15 @@ def scan(
 
 
 @triton.jit
+def projected_keys(w, vector):
+    """Return W k (features rows), in memory row by row or, where these would be short, column by column; see `padded_sizes`."""
+    if vector.shape[0] < 64:
+        return tl.trans(tl.dot(vector, tl.trans(w), input_precision="tf32x3"))
+    else:
+        return tl.dot(w, tl.trans(vector), input_precision="tf32x3")
+
+
+@triton.jit
 def attend_kernel(
     q, k, v, keys, mask, weights, context, own, tops, out, reciprocals, shifts,
     q_b, q_s, q_l, q_h, k_b, k_s, k_l, k_h, v_b, v_s, v_l, v_h, out_b, out_s, out_l, out_h, length, eps, square,
@@ -391,10 +400,7 @@ def attend_kernel(
         a = tl.load(context + feature[:, None] * D + dim[None, :])
         z = tl.load(own + column[:, None] * R + feature[None, :], (column <= SLOTS)[:, None], other=0.0)
         phi = tl.dot(query.to(w.dtype), tl.trans(w), input_precision="tf32x3")
-        if vector.shape[0] < 64:  # rows of features, as few rows of keys would be a narrow right operand
-            phi_k = tl.trans(tl.dot(vector.to(w.dtype), tl.trans(w), input_precision="tf32x3"))
-        else:
-            phi_k = tl.dot(w, tl.trans(vector.to(w.dtype)), input_precision="tf32x3")
+        phi_k = projected_keys(w, vector.to(w.dtype))
         if POSITIVE:
             top = tl.load(tops + feature)
             shift, fade = raised(shift, phi, top[None, :])

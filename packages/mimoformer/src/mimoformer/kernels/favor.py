@@ -121,8 +121,8 @@ class Upstream(NamedTuple):
 def padded_sizes(projection: Tensor, dtype: torch.dtype) -> tuple[int, int]:
     """Return R and D, the number of features and the dimension as powers of two.
 
-    For bfloat16 R is 64 at least, so that products have as many rows as a warp group multiplies: of fewer, ptxas 12.8 makes causal
-    kernels that compute wrong numbers.
+    For bfloat16 R is 64 at least, and so is the longer side of right operands in causal kernels: where a tensor core reads an
+    operand whose rows have fewer numbers, ptxas 12.8 sometimes adds up its address wrongly.
     """
     least = 64 if precision_of(dtype) == torch.bfloat16 else 16
     return max(least, triton.next_power_of_2(projection.shape[0])), max(16, triton.next_power_of_2(projection.shape[1]))

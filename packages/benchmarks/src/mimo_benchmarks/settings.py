@@ -22,6 +22,7 @@ UNRELATED_TO_LEARNING = {
     "log_every",
     "save_every",
     "controls",
+    "rates",
     "compile",
     "cuda_graphs",
 }
@@ -196,6 +197,7 @@ class RunConfig:
         optim: How the network is trained.
         augment: How training images are varied; tasks of tokens have no augmentation.
         controls: Also train the controls: plain networks of equal cost and a thin one, on the same inputs.
+        rates: Measure inputs per second after training; leave it out where other programs use the device, which would slow it.
         seed: Seed of everything random; the same seed gives the same numbers on the same machine and thread count.
         precision: Precision of the forward pass; that of `accelerate launch --mixed_precision` unless given.
         sync_batch_norm: On several GPUs, compute BatchNorm statistics over the inputs of all GPUs rather than of each, which
@@ -226,6 +228,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     controls: bool = False
+    rates: bool = True
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] | None = None
     sync_batch_norm: bool = False

@@ -146,10 +146,10 @@ def train_and_compare(
     if not accelerator.is_main_process:
         return
     candidates = [(one.network, one.module, row.n) for one in finished for row in one.rows]
-    rates = iter(measure_throughput(candidates, accelerator.device))
+    rates = iter(measure_throughput(candidates, accelerator.device) if config.rates else [])
     runs = []
     for one in finished:
-        own = {row.n: next(rates) for row in one.rows}
+        own = {row.n: next(rates, None) for row in one.rows}
         runs.append(write_result(one, finished[0], task, own, seconds_since(start)))
     from mimo_benchmarks.report.composition import write_report  # here, because the import takes a second
 

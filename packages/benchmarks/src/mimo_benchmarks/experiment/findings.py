@@ -72,21 +72,26 @@ def crosstalk_of(config: RunConfig, module: nn.Module, task: Task) -> Crosstalk 
     return measure_crosstalk(describe(config.model), module, task, config.n, config.seed)
 
 
-def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, Spread], wall_seconds: float) -> Run:
+def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, Spread | None], wall_seconds: float) -> Run:
     """Write result.json of a trained network, and return the run for the report.
 
     Args:
         one: the trained network.
         root: the network that the experiment is about; `one` is this network or a control of it.
         task: the task that it was trained on.
-        rates: throughput for each n.
+        rates: throughput for each n; None if it was not measured.
         wall_seconds: seconds of the experiment so far.
     """
     preset, *forms = one.name.split(".")
     control = forms.pop() if forms and forms[-1] != "short" else None
     first, last = one.directory.starts[0], one.directory.starts[-1]
     measured_in: dict[str, Any] = {name: last[name] for name in ("device", "processes", "versions", "git_revision")}
-    timed = [(row, rates[row.n]) for row in one.rows]
+
+    def timed(row: Row) -> Row:
+        rate = rates[row.n]
+        quartiles = None if rate is None else (rate.low, rate.high)
+        return replace(row, inputs_per_second=None if rate is None else rate.value, inputs_per_second_quartiles=quartiles)
+
     result = Result(
         preset=".".join([preset, *forms]),
         control=control,
@@ -95,9 +100,7 @@ def write_result(one: Trained, root: Trained, task: Task, rates: dict[int, Sprea
         task=task.name,
         seed=one.config.seed,
         paper=reported_by_paper(one.config, one.name),
-        rows=tuple(
-            replace(row, inputs_per_second=rate.value, inputs_per_second_quartiles=(rate.low, rate.high)) for row, rate in timed
-        ),
+        rows=tuple(map(timed, one.rows)),
         guesses=task.guesses,
         crosstalk=one.crosstalk,
         steps=one.progress.step,

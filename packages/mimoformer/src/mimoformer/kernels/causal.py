@@ -355,9 +355,9 @@ def scan(
 
 
 @triton.jit
-def projected_keys(w, vector):
+def projected_keys(w, vector, HALF: tl.constexpr):
     """Return W k (features rows), in memory row by row or, where these would be short, column by column; see `padded_sizes`."""
-    if vector.shape[0] < 64:
+    if HALF and vector.shape[0] < 64:
         return tl.trans(tl.dot(vector, tl.trans(w), input_precision="tf32x3"))
     else:
         return tl.dot(w, tl.trans(vector), input_precision="tf32x3")
@@ -400,7 +400,7 @@ def attend_kernel(
         a = tl.load(context + feature[:, None] * D + dim[None, :])
         z = tl.load(own + column[:, None] * R + feature[None, :], (column <= SLOTS)[:, None], other=0.0)
         phi = tl.dot(query.to(w.dtype), tl.trans(w), input_precision="tf32x3")
-        phi_k = projected_keys(w, vector.to(w.dtype))
+        phi_k = projected_keys(w, vector.to(w.dtype), HALF)
         if POSITIVE:
             top = tl.load(tops + feature)
             shift, fade = raised(shift, phi, top[None, :])

@@ -15,12 +15,13 @@ from mimo_benchmarks.training.signals import Stopped
 SMALLER = {
     "list": "leave out --estimate, or name other presets",
     "report": "name fewer runs",
+    "reproduce": "lower --at-once",
     "throughput": "give fewer --passes or another preset",
     "predict": "give fewer --passes",
     "data": "free some, or name another data set",
 }
 """What each command can do to need less memory; training has settings for it."""
-COMMANDS = ("list", "report", "throughput", "predict", "data")
+COMMANDS = ("list", "reproduce", "report", "throughput", "predict", "data")
 """Commands other than train, each with a file in this folder; any other first word is a preset."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 
 from mimo_benchmarks.data.vision.augment import NONE
 from mimo_benchmarks.errors import ConfigError, suggestion
@@ -11,8 +12,8 @@ from mimo_benchmarks.presets.paper import PAPER
 from mimo_benchmarks.settings import OptimConfig, RunConfig
 from mimoconv import MIMOConvConfig
 
-SHORT = 20
-"""Factor by which the form `short` of a preset has fewer steps."""
+SHORT = 1 / 20
+"""Share of a preset's steps that its form `short` has."""
 
 
 def quickstart() -> RunConfig:
@@ -55,9 +56,9 @@ def cifar10_muon_n4() -> RunConfig:
 
 
 def with_docstring(name: str, about: str, make: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
-    """Return a preset of a family with its docstring: what it is, and what the paper reports."""
+    """Return a preset of a family with its docstring: what it is, what the paper reports, and where our results are."""
     reported = [f"{mean} ± {std} %" if std is not None else f"{mean} %" for mean, std in PAPER.get(name, {}).values()]
-    make.__doc__ = f"{about}: {', '.join(reported) or 'no figure'} in Menet et al. (2023); not run to the end here."
+    make.__doc__ = f"{about}: {', '.join(reported) or 'no figure'} in Menet et al. (2023); docs/results.md has what came out here."
     return make
 
 
@@ -83,6 +84,12 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 }
 
 
+def shortened(config: RunConfig, share: float) -> RunConfig:
+    """Return settings with a share of the steps, rounded up, and as many evaluations on the dev split."""
+    steps, dev = (ceil(round(share * count, 6)) for count in (config.optim.steps, config.dev_every))
+    return replace(config, optim=replace(config.optim, steps=steps), dev_every=dev)
+
+
 def find_preset(name: str) -> RunConfig:
     """Return the settings of a preset, or of a form of it: NAME.short, NAME.thin and other controls, NAME.short.thin.
 
@@ -96,8 +103,7 @@ def find_preset(name: str) -> RunConfig:
     config = PRESETS[base]()
     if forms and forms[0] == "short":
         forms.pop(0)
-        steps, dev = -(-config.optim.steps // SHORT), -(-config.dev_every // SHORT)
-        config = replace(config, optim=replace(config.optim, steps=steps), dev_every=dev)
+        config = shortened(config, SHORT)
     if forms:
         plain = controls(config.model, config.n)
         if len(forms) > 1 or forms[0] not in plain:

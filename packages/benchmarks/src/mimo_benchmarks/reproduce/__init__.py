@@ -1,0 +1,1 @@
+"""The paper's tables as queues of runs, their results, and the page that shows them."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from unittest import mock
@@ -88,7 +89,10 @@ class LinearFeatures(nn.Module):
 def test_plain_attention_takes_everything_else(offered):
     q, k, v, keys, phi = operands()
     hooked, trained, changed = ReLUFeatures(8, 16), ReLUFeatures(8, 16), PositiveFeatures(8, 16)
-    changed.query = torch.relu
+    projected, lifted = ReLUFeatures(8, 16), ReLUFeatures(8, 16)
+    changed.query = projected.project = torch.relu
+    del lifted.eps
+    lifted.eps = nn.Parameter(torch.tensor(0.1))
     hooked.register_forward_hook(lambda *_: None)
     trained.projection.requires_grad_()
     found = {
@@ -99,6 +103,8 @@ def test_plain_attention_takes_everything_else(offered):
         "DPFP": why_plain(q, k, v, keys, DPFPFeatures()),
         "Own": why_plain(q, k, v, keys, Own(8, 16)),
         "features are Positive": why_plain(q, k, v, keys, changed),
+        "features are ReLU": why_plain(q, k, v, keys, projected),
+        "unchanged": why_plain(q, k, v, keys, lifted),
         "hooks": why_plain(q, k, v, keys, hooked),
         "binding keys": why_plain(q, k, v, keys.clone().requires_grad_(), phi),
         "projection": why_plain(q, k, v, keys.detach(), trained),
@@ -196,10 +202,11 @@ def test_features_that_somebody_watches_are_computed_in_plain_pytorch(offered, w
     assert "hooks" in why_plain(q, k, v, keys, phi)
 
 
-def test_networks_are_exported_in_plain_pytorch(offered):
+@pytest.mark.parametrize("strict", [False, True])
+def test_networks_are_exported_in_plain_pytorch(offered, strict):
     layer = SuperposedAttention(16, 2, 2, 2, features=16)
-    exported = torch.export.export(layer, (torch.randn(1, 2, 2, 5, 16),))
-    assert "mimoformer" not in str(exported.graph_module.code)
+    exported = torch.export.export(layer, (torch.randn(1, 2, 2, 5, 16),), strict=strict)
+    assert "ops.mimoformer" not in str(exported.graph_module.code)
 
 
 @pytest.mark.unchecked
@@ -217,6 +224,16 @@ def test_an_implementation_that_is_asked_for_never_falls_back(function):
 def test_plain_is_never_replaced(offered):
     assert not uses_triton("plain", *operands(), causal=False)
     assert uses_triton("auto", *operands(), causal=True)
+
+
+@pytest.mark.unchecked
+def test_attention_of_its_own_decides_itself_what_computes():
+    class Own(SuperposedAttention):
+        attend = staticmethod(partial(favor_s))
+
+    layer = Own(16, 2, 2, 2, implementation="triton")
+    with pytest.raises(ValueError, match="'triton' cannot compute this: the tensors are on cpu"):
+        layer(torch.randn(1, 2, 2, 5, 16))
 
 
 class Halved(SuperposedAttention):

@@ -20,6 +20,7 @@ from mimoformer.bundles import (
     check_alike,
     check_mask,
     check_operands,
+    check_scale,
     divide_or_zero,
     key_features,
     mark_padding,
@@ -76,15 +77,16 @@ def favor_s(
         implementation: "plain" PyTorch, or "triton" for fused kernels, on NVIDIA GPUs from Ampere on; "auto" takes the kernels
             where `mimoformer.dispatch.why_plain` knows no reason against it. They keep no features in memory, multiply numbers
             in the precision of q (`mimoformer.kernels.favor`), and are one operator to autograd: gradients cannot be
-            differentiated again, and the output must not be changed in place before the backward pass.
+            differentiated again or computed in a batch (`is_grads_batched`), and neither the output nor the feature map may be
+            changed in place before the backward pass.
 
     Returns:
         Attention of every slot, unbound, in the dtype of v.
 
     Raises:
         ValueError: shapes do not fit, or the implementation that is asked for cannot compute this.
-        TypeError: q, k, v or keys are not floating point, the mask is not boolean, or causal attention is asked of a feature map
-            that stabilises keys over all tokens.
+        TypeError: q, k, v or keys are not floating point, the mask is not boolean, the scale is a tensor, or causal attention is
+            asked of a feature map that stabilises keys over all tokens.
     """
     check_operands(q, k, v, keys, mask)
     if uses_triton(implementation, q, k, v, keys, feature_map, causal):
@@ -118,6 +120,7 @@ def attend_by_kernels(
     """Attend by Triton kernels, which take the parts of `mimoformer.kernels.operator.favor` and features that they know."""
     from mimoformer.kernels.operator import favor
 
+    check_scale(scale)
     if causal:
         checks.positive(chunk=chunk)
     phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not

@@ -16,6 +16,7 @@ __all__ = [
     "check_alike",
     "check_mask",
     "check_operands",
+    "check_scale",
     "close_gaps",
     "divide_or_zero",
     "key_features",
@@ -41,6 +42,7 @@ def bind_real_tokens(
 
     The caller bundles: `vsa_core.superposition.superpose` sums over the axis before the vector, and here that axis is tokens.
     """
+    check_scale(scale)
     dtype = torch.promote_types(torch.promote_types(q.dtype, torch.promote_types(k.dtype, v.dtype)), torch.float32)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if scale != 1:
@@ -152,6 +154,12 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor |
         raise ValueError(f"keys have shape {tuple(keys.shape)}; expected {expected}, the m, n and d of q")
     if mask is not None:
         check_mask(mask, (*q.shape[:3], q.shape[4]), "b, m, n, l")
+
+
+def check_scale(scale: float) -> None:
+    """Raise TypeError if the scale is a tensor, whose gradient kernels would not compute."""
+    if isinstance(scale, Tensor):
+        raise TypeError("scale is a tensor; it must be a number: multiply q and k by the tensor instead")
 
 
 def check_alike(q: Tensor, k: Tensor, v: Tensor, fits: bool, expected: str) -> None:

@@ -11,6 +11,7 @@ from mimoformer.bundles import (
     any_real,
     bind_real_tokens,
     check_operands,
+    check_scale,
     divide_or_zero,
     query_features,
     sum_own_tokens,
@@ -183,6 +184,7 @@ def step_by_kernel(
     """Take a step by the kernel of `mimoformer.kernels.step`; features are `ReLUFeatures`."""
     from mimoformer.kernels.step import favor_step
 
+    check_scale(scale)
     checks.positive(chunk=chunk)
     phi = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
     scale *= keys.shape[-1] ** -0.25

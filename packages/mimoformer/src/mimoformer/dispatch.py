@@ -33,13 +33,14 @@ def why_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, feature_map: AnyFea
     'the tensors are on cpu, where no Triton kernels run'
     """
     phi: Any = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
+    name = type(phi).__name__
     known = is_known(feature_map, phi, (ReLUFeatures, PositiveFeatures))
     weights = phi.projection if known else keys
     tensors, dtypes, slots = (q, k, v, keys, weights), {q.dtype, k.dtype, v.dtype}, q.shape[1] * q.shape[2]
     trained = torch.is_grad_enabled() and (keys.requires_grad or weights.requires_grad)
     reasons = {
         f"the tensors are on {q.device}, where no Triton kernels run": not kernels_run(q.device),
-        f"the features are {type(phi).__name__}; the kernels have ReLUFeatures and PositiveFeatures, without hooks": not known,
+        f"the features are {name}; the kernels have ReLUFeatures and PositiveFeatures, unchanged and without hooks": not known,
         f"the dtypes are {dtypes}; the kernels take one of {DTYPES}": not (len(dtypes) == 1 and q.dtype in DTYPES),
         "binding keys or the projection need a gradient": trained,
         f"a head has {q.shape[-1]} dimensions; the kernels take up to {LARGEST_DIM}": q.shape[-1] > LARGEST_DIM,
@@ -85,6 +86,7 @@ def why_plain_step(
     'there are 3 new tokens; the kernel takes one'
     """
     phi: Any = getattr(feature_map, "_orig_mod", feature_map)  # compiled or not
+    name = type(phi).__name__
     known = is_known(feature_map, phi, (ReLUFeatures,))
     weights = phi.projection if known else keys
     (b, m, n, h, length, d), r = q.shape, weights.shape[0]
@@ -93,7 +95,7 @@ def why_plain_step(
     reasons = {
         f"there are {length} new tokens; the kernel takes one": length != 1,
         f"the tensors are on {q.device}, where no Triton kernels run": not kernels_run(q.device),
-        f"the features are {type(phi).__name__}; the kernel has ReLUFeatures without hooks": not known,
+        f"the features are {name}; the kernel has ReLUFeatures, unchanged and without hooks": not known,
         f"q, k and v are not all in one of {DTYPES}": not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES),
         "a gradient is needed": torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
         f"a head has {d} dimensions; the kernel takes up to {LARGEST_DIM}": d > LARGEST_DIM,
@@ -168,16 +170,19 @@ kernels_run._dynamo_marked_constant = shared_memory._dynamo_marked_constant = Tr
 
 
 def is_known(feature_map: Any, phi: Any, kinds: tuple[type[RandomFeatures], ...]) -> bool:
-    """Tell whether these are features that the kernels have, compiled or not, and no hooks want to see them."""
+    """Tell whether these are features that the kernels have, compiled or not, with a number as eps and without hooks."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    known = type(phi) in kinds and not any(name in vars(phi) for name in ("forward", "query", "key", "running_key"))
-    return known and not any(getattr(each, name) for each in (feature_map, phi) for name in hooks)
+    methods = ("forward", "project", "exponent", "masked_exponent", "query", "key", "running_key")
+    known = type(phi) in kinds and not isinstance(getattr(phi, "eps", None), Tensor)
+    known = known and not any(method in vars(phi) for method in methods)
+    return known and not any(getattr(each, hook) for each in (feature_map, phi) for hook in hooks)
 
 
 def is_plain(tensors: tuple[Any, ...]) -> bool:
     """Tell whether operators run as they are: plain tensors, nothing that traces them, or a compiler that knows the kernels."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_dynamo_compiling() and is_plain_autograd()  # otherwise a network is exported
+        exported = torch.compiler.is_exporting() or not torch.compiler.is_dynamo_compiling()
+        return not exported and is_plain_autograd()
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     plain = all(type(x) in (Tensor, nn.Parameter) for x in tensors)
     return plain and not tracing and is_plain_autograd() and not _has_any_global_hook()  # type: ignore[no-untyped-call]

@@ -191,8 +191,9 @@ class SuperposedAttention(SoftmaxAttention):
             return self.merge_heads(
                 attention.attend_by_kernels([qkv], keys, self.feature_map, mask, self.scale(qkv), form, self.causal)
             )
+        implementation = "plain" if form else self.implementation  # an attention of your own decides for itself
         attended = self.attend(
-            q, k, v, keys, self.feature_map, mask, causal=self.causal, scale=self.scale(q), implementation="plain"
+            q, k, v, keys, self.feature_map, mask, causal=self.causal, scale=self.scale(q), implementation=implementation
         )
         return self.merge_heads(attended)
 

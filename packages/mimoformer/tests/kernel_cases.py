@@ -6,7 +6,7 @@ import pytest
 import torch
 from addresses import no_number_outside  # noqa: F401 (used by every test)
 
-from mimoformer.attention import favor_s, favor_s_blurry, favor_s_shared, linear_attention
+from mimoformer.attention import favor_s, favor_s_blurry, favor_s_shared, favor_s_step, linear_attention
 from mimoformer.dispatch import why_plain
 from mimoformer.features import PositiveFeatures, ReLUFeatures
 from mimoformer.layers import BlurryAttention, SharedAttention, SuperposedAttention
@@ -239,6 +239,37 @@ def test_gradients_that_are_not_finite_are_not_hidden(part, kind):
     x.data[part, 0, 0, 0, 0, 3] = torch.nan
     favor_s(*x, keys, phi, implementation="triton").sum().backward()
     assert not x.grad[part, 0, 0, 0, 0, 3].isfinite().all()
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("implementation", ["plain", "triton"])
+def test_a_scale_is_a_number(implementation):
+    x, keys, phi, _ = operands((1, 1, 2, 1, 1), torch.float32)
+    scale = torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(TypeError, match="scale is a tensor; it must be a number: multiply q and k by the tensor instead"):
+        favor_s(*x, keys, phi, scale=scale, implementation=implementation)
+    with pytest.raises(TypeError, match="scale is a tensor"):
+        favor_s_step(*x.detach(), keys, phi, scale=scale, implementation=implementation)
+
+
+@pytest.mark.parametrize("kind", [ReLUFeatures, PositiveFeatures])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_scale_of_zero_averages_values(kind, causal):
+    x, keys, phi, mask = operands((1, 2, 2, 1, 20), torch.float32, True, 16, 24, kind)
+    found = favor_s(*x, keys, phi, mask, scale=0.0, causal=causal, implementation="triton")
+    expected = favor_s(*x, keys, phi, mask, scale=0.0, causal=causal, implementation="plain")
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [ReLUFeatures, PositiveFeatures])
+@pytest.mark.parametrize("causal", [False, True])
+def test_pytorchs_default_dtype_does_not_matter(kind, causal):
+    x, keys, phi, mask = operands((1, 2, 2, 1, 20), torch.float32, True, 16, 24, kind)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        compare("grid", x, keys, phi, mask, causal=causal)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_an_empty_weight_gives_zeros():

@@ -65,7 +65,7 @@ def sizes(x: Tensor, inputs: Inputs, queries: Bundles, keys: Bundles, setting: S
         "HEADS": x.shape[3], "SLOTS": x.shape[1], "FEATURES": inputs.features, "R": r, "BLOCK_R": block,
         "DIM": x.shape[4], "D": d, "COLUMNS": max(16, columns), "TILE": tokens,
         "HALF": half, "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3",
-        "SHARED": inputs.shared, "POSITIVE": inputs.square > 0, "num_warps": min(8, setting.warps * (large if half else 1)),
+        "SHARED": inputs.shared, "POSITIVE": inputs.square >= 0, "num_warps": min(8, setting.warps * (large if half else 1)),
         "STAGES": stages_that_fit(setting.stages, x, block * (kinds + 1) * d, inputs.weights.element_size()),
     }  # fmt: skip
 
@@ -90,7 +90,8 @@ def sum_tiles(
     (b, s, length, heads, _), options = parts[0].shape, sizes(parts[0], inputs, queries, keys, SETTINGS["sum"])
     r, d, tiles, of_keys = options["R"], options["D"], triton.cdiv(length, options["TILE"]), upstream is None
     dtype, device, block = precision_of(parts[0].dtype), parts[0].device, 1024
-    own_tops = torch.empty((b, heads, tiles, r) if inputs.square > 0 else 0, device=device) if tops is None else tops
+    of_tops = (b, heads, tiles, r) if inputs.square >= 0 else 0
+    own_tops = parts[0].new_empty(of_tops, dtype=torch.float32) if tops is None else tops
     sums = Sums(
         torch.empty(b, heads, tiles, r, d, dtype=dtype, device=device),
         torch.empty(b, heads, tiles, s + 1, r, dtype=dtype, device=device),
@@ -103,7 +104,7 @@ def sum_tiles(
             inputs.eps, inputs.square, BUNDLES=tuple(keys if of_keys else queries), OF_KEYS=of_keys, **options,
         )  # fmt: skip
         scan_kernel[b * heads, triton.cdiv(r * d, block) + triton.cdiv((s + 1) * r, block)](
-            *sums[:2], own_tops, sums.tops, tiles, (s + 1) * r, r, d, not of_keys, block, inputs.square > 0, num_warps=4
+            *sums[:2], own_tops, sums.tops, tiles, (s + 1) * r, r, d, not of_keys, block, inputs.square >= 0, num_warps=4
         )
     return sums
 
@@ -113,7 +114,7 @@ def attend(parts: list[Tensor], inputs: Inputs, queries: Bundles, keys: Bundles,
     (q, k, v), (b, s, length, heads, dim) = parts, parts[0].shape
     options, ends = sizes(q, inputs, queries, keys, SETTINGS["attend"]), queries.groups if inputs.shared else s
     out = q.new_empty(b, ends, length, heads, dim)
-    reciprocals, shifts = torch.empty(b, heads, ends, length, device=q.device), new_shifts(q, inputs, queries)
+    reciprocals, shifts = q.new_empty(b, heads, ends, length, dtype=torch.float32), new_shifts(q, inputs, queries)
     with torch.cuda.device_of(q):
         attend_kernel[triton.cdiv(length, options["TILE"]), b * heads](
             q, k, v, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, shifts, *strides(q, k, v, out),

@@ -87,7 +87,7 @@ class Inputs(NamedTuple):
     shared: bool
     """Whether all slots of a bundle of queries have one denominator, and one output, still bound."""
     square: float
-    """What W was multiplied by, squared, if features are positive; 0 if they are ReLU's."""
+    """What W was multiplied by, squared, if features are positive; below 0 if they are ReLU's."""
 
 
 class Sums(NamedTuple):
@@ -153,7 +153,7 @@ def sizes(x: Tensor, inputs: Inputs, bundles: Bundles, setting: Setting) -> dict
         "R": r, "BLOCK_R": min(features, r), "DIM": x.shape[4], "D": d,
         "COLUMNS": max(16, triton.next_power_of_2(bundles.items + 1)), "BLOCK_L": tile_of(x, inputs, setting), "HALF": half,
         "PRECISION": "tf32" if x.dtype == torch.float16 else "tf32x3", "SHARED": inputs.shared, "num_warps": setting.warps,
-        "POSITIVE": inputs.square > 0,
+        "POSITIVE": inputs.square >= 0,
     }  # fmt: skip
 
 
@@ -190,12 +190,12 @@ def sum_tokens(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles
     r, d, columns, blocks = options["R"], options["D"], options["COLUMNS"], options["R"] // options["BLOCK_R"]
     count, tokens = slices(x, inputs, bundles, setting, blocks)
     stages = stages_that_fit(setting.stages, x, 2 * bundles.items * options["BLOCK_L"] * d, x.element_size())
-    contexts = torch.empty(b * heads, count, bundles.groups, r, d, device=x.device)
-    owns = torch.empty(b * heads, count, bundles.groups, columns, r, device=x.device)
-    dtype, block, positive = precision_of(x.dtype), min(32, r), inputs.square > 0
+    contexts = x.new_empty(b * heads, count, bundles.groups, r, d, dtype=torch.float32)
+    owns = x.new_empty(b * heads, count, bundles.groups, columns, r, dtype=torch.float32)
+    dtype, block, positive = precision_of(x.dtype), min(32, r), inputs.square >= 0
     if isinstance(y, Tensor):
-        tops = torch.empty((b, heads, r) if positive else 0, device=x.device)
-        part_tops = torch.empty((b * heads, count, bundles.groups, r) if positive else 0, device=x.device)
+        tops = x.new_empty((b, heads, r) if positive else 0, dtype=torch.float32)
+        part_tops = x.new_empty((b * heads, count, bundles.groups, r) if positive else 0, dtype=torch.float32)
         up: Any = (y, None, None, None, part_tops, None)
     else:
         tops, part_tops, up = y.tops, None, y
@@ -224,7 +224,7 @@ def attend(q: Tensor, inputs: Inputs, bundles: Bundles, sums: Sums) -> tuple[Ten
     stages = stages_that_fit(setting.stages, q, tile, inputs.weights.element_size())
     ends = bundles.groups if inputs.shared else s
     out = q.new_empty(b, ends, length, heads, dim)
-    reciprocals, shifts = torch.empty(b, heads, ends, length, device=q.device), new_shifts(q, inputs, bundles)
+    reciprocals, shifts = q.new_empty(b, heads, ends, length, dtype=torch.float32), new_shifts(q, inputs, bundles)
     with torch.cuda.device_of(q):
         attend_kernel[triton.cdiv(length, options["BLOCK_L"]), bundles.groups, b * heads](
             q, inputs.keys, inputs.mask, inputs.weights, *sums, out, reciprocals, shifts, *strides(q, out), length, inputs.eps,
@@ -235,7 +235,8 @@ def attend(q: Tensor, inputs: Inputs, bundles: Bundles, sums: Sums) -> tuple[Ten
 
 def new_shifts(q: Tensor, inputs: Inputs, bundles: Bundles) -> Tensor:
     """Make room for u (b h bundles l) of queries (b s l h d); for nothing if features are ReLU's."""
-    return torch.empty((q.shape[0], q.shape[3], bundles.groups, q.shape[2]) if inputs.square > 0 else 0, device=q.device)
+    shape = (q.shape[0], q.shape[3], bundles.groups, q.shape[2]) if inputs.square >= 0 else 0
+    return q.new_empty(shape, dtype=torch.float32)
 
 
 def backward(x: Tensor, y: Tensor | Upstream, inputs: Inputs, bundles: Bundles, sums: Sums, *found: Tensor) -> None:

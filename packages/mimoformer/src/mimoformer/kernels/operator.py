@@ -75,7 +75,7 @@ def inputs_of(
 ) -> Inputs:
     """Collect what all kernels read."""
     weights = new_weights(projection.contiguous(), scale, parts[0].dtype)
-    real, square = None if mask is None else mask.to(torch.int32), scale**2 if eps is None else 0.0
+    real, square = None if mask is None else mask.to(torch.int32), scale**2 if eps is None else -1.0
     return Inputs(keys.contiguous(), projection.shape[0], weights, real, eps or 0.0, form == "shared", square)
 
 

@@ -464,6 +464,8 @@ def test_a_state_of_something_else_is_refused(form):
             step(*other, phi, state)
     with pytest.raises(ValueError, match="the state's sums have shapes"):
         step(q, k, v, keys, MAPS["dpfp"](), state)
+    with pytest.raises(TypeError, match=r"the state has torch\.float64; these tokens need torch\.float32: convert"):
+        step(q.float(), k.float(), v.float(), keys, phi.float(), state)
     with pytest.raises(TypeError, match="state is a tuple; expected the AttentionState"):
         step(q, k, v, keys, phi, tuple(state))
 

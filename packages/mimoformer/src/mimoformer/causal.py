@@ -95,7 +95,7 @@ def favor_s_step(
     Raises:
         ValueError: the state has other sizes, `chunk` is below 1, shapes do not fit, or the implementation that is asked for
             cannot compute this.
-        TypeError: the state is not an `AttentionState`, or for the reasons of `favor_s`.
+        TypeError: the state is not an `AttentionState` or of another dtype, or for the reasons of `favor_s`.
     """
     check_operands(q, k, v, keys, mask)
     if steps_by_triton(implementation, q, k, v, keys, feature_map, tensors_of(state), mask):
@@ -249,6 +249,8 @@ def attend_in_chunks(
         state = AttentionState(KeySums(*map(v.new_zeros, shapes)), v.new_full((b, h), log_of_zero(v.dtype)))
     elif (found := tuple(tuple(x.shape) for x in state.sums)) != shapes:
         raise ValueError(f"the state's sums have shapes {found}; these tokens need {shapes}: (b h r d), (b m n h r), (b h r)")
+    elif dtypes := {x.dtype for x in state.sums} - {v.dtype}:
+        raise TypeError(f"the state has {dtypes.pop()}; these tokens need {v.dtype}: convert the state, or start a new one")
     parts = []
     for start in range(0, v.shape[-2], chunk):
         here = slice(start, start + chunk)

@@ -37,6 +37,7 @@ NOT_RUN = {
     "mimonets mnist --seed 1 --optim.steps 2000": "reads a data set that has to be downloaded",
     "mimonets --resume runs/mnist-001": "resumes the run of the line before",
     "accelerate launch --mixed_precision bf16 benchmarks/run.py cifar10_mimoconv_n4 --controls": "trains for days on a GPU",
+    "mimonets reproduce figure4": "trains for hours on a GPU",
     "accelerate launch --multi_gpu": "takes several GPUs",
 }
 """Commands that are not run, or how they begin, and why. Their flags are read all the same."""
@@ -49,6 +50,7 @@ STANDS_FOR = {"PRESET": "mnist", "COMMAND": "list", "S": "0", "stripes": "mnist"
 """Words of prose that stand for others, or for what CONTRIBUTING adds, with an example."""
 PARTS = {
     "list": ["list_presets"],
+    "reproduce": ["reproduce"],
     "report": ["report"],
     "throughput": ["throughput"],
     "predict": ["predict"],
@@ -117,6 +119,7 @@ def read_mimonets(words):
     is_command = words[:1] == ["--version"] or (words != [] and words[0] in COMMANDS)
     if is_command and len(words) <= (2 if words[0] == "data" else 1):
         words = [*words, "--help"]
+    words = words[1:] if words[:1] == ["train"] else words
     try:
         (execute_command if is_command else parse_settings)(words)
     except SystemExit as exit_:  # --help ends so, with code 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import stdev
 
 import pytest
+from finished_runs import METRICS, OURS, ROW, make_control, make_run, rate
 
 from mimo_benchmarks.cli.report import execute_report
 from mimo_benchmarks.errors import ConfigError
@@ -16,58 +17,6 @@ from mimo_benchmarks.report.runs import find_runs
 from mimo_benchmarks.result import Spread
 from mimo_benchmarks.run_directory import learning_curves
 from vsa_core.hub.library import digest
-
-ROW = {"n": 1, "inputs": 1, "accuracy": 0.9, "accuracy_batch_statistics": None, "accuracy_per_slot": [0.9]}
-ROW |= {"changed_by_regrouping": None, "macs": 4e6}
-
-
-def rate(median: float | None, low: float | None = None, high: float | None = None) -> dict[str, object]:
-    """The part of a row that tells its throughput; quartiles are a tenth below and above the median unless given."""
-    quartiles = None if median is None else [low or median - median / 10, high or median + median / 10]
-    return {"inputs_per_second": median, "inputs_per_second_quartiles": quartiles}
-
-
-ROW |= rate(1000.0)
-OURS = (ROW, ROW | {"n": 4, "inputs": 4, "accuracy": 0.8, "changed_by_regrouping": 0.05, "macs": 1e6} | rate(3500.0))
-METRICS = (
-    {"step": 1, "n": 1, "loss": 2.3, "accuracy": 0.0, "skipped": 0},
-    {"step": 2, "n": 4, "loss": None, "accuracy": None},
-    {"step": 2, "dev_accuracy": {"1": 0.5, "4": None}},
-    {"step": 3, "n": 4, "loss": 1.1, "accuracy": 0.5},
-)
-
-
-def make_run(path: Path, rows=OURS, *, settings=None, metrics=METRICS, **result) -> Path:
-    """A finished run as an experiment leaves it behind, but for what a report does not read."""
-    path.mkdir(parents=True)
-    known = {"preset": "small", "control": None, "model": "MIMOConv-10-2", "superposed": result.get("control") is None}
-    known |= {"task": "digits", "seed": 0, "paper": {}, "rows": rows, "guesses": {}, "crosstalk": None, "steps": 650}
-    known |= {
-        "inputs_seen": 20800,
-        "skipped_updates": 0,
-        "wall_seconds": 61.2,
-        "train_seconds": 60.0,
-        "device": "cpu",
-        "processes": 1,
-    }
-    known |= {"peak_memory_bytes": None, "versions": {"torch": "2.6"}, "git_revision": "0123abc", "command": "run.py"} | result
-    config = {
-        "task": "digits",
-        "seed": known["seed"],
-        "n": [1, 4],
-        "out": str(path),
-        "model": {"kind": "X"},
-        "optim": {"steps": 650},
-    }
-    (path / "config.json").write_text(json.dumps({"preset": known["preset"], "config": config | (settings or {})}))
-    (path / "result.json").write_text(json.dumps(known))
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    return path
-
-
-def make_control(path: Path, accuracy=0.7, macs=1e6, **result) -> Path:
-    result = {"control": "equal_cost_n4", "model": "WRN-10-1"} | result
-    return make_run(path, (ROW | {"accuracy": accuracy, "macs": macs} | rate(2000.0),), **result)
 
 
 def cells(markdown: str) -> list[dict[str, str]]:

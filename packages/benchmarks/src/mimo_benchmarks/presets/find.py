@@ -58,7 +58,9 @@ def cifar10_muon_n4() -> RunConfig:
 def with_docstring(name: str, about: str, make: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
     """Return a preset of a family with its docstring: what it is, what the paper reports, and where our results are."""
     reported = [f"{mean} ± {std} %" if std is not None else f"{mean} %" for mean, std in PAPER.get(name, {}).values()]
-    make.__doc__ = f"{about}: {', '.join(reported) or 'no figure'} in Menet et al. (2023); docs/results.md has what came out here."
+    make.__doc__ = (
+        f"{about}: {', '.join(reported) or 'no figure'} in Menet et al. (2023); docs/results.md has what came out here."
+    )
     return make
 
 

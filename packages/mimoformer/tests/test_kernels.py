@@ -1,6 +1,7 @@
 """When attention is computed by Triton kernels; the kernels themselves, interpreted."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -300,6 +301,31 @@ def test_the_kernels_compile_and_fit_the_memory_of_gpus(capability, memory, dtyp
         operator.differentiate._init_fn(out, [x], [out, *saved], *options)
     assert len(used) == len(kernels)
     assert max(used.values()) <= memory, used
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(("grid", "form", "eps"), [((1, 4), "grid", 1e-3), ((4, 4), "grid", 1e-3), ((3, 2), "blurry", None)])
+def test_causal_kernels_without_loops_have_no_narrow_right_operands(grid, form, eps, monkeypatch):
+    """Of operands with rows of fewer than 64 numbers, and more than one instruction takes, ptxas 12.8 can lose the address."""
+    pytest.importorskip("triton")
+    from mimoformer.kernels import causal, favor, operator
+
+    texts, slots = [], grid[0] * grid[1]
+    kernels = [favor.weights_kernel, causal.sum_kernel, causal.scan_kernel, causal.attend_kernel, causal.backward_kernel]
+    compile_only(kernels, Gpu(90), monkeypatch, texts)
+    monkeypatch.setattr(favor, "shared_memory", lambda device: 232448)
+    x = torch.empty(1, slots, 100, 3, 2, 64, dtype=torch.bfloat16)
+    options = (torch.ones(slots, 64), torch.empty(24, 64), 1.0, None, eps, list(grid), form, True)
+    out, *saved = operator.compute._init_fn([x], *options)
+    operator.differentiate._init_fn(out, [x], [out, *saved], *options)
+    products = 0
+    for text in (text for text in texts if "scf.for" not in text):
+        widths = dict(re.findall(r"^(#\w+) = #ttg\.nvmma_shared<\{swizzlingByteWidth = (\d+)", text, re.MULTILINE))
+        for rows, layout in re.findall(r"warp_group_dot .* \* !ttg\.memdesc<(\d+)x\d+x\w+, (#\w+)", text):
+            products += 1
+            assert int(rows) <= 16 or int(widths[layout]) == 128, text[:300]
+    assert products > 5
 
 
 @pytest.mark.once

@@ -24,8 +24,11 @@ class Gpu:
         return 0
 
 
-def compile_only(kernels, gpu, monkeypatch):
-    """Let kernels be compiled for a GPU instead of started; returns the most shared memory of each, as it is filled in."""
+def compile_only(kernels, gpu, monkeypatch, texts=None):
+    """Let kernels be compiled for a GPU instead of started; returns the most shared memory of each, as it is filled in.
+
+    The kernels' texts in Triton's language for GPUs are appended to `texts`.
+    """
     from triton.runtime import driver
 
     used = {}
@@ -36,6 +39,8 @@ def compile_only(kernels, gpu, monkeypatch):
         def call(*arguments, grid, warmup, **options):
             found = run(*arguments, grid=grid, warmup=True, **options)
             used[name] = max(used.get(name, 0), found.metadata.shared)
+            if texts is not None:
+                texts.append(found.asm["ttgir"])
 
         return call
 

@@ -3,7 +3,9 @@
 import json
 import re
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,39 @@ def test_places_are_spread_over_the_gpus(monkeypatch):
     assert Machine(gpus=0, at_once=2, out=Path()).slots() == [None, None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert Machine(gpus=2, at_once=1, out=Path()).slots() == ["4", "7"]
+
+
+def test_a_run_is_no_process_of_a_launcher(fake, tmp_path, monkeypatch):
+    (job,) = some_jobs(0)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.setenv(name, "0")
+    given = {}
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda *_, **options: given.update(options))
+    Machine(gpus=0, at_once=1, out=tmp_path).start(job, None)
+    assert not [name for name in given["env"] if "RANK" in name or "WORLD" in name or "ACCELERATE" in name]
+    assert "PATH" in given["env"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process of its parent's end")
+def test_runs_save_themselves_when_the_command_is_killed(tmp_path):
+    run = [sys.executable, "-c", SCRIPT, "lasts", str(tmp_path / "run"), "{}"]
+    command = f"""
+import os, pathlib, signal, time
+from mimo_benchmarks.reproduce.jobs import Job
+from mimo_benchmarks.reproduce.tables import Row
+from mimo_benchmarks.reproduce.workers import Machine
+Job.start = lambda *_: {run!r}
+Machine(gpus=0, at_once=1, out=pathlib.Path({str(tmp_path)!r})).start(Job(row=Row(preset="quickstart"), share=1.0, seed=0), None)
+while not pathlib.Path({str(tmp_path / "run" / "begun")!r}).exists():
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == -signal.SIGKILL
+    for _ in range(1000):
+        if (tmp_path / "run" / "saved").exists():
+            return
+        time.sleep(0.01)
+    raise AssertionError("the run goes on")
 
 
 def test_a_run_goes_on_where_it_was(tmp_path):

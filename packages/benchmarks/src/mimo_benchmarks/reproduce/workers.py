@@ -1,7 +1,10 @@
 """Carry out runs in processes of their own, several at a time on every GPU, until all are done or the time is up."""
 
+import ctypes
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +16,15 @@ from mimo_benchmarks.training.signals import StopRequest
 
 POLL, TELL = 0.2, 30.0
 """Seconds between looks at the processes, and between lines that say how far they are."""
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_")
+"""How environment variables of a launcher begin; a run is a process of its own, in the precision of its preset."""
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def end_with_parent() -> None:
+    """Let Linux send this process SIGTERM when the one that started it ends, however it ends."""
+    if LIBC is not None:
+        LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +58,7 @@ class Machine:
 
     def start(self, job: Job, gpu: str | None) -> Worker:
         """Start a run, or go on with it; what it prints goes to a log beside its directory."""
-        env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+        env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
         alone = len(self.slots()) == 1
         flags = [*([] if alone else ["--no-rates"]), "--device", "cpu" if gpu is None else "cuda", "--log-every", "200"]
         if not alone:
@@ -63,6 +75,7 @@ class Machine:
                 stderr=output,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
         return Worker(job=job, process=process, log=log, began=time.perf_counter(), first=first)
 

@@ -75,7 +75,7 @@ class Machine:
                 stderr=output,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - it makes one system call
             )
         return Worker(job=job, process=process, log=log, began=time.perf_counter(), first=first)
 

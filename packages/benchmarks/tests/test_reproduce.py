@@ -26,6 +26,7 @@ from mimo_benchmarks.reproduce.results import LARGEST, keep, require_job, thinne
 from mimo_benchmarks.reproduce.tables import KINDS, Row, find_table
 from mimo_benchmarks.reproduce.workers import Machine, carry_out
 from mimo_benchmarks.run_directory import settings_as_json
+from mimo_benchmarks.run_lock import lock_run
 from mimo_benchmarks.training.signals import Stopped, StopRequest
 
 ROOT = Path(__file__).parents[3]
@@ -212,6 +213,25 @@ def test_a_run_goes_on_where_it_was(tmp_path):
     (tmp_path / job.folder / "checkpoints" / "step-00001000").mkdir(parents=True)
     assert job.start(tmp_path, ["--no-rates"])[3:] == ["train", "--resume", str(tmp_path / job.folder), "--no-rates"]
     assert job.step(tmp_path) == 1000
+
+
+def test_a_run_that_was_killed_before_it_began_is_started_again(tmp_path):
+    (job,) = some_jobs(5)
+    (tmp_path / job.folder).mkdir()
+    (tmp_path / job.folder / ".lock").write_text("")
+    assert "--out" in job.start(tmp_path, [])
+    assert not (tmp_path / job.folder).exists()
+
+
+def test_two_commands_on_one_folder(fake, tmp_path):
+    _, started = fake
+    flags = ["figure4", "--rows", "mnist_datamux_n2", "--seeds", "0", "--gpus", "0", "--out", str(tmp_path)]
+    (tmp_path / "figure4").mkdir()
+    with lock_run(tmp_path / "figure4"):
+        with pytest.raises(ConfigError, match="figure4 is in use by process"):
+            execute_reproduce(flags)
+        execute_reproduce([*flags, "--minutes", "0"])
+    assert started == []
 
 
 def finished_run(path, job, accuracy=0.5, **result):

@@ -260,10 +260,16 @@ def read_settings(run: Path) -> tuple[str, RunConfig]:
     Raises:
         ConfigError: config.json is missing or damaged, or has settings that this version does not know.
     """
-    with suppress(OSError):  # which `read_json` explains
-        if {entry.name for entry in run.iterdir()} <= {LOCK, f".{CONFIG}"}:
-            raise ConfigError(f"{run} holds nothing to resume, because its run was killed before it began: delete it")
+    if never_began(run):
+        raise ConfigError(f"{run} holds nothing to resume, because its run was killed before it began: delete it")
     return parse_run(read_json(run / CONFIG, dict), run / CONFIG)
+
+
+def never_began(run: Path) -> bool:
+    """Tell whether a run directory is that of a run that was killed before it wrote its settings."""
+    with suppress(OSError):  # whoever reads its files explains that
+        return {entry.name for entry in run.iterdir()} <= {LOCK, f".{CONFIG}"}
+    return False
 
 
 def experiment_around(run: Path) -> Path | None:

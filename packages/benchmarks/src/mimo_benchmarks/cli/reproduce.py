@@ -57,6 +57,7 @@ def reproduce(
     from mimo_benchmarks.reproduce.page import read_results, table_lines, table_text
     from mimo_benchmarks.reproduce.results import keep
     from mimo_benchmarks.reproduce.workers import Machine, carry_out
+    from mimo_benchmarks.run_lock import lock_run
     from mimo_benchmarks.training.signals import Stopped, note_signals
 
     there = torch.cuda.device_count()
@@ -74,7 +75,8 @@ def reproduce(
     failed: list[Job] = []
     with note_signals() as request:
         if minutes != 0:
-            failed = carry_out(waiting, machine, request, None if minutes is None else 60 * minutes)
+            with lock_run(folder):
+                failed = carry_out(waiting, machine, request, None if minutes is None else 60 * minutes)
         finished = [job for job in jobs if job.is_finished(folder)]
         for job in finished:
             if kept is not None and not job.is_finished(kept):

@@ -1,6 +1,7 @@
 """The runs of a table: where each lies, how far it is, and the command that starts it or goes on with it."""
 
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.presets.controls import cost
 from mimo_benchmarks.reproduce.tables import Row
-from mimo_benchmarks.run_directory import CHECKPOINTS, METRICS, RESULT, read_metrics
+from mimo_benchmarks.run_directory import CHECKPOINTS, METRICS, RESULT, never_began, read_metrics
 from mimo_benchmarks.settings import RunConfig
 
 FOLDER = re.compile(r"(?P<row>.+)-(?P<steps>\d+)-steps-seed-(?P<seed>\d+)")
@@ -42,6 +43,8 @@ class Job:
     def start(self, out: Path, flags: Sequence[str]) -> list[str]:
         """Return the command line that starts this run below a folder, or goes on with it; flags change nothing learnt."""
         path = out / self.folder
+        if never_began(path):
+            shutil.rmtree(path)
         arguments = ["train", "--resume", str(path), *flags] if path.exists() else self.command(["--out", str(path), *flags])
         return [sys.executable, "-m", "mimo_benchmarks", *arguments]
 

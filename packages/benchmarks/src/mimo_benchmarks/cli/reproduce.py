@@ -66,6 +66,7 @@ def reproduce(
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [Job(row=row, share=share, seed=seed) for row in picked for seed in seeds]
     known = [folder] if kept is None else [folder, kept]
+    read_results(table, known)  # what is not of this table is refused before anything runs
     waiting = [job for job in jobs if not job.is_finished(*known)]
     print(
         f"{table}: {len(jobs) - len(waiting)} of {len(jobs)} runs are finished; run directories and logs are in {folder}",
@@ -81,7 +82,7 @@ def reproduce(
         for job in finished:
             if kept is not None and not job.is_finished(kept):
                 keep(job, folder / job.folder, kept)
-    found = read_results(known)
+    found = read_results(table, known)
     if lines := [line for line in table_lines(table, found) if line.row in picked]:
         print(f"\n{table_text(lines)}")
     left = sum(not job.is_finished(*known) for job in jobs)

@@ -15,7 +15,8 @@ from mimo_benchmarks.presets.paper import PAPER
 from mimo_benchmarks.report import plots
 from mimo_benchmarks.report.comparison import mean_percent, three_digits
 from mimo_benchmarks.report.runs import Run, read_run
-from mimo_benchmarks.reproduce.jobs import FOLDER
+from mimo_benchmarks.reproduce.jobs import FOLDER, Job
+from mimo_benchmarks.reproduce.results import require_job
 from mimo_benchmarks.reproduce.tables import KINDS, Row, find_table
 from mimo_benchmarks.run_directory import RESULT
 from vsa_core.hub.markdown import markdown_table
@@ -88,17 +89,20 @@ class Line:
         ]
 
 
-def read_results(folders: Sequence[Path]) -> dict[str, Run]:
-    """Return the finished runs in these folders by the names of their directories; the first folder that has one counts.
+def read_results(name: str, folders: Sequence[Path]) -> dict[str, Run]:
+    """Return a table's finished runs in folders by the names of their directories; the first folder that has one counts.
 
     Raises:
-        ConfigError: a result is damaged.
+        ConfigError: a result is damaged, or of a run with other settings than its row.
     """
+    rows = {row.name: row for row in find_table(name).rows}
     found: dict[str, Run] = {}
-    for folder in folders:
-        for path in sorted(folder.glob(f"*/{RESULT}")):
-            if FOLDER.fullmatch(path.parent.name):
-                found.setdefault(path.parent.name, read_run(path.parent))
+    for path in (path.parent for folder in folders for path in sorted(folder.glob(f"*/{RESULT}"))):
+        parts = FOLDER.fullmatch(path.name)
+        if parts and path.name not in found and (row := rows.get(parts["row"])):
+            found[path.name] = read_run(path)
+            share = int(parts["steps"]) / row.config(1.0).optim.steps
+            require_job(Job(row=row, share=share, seed=int(parts["seed"])), found[path.name])
     return found
 
 
@@ -173,12 +177,12 @@ def write_page(folder: Path, page: Path, *, render: Callable[[Callable[[], Figur
     """Write the page of the results in a folder, which has one of each table's name, and the figures beside the page.
 
     Raises:
-        ConfigError: a result is damaged, or the page cannot be written.
+        ConfigError: a result is damaged or not of its row, or the page cannot be written.
     """
     sections = []
     try:
         for name in KINDS:
-            found = read_results([folder / name])
+            found = read_results(name, [folder / name])
             picture = f"{page.stem}_{name}.png"
             sections.append(section(name, found, picture))
             if lines := table_lines(name, found):

@@ -327,6 +327,13 @@ def test_rows_of_another_share_are_other_lines(tmp_path):
     assert (tmp_path / "page_figure4.png").exists()
 
 
+def test_the_page_says_which_code_was_changed_since_its_commit(tmp_path):
+    (job,) = some_jobs(0)
+    finished_run(tmp_path / "figure4", job, git_revision="0123456789" * 4 + "+")
+    write_page(tmp_path, tmp_path / "page.md", render=lambda draw: b"")
+    assert "at commit 0123456+." in (tmp_path / "page.md").read_text()
+
+
 def test_the_command_skips_what_is_finished_keeps_results_and_ends_in_the_table(fake, tmp_path, capsys):
     kinds, started = fake
     first, second = some_jobs(0, 1)

@@ -65,13 +65,13 @@ def git_revision() -> str:
     """Return the commit of this checkout, followed by "+" if files have changed since; "unknown" outside one.
 
     A repository around an installed package is not its checkout. Changes of uv.lock do not count, because uv itself fills in
-    addresses.
+    addresses, nor do those of `results`, where runs leave theirs.
     """
     folder = Path(__file__).resolve().parent
     git = ["git", "-C", str(folder)]
     try:  # bytes, because git can print names as they are
         found = subprocess.run([*git, "rev-parse", "HEAD", "--show-prefix"], check=True, capture_output=True).stdout
-        status = [*git, "status", "--porcelain", "--", ":/", ":(top,exclude)uv.lock"]
+        status = [*git, "status", "--porcelain", "--", ":/", ":(top,exclude)uv.lock", ":(top,exclude)results"]
         changed = subprocess.run(status, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

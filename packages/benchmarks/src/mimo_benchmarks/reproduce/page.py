@@ -139,7 +139,7 @@ def section(name: str, found: dict[str, Run], picture: str) -> str:
     if lines:
         results = [run.result for line in lines for run in line.runs]
         devices, versions = {result.device for result in results}, {result.versions["torch"] for result in results}
-        commits = sorted({result.git_revision[:7] for result in results})
+        commits = sorted({result.git_revision[:7] + result.git_revision[40:] for result in results})
         example = lines[0].runs[0].result.command
         parts += [
             table_text(lines),

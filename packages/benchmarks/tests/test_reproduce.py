@@ -334,6 +334,12 @@ def test_the_page_says_which_code_was_changed_since_its_commit(tmp_path):
     assert "at commit 0123456+." in (tmp_path / "page.md").read_text()
 
 
+def test_no_page_is_written_of_no_results(tmp_path):
+    with pytest.raises(ConfigError, match="holds no result of a table"):
+        write_page(tmp_path, tmp_path / "page.md")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_skips_what_is_finished_keeps_results_and_ends_in_the_table(fake, tmp_path, capsys):
     kinds, started = fake
     first, second = some_jobs(0, 1)

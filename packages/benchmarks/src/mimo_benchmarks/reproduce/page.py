@@ -177,12 +177,14 @@ def write_page(folder: Path, page: Path, *, render: Callable[[Callable[[], Figur
     """Write the page of the results in a folder, which has one of each table's name, and the figures beside the page.
 
     Raises:
-        ConfigError: a result is damaged or not of its row, or the page cannot be written.
+        ConfigError: there is no result, one is damaged or not of its row, or the page cannot be written.
     """
     sections = []
+    results = {name: read_results(name, [folder / name]) for name in KINDS}
+    if not any(results.values()):
+        raise ConfigError(f"{folder} holds no result of a table: name the folder of `mimonets reproduce --results`")
     try:
-        for name in KINDS:
-            found = read_results(name, [folder / name])
+        for name, found in results.items():
             picture = f"{page.stem}_{name}.png"
             sections.append(section(name, found, picture))
             if lines := table_lines(name, found):

@@ -129,6 +129,15 @@ def test_runs_go_one_after_the_other_and_one_that_fails_stops_no_other(fake, tmp
     assert (tmp_path / f"{jobs[1].folder}.log").read_text() == "begun\nno memory\n"
 
 
+def test_each_run_is_noted_as_soon_as_it_is_finished(fake, tmp_path):
+    kinds, started = fake
+    jobs = some_jobs(0, 1, 2)
+    kinds[jobs[1].folder] = "fails"
+    noted = []
+    carry_out(jobs, Machine(gpus=0, at_once=1, out=tmp_path), StopRequest(), note=lambda job: noted.append((job, len(started))))
+    assert noted == [(jobs[0], 1), (jobs[2], 3)]
+
+
 def test_a_signal_lets_running_ones_save_themselves_and_starts_no_other(fake, tmp_path, monkeypatch):
     kinds, started = fake
     jobs = some_jobs(0, 1, 2)

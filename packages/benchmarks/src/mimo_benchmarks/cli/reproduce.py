@@ -74,14 +74,18 @@ def reproduce(
     )
     machine = Machine(gpus=there if gpus is None else gpus, at_once=at_once or chosen.at_once, out=folder)
     failed: list[Job] = []
+
+    def add(job: Job) -> None:
+        if kept is not None and not job.is_finished(kept):
+            keep(job, folder / job.folder, kept)
+
     with note_signals() as request:
+        for job in jobs:
+            if job.is_finished(folder):
+                add(job)
         if minutes != 0:
             with lock_run(folder):
-                failed = carry_out(waiting, machine, request, None if minutes is None else 60 * minutes)
-        finished = [job for job in jobs if job.is_finished(folder)]
-        for job in finished:
-            if kept is not None and not job.is_finished(kept):
-                keep(job, folder / job.folder, kept)
+                failed = carry_out(waiting, machine, request, None if minutes is None else 60 * minutes, add)
     found = read_results(table, known)
     if lines := [line for line in table_lines(table, found) if line.row in picked]:
         print(f"\n{table_text(lines)}")

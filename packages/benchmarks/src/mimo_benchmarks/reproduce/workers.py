@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,13 @@ class Machine:
         return Worker(job=job, process=process, log=log, began=time.perf_counter(), first=first)
 
 
-def carry_out(jobs: Sequence[Job], machine: Machine, request: StopRequest, seconds: float | None = None) -> list[Job]:
+def carry_out(
+    jobs: Sequence[Job],
+    machine: Machine,
+    request: StopRequest,
+    seconds: float | None = None,
+    note: Callable[[Job], None] = lambda job: None,
+) -> list[Job]:
     """Carry out runs in their order, and return those that failed.
 
     Args:
@@ -88,6 +94,7 @@ def carry_out(jobs: Sequence[Job], machine: Machine, request: StopRequest, secon
         machine: where they run.
         request: a signal that asks to stop; running ones then save themselves, as they do when the time is up.
         seconds: time after which no more is done; unless given, it ends when all runs have.
+        note: called with each run as soon as it is finished.
     """
     waiting, failed = list(jobs), []
     begin, told = time.perf_counter(), time.perf_counter()
@@ -107,7 +114,10 @@ def carry_out(jobs: Sequence[Job], machine: Machine, request: StopRequest, secon
             for place, worker in list(running.items()):
                 if worker.process.poll() is not None:
                     del running[place]
-                    failed += [] if is_well(worker, machine) else [worker.job]
+                    if is_well(worker, machine):
+                        note(worker.job)
+                    else:
+                        failed.append(worker.job)
             if time.perf_counter() - told > TELL:
                 told = time.perf_counter()
                 tell(list(running.values()), waiting, machine, total, told - begin)

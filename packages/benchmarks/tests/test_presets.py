@@ -9,7 +9,7 @@ from mimo_benchmarks.errors import ConfigError
 from mimo_benchmarks.networks.datamux_conv import DataMUXConvConfig
 from mimo_benchmarks.networks.registry import describe
 from mimo_benchmarks.presets.controls import controls
-from mimo_benchmarks.presets.find import PRESETS, SHORT, find_preset
+from mimo_benchmarks.presets.find import PRESETS, find_preset
 from mimo_benchmarks.presets.paper import PAPER
 from mimo_benchmarks.run_directory import RunDirectory, read_settings, settings_as_json
 from mimo_benchmarks.settings import AugmentConfig, OptimConfig
@@ -185,7 +185,7 @@ def test_published_recipes():
 def test_forms_of_a_preset(name):
     config, short = find_preset(name), find_preset(f"{name}.short")
     steps = config.optim.steps
-    assert short.optim.steps == -(-steps // SHORT)
+    assert short.optim.steps == -(-steps // 20)
     assert replace(short, optim=config.optim, dev_every=config.dev_every) == config
     plain = controls(config.model, config.n)
     assert "thin" in plain

@@ -183,7 +183,7 @@ def test_help_explains_presets_and_flags(capsys):
     text = capsys.readouterr().out
     for words in (
         "mimonets [train] [PRESET] [--flags]",
-        "mimonets list | report | throughput | predict | data",
+        "mimonets list | reproduce | report | throughput | predict | data",
         "quickstart:",
         "mnist:",
         "--optim.lr",

@@ -158,7 +158,7 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, mask: Tensor |
 
 def check_scale(scale: float) -> None:
     """Raise TypeError if the scale is a tensor, whose gradient kernels would not compute; in a trace, sizes are tensors."""
-    if isinstance(scale, Tensor) and not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if isinstance(scale, Tensor) and not torch.jit.is_tracing():
         raise TypeError("scale is a tensor; it must be a number: multiply q and k by the tensor instead")
 
 

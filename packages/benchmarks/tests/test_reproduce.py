@@ -182,6 +182,7 @@ def test_places_are_spread_over_the_gpus(monkeypatch):
     assert Machine(gpus=2, at_once=1, out=Path()).slots() == ["4", "7"]
 
 
+@pytest.mark.unchecked
 def test_a_run_is_no_process_of_a_launcher(fake, tmp_path, monkeypatch):
     (job,) = some_jobs(0)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):

@@ -67,3 +67,7 @@ class Job:
         odds = sum(config.n_odds)
         each = sum(odd / odds * cost(config.model, n) * network.inputs(n) for n, odd in zip(config.n, config.n_odds, strict=True))
         return each * config.optim.groups * config.optim.steps
+
+    def left(self, out: Path) -> float:
+        """Estimate the multiply-adds of the steps that the run below a folder still has to take."""
+        return self.work() * (1 - self.step(out) / self.config.optim.steps)

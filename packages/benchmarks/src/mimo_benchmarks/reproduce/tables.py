@@ -61,9 +61,8 @@ class Table:
     """Networks that train at the same time on one GPU."""
 
 
-def with_controls(*presets: str) -> Iterator[Row]:
-    """Yield the rows of presets, and after them those of their controls."""
-    yield from (Row(preset=preset) for preset in presets)
+def controls_of(*presets: str) -> Iterator[Row]:
+    """Yield the rows of the controls of presets."""
     for preset in presets:
         config = find_preset(preset)
         yield from (Row(preset=f"{preset}.{name}") for name in controls(config.model, config.n))
@@ -80,8 +79,8 @@ def table1() -> Iterator[Row]:
     for task in ("cifar10", "cifar100"):
         plain = [f"{task}_{name}" for name in ("wide_resnet", "wide_isonet")]
         ours = [f"{task}_mimoconv_{name}" for name in ("n2", "n4", "n1", "dynamic")]
-        yield from (Row(preset=name) for name in plain)
-        yield from with_controls(*ours)
+        yield from (Row(preset=name) for name in plain + ours)
+        yield from controls_of(*ours)
         yield Row(preset=plain[0], variant="long", changes=LONG)
         yield from (Row(preset=name, variant="muon", changes=(*MUON, *LONG)) for name in (plain[0], ours[0]))
 
@@ -89,19 +88,18 @@ def table1() -> Iterator[Row]:
 def figure4() -> Iterator[Row]:
     """Yield the rows of Figure 4, largest N first."""
     ns = (16, 8, 4, 2, 1)
-    ours = [f"mnist_mimoconv_n{n}" for n in ns]
-    yield from (Row(preset=name) for n in ns for name in (f"mnist_mimoconv_n{n}", f"mnist_datamux_n{n}"))
-    yield from (row for row in with_controls(*ours) if "." in row.preset)
+    yield from (Row(preset=f"mnist_{kind}_n{n}") for n in ns for kind in ("mimoconv", "datamux"))
+    yield from controls_of(*(f"mnist_mimoconv_n{n}" for n in ns))
 
 
 def table2() -> Iterator[Row]:
-    """Yield the rows of Table 2: deep networks first, and pages of text and retrieval last."""
+    """Yield the rows of Table 2, deep networks first."""
     ours = ("n2_att", "n4_att", "n4_att_curriculum", "n2_att_mlp", "n2_blurry", "n4_att_mlp")
     for size in ("deep", "wide"):
         for task in ("listops", "image", "text", "pathfinder", "retrieval"):
-            names = (*("transformer", "performer"), *ours, "datamux_n2")
+            names = ("transformer", "performer", *ours, "datamux_n2")
             yield from (Row(preset=name) for name in (f"{task}_{size}_{row}" for row in names) if name in PRESETS)
-            yield from (row for row in with_controls(f"{task}_{size}_n2_att") if "." in row.preset)
+            yield from controls_of(f"{task}_{size}_n2_att")
 
 
 def table3() -> Iterator[Row]:
@@ -109,7 +107,7 @@ def table3() -> Iterator[Row]:
     for task in ("recall", "induction"):
         rows = ("transformer", "performer", "n2_att", "n2_att_dpfp", "datamux_n2", "n2_blurry")
         yield from (Row(preset=f"{task}_{row}") for row in rows)
-        yield from (row for row in with_controls(f"{task}_n2_att") if "." in row.preset)
+        yield from controls_of(f"{task}_n2_att")
 
 
 def mqar() -> Iterator[Row]:

@@ -98,7 +98,7 @@ def carry_out(
     """
     waiting, failed = list(jobs), []
     begin, told = time.perf_counter(), time.perf_counter()
-    total = sum(job.work() * (1 - job.step(machine.out) / job.config.optim.steps) for job in jobs)
+    total = sum(job.left(machine.out) for job in jobs)
     running: dict[int, Worker] = {}
     slots = machine.slots()
 
@@ -139,10 +139,9 @@ def is_well(worker: Worker, machine: Machine) -> bool:
 
 def tell(running: Sequence[Worker], waiting: Sequence[Job], machine: Machine, total: float, passed: float) -> None:
     """Print a line for each run that is under way, and how long all of them will take."""
-    left = sum(job.work() * (1 - job.step(machine.out) / job.config.optim.steps) for job in waiting)
+    left = sum(job.left(machine.out) for job in (*waiting, *(worker.job for worker in running)))
     for worker in running:
         step, steps, lasted = worker.job.step(machine.out), worker.job.config.optim.steps, time.perf_counter() - worker.began
-        left += worker.job.work() * (1 - step / steps)
         rest = lasted / max(1, step - worker.first) * (steps - step)
         known = f", {rest / 60:,.1f} min left" if step > worker.first else ""
         print(f"{worker.job.folder}: step {step:,} of {steps:,}{known}", flush=True)
